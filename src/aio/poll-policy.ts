@@ -1,0 +1,50 @@
+/**
+ * Adaptive polling (SEMANTICS P1-P4): before it sleeps, a context spins for as long as that has paid off lately.
+ *
+ * A wait that ended within the spinning keeps the length; one that took longer than `maxNs` shrinks it, because
+ * spinning could not have caught it; one in between grows it. After {@link POLL_IDLE_NS} without a hit spinning stops.
+ */
+import type { Nanoseconds } from '../base/units.ts';
+import type { PollPolicy } from './backend.ts';
+
+export const POLL_MAX_NS_DEFAULT = 32_768;
+/** The first length that is tried. */
+export const POLL_START_NS = 4_000;
+export const POLL_IDLE_NS = 7_000_000_000;
+
+export interface PollOptions {
+  /** Longest spin in ns; 0 turns polling off. Default 32768. */
+  readonly pollMaxNs?: Nanoseconds;
+  /** Factor to grow by; 0 (default) means 2. */
+  readonly pollGrow?: number;
+  /** Divisor to shrink by; 0 (default) means: to nothing. */
+  readonly pollShrink?: number;
+}
+
+export class AdaptivePolling implements PollPolicy {
+  readonly maxNs: Nanoseconds;
+  readonly #grow: number;
+  readonly #shrink: number;
+  pollNs: Nanoseconds = 0;
+  #sinceHitNs = 0;
+
+  constructor(options: PollOptions = {}) {
+    this.maxNs = options.pollMaxNs ?? POLL_MAX_NS_DEFAULT;
+    this.#grow = options.pollGrow || 2;
+    this.#shrink = options.pollShrink ?? 0;
+  }
+
+  adjust(blockNs: Nanoseconds): void {
+    if (this.maxNs === 0) return;
+    if (blockNs <= this.pollNs) {
+      this.#sinceHitNs = 0;
+      return;
+    }
+    this.#sinceHitNs += blockNs;
+    if (this.#sinceHitNs > POLL_IDLE_NS) this.pollNs = 0;
+    else if (blockNs > this.maxNs) this.pollNs = this.#shrink === 0 ? 0 : Math.floor(this.pollNs / this.#shrink);
+    else
+      this.pollNs =
+        this.pollNs === 0 ? Math.min(POLL_START_NS, this.maxNs) : Math.min(this.pollNs * this.#grow, this.maxNs);
+  }
+}

@@ -1,0 +1,240 @@
+/**
+ * Stream sockets through node:net. The stream stays in paused mode, so that node reads ahead no more than
+ * {@link READ_AHEAD} bytes; received bytes are copied once, sent bytes are not.
+ */
+import * as net from 'node:net';
+import { assert } from '../../base/assert.ts';
+import { BlockError, Errno, errnoText } from '../../base/errors.ts';
+import type { Iov, Memory } from '../../base/memory.ts';
+import type { AioSocket, SocketAddress } from '../backend.ts';
+import { type AioOp, Gate } from '../op.ts';
+import type { OpOwner } from '../op-table.ts';
+import type { PoolLoop, PoolResource } from './loop.ts';
+import { nodeErrno, nodeError } from './node-errors.ts';
+
+export const READ_AHEAD = 256 * 1024;
+/** Longest path of a unix socket in bytes (sun_path of unix(7), less the closing NUL). */
+const UNIX_PATH_MAX = 107;
+
+export function describeAddress(address: SocketAddress): string {
+  if (address.kind === 'unix') return address.path;
+  return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
+}
+
+/** Throws for what node would quietly cut short or look up in the DNS. */
+export function checkAddress(address: SocketAddress, what: string): void {
+  if (address.kind === 'unix') {
+    if (Buffer.byteLength(address.path) <= UNIX_PATH_MAX) return;
+    throw new BlockError(Errno.ENAMETOOLONG, `Could not ${what} '${address.path}': ${errnoText(Errno.ENAMETOOLONG)}`);
+  }
+  if (net.isIP(address.host) !== 0) return;
+  throw new BlockError(Errno.EINVAL, `Could not ${what} '${address.host}': not an IPv4 or IPv6 address`);
+}
+
+export function connectPool(loop: PoolLoop, address: SocketAddress): Promise<AioSocket> {
+  const gate = new Gate<AioSocket>();
+  const socket = new net.Socket({ allowHalfOpen: true, ...readAhead() });
+  const onError = (error: Error): void => {
+    gate.fail(nodeError(error, `connect to '${describeAddress(address)}'`));
+  };
+  socket.once('error', onError);
+  socket.once('connect', () => {
+    socket.off('error', onError);
+    gate.open(new PoolSocket(loop, socket));
+  });
+  if (address.kind === 'unix') socket.connect({ path: address.path });
+  else socket.connect({ host: address.host, port: address.port, noDelay: true });
+  return gate.promise;
+}
+
+export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
+  try {
+    const socket = new net.Socket({ fd, readable: true, writable: true, allowHalfOpen: true, ...readAhead() });
+    socket.setNoDelay(true);
+    return new PoolSocket(loop, socket);
+  } catch (error) {
+    throw nodeError(error, `take over socket ${fd}`);
+  }
+}
+
+/** net.Socket hands these on to its stream; the types do not say so. */
+export function readAhead(): object {
+  return { readableHighWaterMark: READ_AHEAD };
+}
+
+function peerName(socket: net.Socket): string {
+  const { remoteAddress, remotePort } = socket;
+  if (remoteAddress === undefined || remotePort === undefined) return 'unix';
+  return describeAddress({ kind: 'inet', host: remoteAddress, port: remotePort });
+}
+
+export class PoolSocket implements AioSocket, OpOwner, PoolResource {
+  readonly peer: string;
+  readonly #loop: PoolLoop;
+  readonly #socket: net.Socket;
+  readonly #closed = new Gate();
+  /** What ended the connection: 0 for nothing or an orderly end, else a negative errno. */
+  #error = 0;
+  #ended = false;
+  #shut = false;
+
+  #receiver: AioOp | undefined;
+  #memory: Memory | undefined;
+  #at = 0;
+  #wanted = 0;
+  #received = 0;
+  #all = false;
+
+  #sender: AioOp | undefined;
+  #sending = 0;
+  /** Tells the write callbacks of a send from those of one that ended early. */
+  #sends = 0;
+
+  constructor(loop: PoolLoop, socket: net.Socket) {
+    this.#loop = loop;
+    this.#socket = socket;
+    this.peer = peerName(socket);
+    socket.on('readable', this.#onReadable);
+    socket.on('end', this.#onEnd);
+    socket.on('error', this.#onError);
+    socket.on('close', this.#onClose);
+    loop.resources.add(this);
+    // It may have ended while it waited to be accepted.
+    if (socket.errored) this.#error = -nodeErrno(socket.errored);
+    if (socket.closed) this.#onClose();
+  }
+
+  recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
+    assert(!this.#receiver, 'a socket has one recv at a time');
+    if (!this.#loop.begin(op, this)) return;
+    this.#receiver = op;
+    this.#memory = memory;
+    this.#at = at;
+    this.#wanted = length;
+    this.#received = 0;
+    this.#all = all;
+    this.#onReadable();
+  }
+
+  send(op: AioOp, iov: Iov): void {
+    assert(!this.#sender, 'a socket has one send at a time');
+    if (!this.#loop.begin(op, this)) return;
+    this.#sender = op;
+    this.#sending = iov.length;
+    if (this.#shut || this.#error < 0) {
+      this.#endSend(this.#error || -Errno.EPIPE);
+      return;
+    }
+    if (iov.length === 0) {
+      this.#endSend(0);
+      return;
+    }
+    const send = ++this.#sends;
+    const socket = this.#socket;
+    let last = iov.count - 1;
+    while (iov.lengths[last] === 0) last--;
+    socket.cork();
+    for (let i = 0; i < last; i++) if (iov.lengths[i]! > 0) socket.write(iov.run(i));
+    socket.write(iov.run(last), (error) => this.#onSent(send, error));
+    socket.uncork();
+  }
+
+  shutdown(): void {
+    if (this.#shut) return;
+    this.#shut = true;
+    // Bytes of a send that has not ended cannot be called back except by breaking the connection.
+    if (this.#sender) this.#socket.destroy();
+    else this.#socket.end();
+    this.#endSend(-Errno.EPIPE);
+    this.#endRecv(this.#received);
+  }
+
+  abandon(): void {
+    this.shutdown();
+  }
+
+  async close(): Promise<void> {
+    this.shutdown();
+    this.#socket.destroy();
+    await this.#closed.promise;
+  }
+
+  cancel(op: AioOp): void {
+    // What has been received is not taken back; a send under way cannot be.
+    if (op === this.#receiver) this.#endRecv(this.#received || -Errno.ECANCELED);
+  }
+
+  describe(op: AioOp): string {
+    return `${op === this.#receiver ? 'recv from' : 'send to'} ${this.peer}`;
+  }
+
+  readonly #onReadable = (): void => {
+    const socket = this.#socket;
+    if (this.#shut) {
+      this.#endRecv(0);
+      return;
+    }
+    while (this.#receiver) {
+      const missing = this.#wanted - this.#received;
+      const ready = Math.min(socket.readableLength, missing);
+      if (ready === 0) {
+        if (missing === 0) this.#endRecv(this.#received);
+        else if (this.#error < 0) this.#endRecv(this.#error);
+        else if (this.#ended) this.#endRecv(this.#received);
+        // At the end of the stream this is what makes 'end' come; before, it keeps the read-ahead going.
+        else socket.read(0);
+        return;
+      }
+      const chunk = socket.read(ready) as Uint8Array | null;
+      if (!chunk) return;
+      this.#memory!.bytes.set(chunk, this.#at + this.#received);
+      this.#received += chunk.length;
+      if (!this.#all || this.#received === this.#wanted) this.#endRecv(this.#received);
+    }
+    // Nobody waits, but an end without data has to be taken note of.
+    if (socket.readableLength === 0 && !this.#ended) socket.read(0);
+  };
+
+  readonly #onEnd = (): void => {
+    this.#ended = true;
+    this.#endRecv(this.#received);
+  };
+
+  readonly #onError = (error: Error): void => {
+    if (this.#error === 0) this.#error = -nodeErrno(error);
+    this.#endRecv(this.#error);
+    this.#endSend(this.#error);
+  };
+
+  readonly #onClose = (): void => {
+    this.#ended = true;
+    this.#endRecv(this.#received);
+    this.#endSend(-Errno.EPIPE);
+    this.#loop.resources.delete(this);
+    this.#closed.open();
+  };
+
+  #onSent(send: number, error: Error | null | undefined): void {
+    if (send !== this.#sends) return;
+    // node reports success for writes that destroy() cut off.
+    if (error) this.#endSend(this.#error || -nodeErrno(error));
+    else this.#endSend(this.#socket.destroyed ? this.#error || -Errno.EPIPE : this.#sending);
+  }
+
+  #endRecv(result: number): void {
+    const op = this.#receiver;
+    if (!op) return;
+    this.#receiver = undefined;
+    this.#memory = undefined;
+    this.#received = 0;
+    this.#loop.end(op, result);
+  }
+
+  #endSend(result: number): void {
+    const op = this.#sender;
+    if (!op) return;
+    this.#sender = undefined;
+    this.#sends++;
+    this.#loop.end(op, result);
+  }
+}

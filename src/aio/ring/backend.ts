@@ -1,0 +1,361 @@
+/**
+ * The ring backend: the thread sleeps in io_uring_enter, and everything else wakes it through the ring: files, sockets,
+ * other threads (an eventfd), and libuv itself (its epoll descriptor), so that promises, MessagePorts, timers and Node's
+ * own sockets work beside it.
+ *
+ * One turn: reap completions and run them, run bottom halves and timers, submit all that was prepared meanwhile with one
+ * system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a coroutine
+ * has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
+ */
+import { assert } from '../../base/assert.ts';
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { Memory } from '../../base/memory.ts';
+import type { Nanoseconds } from '../../base/units.ts';
+import * as eventfd from '../../native/eventfd.ts';
+import { close } from '../../native/file.ts';
+import { addressOf, native } from '../../native/lib.ts';
+import { CQE_F_MORE, Op, POLL_MULTISHOT, Uring } from '../../native/uring.ts';
+import { type UvLoop, uvLoop } from '../../native/uv.ts';
+import type {
+  AioBackend,
+  AioFile,
+  AioListener,
+  AioSocket,
+  ListenOptions,
+  LoopHost,
+  OpenFileOptions,
+  SocketAddress,
+  WakeHandle,
+} from '../backend.ts';
+import { SharedWord } from '../context-shared.ts';
+import { type AioOp, takeResumed, WaitOp } from '../op.ts';
+import { openRingFile } from './file.ts';
+import { IovTable } from './iov-table.ts';
+import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
+
+const SQ_ENTRIES = 1024;
+const CQ_ENTRIES = 16384;
+/** Operations in flight at once; beyond it they complete with -EAGAIN. */
+const MAX_SLOTS = 65536;
+/** The longest the loop keeps libuv waiting while it is busy. */
+const STAY_NS = 1_000_000;
+/** user_data of the loop's own operations: above every slot. */
+const USER_WAKE = 0x7fff0001;
+const USER_LIBUV = 0x7fff0002;
+const USER_CANCEL = 0x7fff0003;
+/** How many looks at the ring between two looks at the clock while spinning. */
+const LOOKS_PER_CLOCK = 32;
+
+export class RingBackend implements AioBackend {
+  readonly name = 'ring';
+  readonly detail: string;
+  readonly wakeHandle: WakeHandle;
+  readonly ring: Uring;
+  readonly iovs: IovTable;
+  readonly #uv: UvLoop;
+  readonly #eventfd: number;
+  readonly #slots: (AioOp | undefined)[] = [];
+  readonly #free: number[] = [];
+  #host!: LoopHost;
+  #inFlight = 0;
+  #immediate: NodeJS.Immediate | undefined;
+  #running = false;
+  #visitLibuv = false;
+  #spunNs = 0;
+
+  /** Throws BlockError (EPERM, ENOSYS...) where io_uring cannot be used. */
+  constructor() {
+    const lib = native();
+    if (!lib) throw new BlockError(Errno.ENOSYS, 'io_uring needs koffi, which cannot be loaded here');
+    const uv = uvLoop();
+    if (!uv)
+      throw new BlockError(Errno.ENOSYS, 'io_uring cannot be driven here: this Node.js does not show its event loop');
+    const ring = Uring.create(lib, SQ_ENTRIES, CQ_ENTRIES);
+    if (typeof ring === 'number') throw new BlockError(ring, `Could not set up io_uring (errno ${-ring})`);
+    this.#uv = uv;
+    this.ring = ring;
+    this.detail = 'io_uring';
+    this.iovs = new IovTable(this);
+    this.#eventfd = eventfd.create();
+    this.wakeHandle = { kind: 'eventfd', fd: this.#eventfd };
+  }
+
+  now(): Nanoseconds {
+    return performance.now() * 1e6;
+  }
+
+  memory(bytes: Uint8Array): Memory {
+    return {
+      bytes,
+      view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength),
+      address: addressOf(bytes),
+    };
+  }
+
+  start(host: LoopHost): void {
+    this.#host = host;
+    this.#running = true;
+    this.#armWake();
+    this.#armLibuv();
+    this.#schedule();
+  }
+
+  wake(): void {
+    // The loop is either inside a turn, which looks for new work before it sleeps, or in libuv's hands with an immediate
+    // pending: nothing is ever asleep while JavaScript of this thread runs.
+  }
+
+  async stop(): Promise<void> {
+    while (this.#inFlight > 0) {
+      for (const op of this.#slots) if (op) this.cancel(op);
+      const gate = new WaitOp();
+      const ended = gate.wait();
+      this.#host.completeLater(gate, 0);
+      await ended;
+    }
+    this.#running = false;
+    if (this.#immediate) clearImmediate(this.#immediate);
+    this.ring.close();
+    close(this.#eventfd);
+  }
+
+  // Operations: what file.ts and socket.ts use.
+
+  /** Prepares an operation that ends in `op.complete`. */
+  begin(op: AioOp, code: number, fd: number, address: number, length: number, offset: number, flags: number): void {
+    assert(op.slot < 0, 'an operation was started twice');
+    const slot = this.#take(op);
+    if (slot < 0) {
+      this.#host.completeLater(op, -Errno.EAGAIN);
+      return;
+    }
+    this.room();
+    this.ring.prepare(code, fd, address, length, offset, flags, slot);
+    this.#host.stats.operations++;
+  }
+
+  /** Makes room for one more submission entry. */
+  room(): void {
+    if (!this.ring.room) this.#submit(false, 0);
+  }
+
+  /** Submits what is prepared. */
+  flush(): void {
+    this.#submit(false, 0);
+  }
+
+  later(op: AioOp, result: number): void {
+    this.#host.completeLater(op, result);
+  }
+
+  cancel(op: AioOp): void {
+    if (op.slot < 0) return;
+    this.room();
+    this.ring.prepare(Op.ASYNC_CANCEL, -1, op.slot, 0, 0, 0, USER_CANCEL);
+  }
+
+  pollFd(op: AioOp, fd: number, events: number): void {
+    this.begin(op, Op.POLL_ADD, fd, 0, 0, 0, events);
+  }
+
+  openFile(path: string, options: OpenFileOptions): Promise<AioFile> {
+    return openRingFile(this, path, options);
+  }
+
+  listen(address: SocketAddress, options?: ListenOptions): Promise<AioListener> {
+    return listenRing(this, address, options);
+  }
+
+  connect(address: SocketAddress): Promise<AioSocket> {
+    return connectRing(this, address);
+  }
+
+  async adoptSocket(fd: number): Promise<AioSocket> {
+    return adoptRingSocket(this, fd);
+  }
+
+  async adoptListener(fd: number): Promise<AioListener> {
+    return adoptRingListener(this, fd);
+  }
+
+  // The loop.
+
+  poll(block: boolean): boolean {
+    let progress = this.#reap();
+    if (this.#host.dispatch()) progress = true;
+    if (progress || !block) {
+      if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
+      return this.#reap() || progress;
+    }
+    this.#sleep();
+    progress = this.#reap();
+    return this.#host.dispatch() || progress;
+  }
+
+  #take(op: AioOp): number {
+    let slot = this.#free.pop();
+    if (slot === undefined) {
+      slot = this.#slots.length;
+      if (slot >= MAX_SLOTS) return -1;
+    }
+    this.#slots[slot] = op;
+    op.slot = slot;
+    this.#inFlight++;
+    return slot;
+  }
+
+  #schedule(): void {
+    this.#immediate = setImmediate(this.#turn);
+  }
+
+  readonly #turn = (): void => {
+    this.#immediate = undefined;
+    if (!this.#running) return;
+    // Scheduled first: a throw out of a callback (a bug) must not leave the loop without a next turn.
+    this.#schedule();
+    this.#visitLibuv = false;
+    takeResumed();
+    this.#stay();
+  };
+
+  /** Turn after turn, until somebody else has to run. */
+  #stay(): void {
+    const leave = this.now() + STAY_NS;
+    let fresh = true;
+    this.#host.stats.turns++;
+    for (;;) {
+      let progress = this.#reap();
+      if (this.#host.dispatch()) progress = true;
+      if (takeResumed() || !this.#running) return;
+      if (this.ring.toSubmit > 0) {
+        this.#submit(false, 0);
+        progress = true;
+      }
+      if (this.#visitLibuv) return;
+      if (progress || this.ring.completed) {
+        this.#spunNs = 0;
+        fresh = false;
+        if (this.now() > leave) return;
+        continue;
+      }
+      if (this.#spin()) continue;
+      // libuv gets its turn before every sleep: what JavaScript gave it since the last visit is not yet in its epoll set.
+      if (!fresh) return;
+      this.#sleep();
+      fresh = false;
+    }
+  }
+
+  /** Spins as long as the policy says; true when something came. */
+  #spin(): boolean {
+    const host = this.#host;
+    const limit = host.polling.pollNs;
+    if (limit === 0 || this.#spunNs > 0) return false;
+    const begin = this.now();
+    const deadline = host.nextDeadline();
+    if (deadline <= begin) return true;
+    const end = Math.min(begin + limit, deadline);
+    for (;;) {
+      for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
+        if (this.ring.completed || host.remotePending()) {
+          host.stats.pollHits++;
+          host.polling.adjust(Math.min(this.now() - begin, limit));
+          return true;
+        }
+        if (this.ring.taskWork) {
+          this.ring.enter(false, 0);
+          if (!this.ring.completed) continue;
+          host.stats.pollHits++;
+          host.polling.adjust(Math.min(this.now() - begin, limit));
+          return true;
+        }
+      }
+      const now = this.now();
+      if (now >= end) {
+        this.#spunNs = now - begin;
+        host.stats.pollMisses++;
+        return false;
+      }
+    }
+  }
+
+  #sleep(): void {
+    const host = this.#host;
+    const begin = this.now();
+    const until = Math.min(host.nextDeadline(), begin + this.#uv.timerDueMs() * 1e6);
+    if (until <= begin) {
+      this.#visitLibuv = true;
+      this.#spunNs = 0;
+      return;
+    }
+    Atomics.store(host.shared, SharedWord.SLEEPING, 1);
+    if (!host.remotePending()) {
+      host.stats.sleeps++;
+      this.#submit(true, until - begin);
+    }
+    Atomics.store(host.shared, SharedWord.SLEEPING, 0);
+    host.polling.adjust(this.now() - begin + this.#spunNs);
+    this.#spunNs = 0;
+  }
+
+  #submit(wait: boolean, timeoutNs: number): void {
+    this.#host.stats.submits++;
+    const result = this.ring.enter(wait, timeoutNs);
+    if (
+      result < 0 &&
+      result !== -Errno.EINTR &&
+      result !== -Errno.ETIME &&
+      result !== -Errno.EBUSY &&
+      result !== -Errno.EAGAIN
+    ) {
+      throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
+    }
+    this.iovs.submitted(this.ring.toSubmit === 0);
+  }
+
+  #reap(): boolean {
+    const ring = this.ring;
+    if (!ring.completed && ring.taskWork) this.#submit(false, 0);
+    let count = 0;
+    for (let at = ring.next(); at >= 0; at = ring.next()) {
+      const user = ring.user(at);
+      const result = ring.result(at);
+      const flags = ring.flags(at);
+      ring.advance();
+      count++;
+      if (user >= USER_WAKE) {
+        this.#internal(user, result, flags);
+        continue;
+      }
+      const op = this.#slots[user]!;
+      this.#slots[user] = undefined;
+      this.#free.push(user);
+      op.slot = -1;
+      this.#inFlight--;
+      this.#host.stats.completions++;
+      op.complete(result);
+    }
+    return count > 0;
+  }
+
+  #internal(user: number, result: number, flags: number): void {
+    if (user === USER_WAKE) {
+      if ((flags & CQE_F_MORE) === 0) this.#armWake();
+    } else if (user === USER_LIBUV) {
+      this.#visitLibuv = true;
+      if (result < 0) throw new BlockError(result, 'libuv cannot be polled on the ring');
+      if ((flags & CQE_F_MORE) === 0) this.#armLibuv();
+    }
+  }
+
+  // Multishot polls report every write to the eventfd, so that its count need not be read.
+  #armWake(): void {
+    this.room();
+    this.ring.prepare(Op.POLL_ADD, this.#eventfd, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
+  }
+
+  #armLibuv(): void {
+    this.room();
+    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, 0, POLL_MULTISHOT, 0, 1, USER_LIBUV);
+  }
+}

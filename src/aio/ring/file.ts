@@ -1,0 +1,159 @@
+/** Files on the ring: reads, writes, fdatasync and fallocate are ring operations; the rest is control path. */
+import { close, constants, fstat, ftruncate, open, type Stats } from 'node:fs';
+import { promisify } from 'node:util';
+import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import type { Iov } from '../../base/memory.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
+import * as nativeFile from '../../native/file.ts';
+import * as nativeLock from '../../native/lock.ts';
+import { FSYNC_DATASYNC, Op } from '../../native/uring.ts';
+import type { AioFile, AllocateMode, FileStat, OpenFileOptions } from '../backend.ts';
+import type { AioOp } from '../op.ts';
+import type { RingBackend } from './backend.ts';
+import { IOV_MAX } from './iov-table.ts';
+
+const openFd = promisify(open);
+const closeFd = promisify(close);
+const statFd = promisify(fstat) as (fd: number) => Promise<Stats>;
+const truncateFd = promisify(ftruncate);
+
+const RWF_DSYNC = 2;
+const FALLOC_KEEP_SIZE = 1;
+const FALLOC_PUNCH_HOLE = 2;
+const FALLOC_ZERO_RANGE = 16;
+const ALLOCATE_MODES: Record<AllocateMode, number> = {
+  punch: FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+  zero: FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE,
+  allocate: 0,
+};
+
+export async function openRingFile(backend: RingBackend, path: string, options: OpenFileOptions): Promise<AioFile> {
+  const flags =
+    (options.writable ? constants.O_RDWR : constants.O_RDONLY) |
+    (options.direct ? constants.O_DIRECT : 0) |
+    (options.create ? constants.O_CREAT : 0) |
+    (options.truncate ? constants.O_TRUNC : 0) |
+    (options.exclusive ? constants.O_EXCL : 0);
+  let fd: number;
+  try {
+    fd = await openFd(path, flags, 0o644);
+  } catch (error) {
+    const errno = errnoOf(error);
+    throw new BlockError(errno, `Could not open '${path}': ${errnoText(errno)}`, {
+      where: { path, op: 'open' },
+      cause: error,
+    });
+  }
+  const stats = await statFd(fd);
+  if (stats.isDirectory()) {
+    await closeFd(fd);
+    throw new BlockError(Errno.EISDIR, `Could not open '${path}': ${errnoText(Errno.EISDIR)}`, {
+      where: { path, op: 'open' },
+    });
+  }
+  return new RingFile(backend, path, fd, options.direct === true);
+}
+
+class RingFile implements AioFile {
+  readonly path: string;
+  readonly fd: number;
+  readonly nativeFua = true;
+  readonly canAllocate = true;
+  readonly canLock = true;
+  readonly #backend: RingBackend;
+  readonly #direct: boolean;
+
+  constructor(backend: RingBackend, path: string, fd: number, direct: boolean) {
+    this.#backend = backend;
+    this.path = path;
+    this.fd = fd;
+    this.#direct = direct;
+  }
+
+  read(op: AioOp, iov: Iov, at: Offset): void {
+    this.#transfer(op, Op.READ, Op.READV, iov, at, 0);
+  }
+
+  write(op: AioOp, iov: Iov, at: Offset, durable: boolean): void {
+    this.#transfer(op, Op.WRITE, Op.WRITEV, iov, at, durable ? RWF_DSYNC : 0);
+  }
+
+  #transfer(op: AioOp, one: number, many: number, iov: Iov, at: Offset, flags: number): void {
+    if (iov.count === 1) {
+      this.#backend.begin(op, one, this.fd, iov.memories[0]!.address + iov.offsets[0]!, iov.lengths[0]!, at, flags);
+      return;
+    }
+    if (iov.count > IOV_MAX) {
+      this.#backend.later(op, -Errno.EINVAL);
+      return;
+    }
+    const vector = this.#backend.iovs.put(iov);
+    if (vector === 0) this.#backend.later(op, -Errno.EAGAIN);
+    else this.#backend.begin(op, many, this.fd, vector, iov.count, at, flags);
+  }
+
+  datasync(op: AioOp): void {
+    this.#backend.begin(op, Op.FSYNC, this.fd, 0, 0, 0, FSYNC_DATASYNC);
+  }
+
+  allocate(op: AioOp, mode: AllocateMode, at: Offset, length: Bytes): void {
+    // fallocate's arguments in an entry: off = offset, addr = length, len = mode.
+    this.#backend.begin(op, Op.FALLOCATE, this.fd, length, ALLOCATE_MODES[mode], at, 0);
+  }
+
+  extent(at: Offset, limit: Bytes): number {
+    return nativeFile.extent(this.fd, at, limit);
+  }
+
+  async truncate(size: Bytes): Promise<void> {
+    try {
+      await truncateFd(this.fd, size);
+    } catch (error) {
+      const errno = errnoOf(error);
+      throw new BlockError(errno, `Could not resize '${this.path}' to ${size} bytes: ${errnoText(errno)}`, {
+        cause: error,
+      });
+    }
+  }
+
+  async stat(): Promise<FileStat> {
+    const stats = await statFd(this.fd);
+    const kind = stats.isFile()
+      ? 'file'
+      : stats.isBlockDevice()
+        ? 'block'
+        : stats.isCharacterDevice()
+          ? 'char'
+          : stats.isDirectory()
+            ? 'directory'
+            : 'other';
+    return {
+      kind,
+      size: kind === 'block' ? nativeFile.deviceSize(this.fd) : stats.size,
+      allocated: stats.blocks * 512,
+      alignment: this.#alignment(kind === 'block', stats.blksize),
+      dev: stats.dev,
+      ino: stats.ino,
+    };
+  }
+
+  #alignment(device: boolean, blockSize: number): number {
+    if (!this.#direct) return 1;
+    return device ? nativeFile.deviceBlockSize(this.fd) : Math.min(blockSize, 4096);
+  }
+
+  async lock(kind: 'read' | 'write' | 'none', at: Offset, length: Bytes): Promise<boolean> {
+    const result = nativeLock.lock(this.fd, kind, at, length);
+    if (result === -Errno.EAGAIN || result === -Errno.EACCES) return false;
+    if (result < 0) throw new BlockError(result, `Could not lock '${this.path}': ${errnoText(result)}`);
+    return true;
+  }
+
+  async testLock(kind: 'read' | 'write', at: Offset, length: Bytes): Promise<boolean> {
+    return nativeLock.testLock(this.fd, kind, at, length);
+  }
+
+  async close(): Promise<void> {
+    await closeFd(this.fd);
+  }
+}

@@ -1,0 +1,110 @@
+/** An edge of the graph: what a driver holds of its child node, and what the child node knows of its parent. */
+import type { Iov } from '../base/memory.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Bytes, Offset } from '../base/units.ts';
+import { busy, quiesce, unquiesce } from './drain.ts';
+import { type Child, type ChildRole, type Limits, Perm, PERM_ALL } from './driver.ts';
+import { discardNode, zeroNode } from './emulate.ts';
+import { flushNode } from './flush.ts';
+import { readNode, truncateNode, writeNode } from './io.ts';
+import type { BlockNode, NodeParent } from './node.ts';
+
+export class BlockChild implements Child, NodeParent {
+  readonly name: string;
+  readonly role: ChildRole;
+  readonly parent: BlockNode;
+  node: BlockNode;
+  perm = 0;
+  shared = PERM_ALL;
+  /** True while this edge has quiesced its parent (the child node is drained). */
+  quiescedParent = false;
+
+  /** @internal Use attachChild() of graph.ts. */
+  constructor(parent: BlockNode, name: string, role: ChildRole, node: BlockNode) {
+    this.parent = parent;
+    this.name = name;
+    this.role = role;
+    this.node = node;
+  }
+
+  get describe(): string {
+    return `node '${this.parent.name}' as '${this.name}'`;
+  }
+
+  get length(): Bytes {
+    return this.node.length;
+  }
+
+  get limits(): Limits {
+    return this.node.limits;
+  }
+
+  get nodeName(): string {
+    return this.node.name;
+  }
+
+  /** True when writes may go through this edge, and so flushes must. */
+  get writes(): boolean {
+    return (this.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED)) !== 0;
+  }
+
+  get mayGrow(): boolean {
+    return (this.perm & Perm.RESIZE) !== 0;
+  }
+
+  read(at: Offset, iov: Iov): Promise<void> {
+    return readNode(this.node, at, iov, 0);
+  }
+
+  write(at: Offset, iov: Iov, flags = 0): Promise<void> {
+    this.#assertWrites('write to');
+    return writeNode(this.node, at, iov, flags, this.mayGrow);
+  }
+
+  writeZeroes(at: Offset, length: Bytes, flags = 0): Promise<void> {
+    this.#assertWrites('write zeroes to');
+    return zeroNode(this.node, at, length, flags, this.mayGrow);
+  }
+
+  discard(at: Offset, length: Bytes): Promise<void> {
+    this.#assertWrites('discard in');
+    return discardNode(this.node, at, length);
+  }
+
+  flush(): Promise<void> {
+    return flushNode(this.node);
+  }
+
+  async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full' = 'off'): Promise<void> {
+    if (!this.mayGrow) throw this.#refusal('resize');
+    await truncateNode(this.node, length, prealloc);
+  }
+
+  drainBegin(): void {
+    if (this.quiescedParent) return;
+    this.quiescedParent = true;
+    quiesce(this.parent);
+  }
+
+  drainEnd(): void {
+    if (!this.quiescedParent) return;
+    this.quiescedParent = false;
+    unquiesce(this.parent);
+  }
+
+  drainBusy(): boolean {
+    return busy(this.parent);
+  }
+
+  resized(): void {
+    if (this.role !== 'cow') this.parent.resized();
+  }
+
+  #assertWrites(what: string): void {
+    if (!this.writes) throw this.#refusal(what);
+  }
+
+  #refusal(what: string): BlockError {
+    return new BlockError(Errno.EPERM, `Could not ${what} node '${this.node.name}': ${this.describe} may not`);
+  }
+}

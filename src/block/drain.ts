@@ -1,0 +1,100 @@
+/**
+ * Drain (SEMANTICS D1, D5, D6): no request is in flight on a node or on anything above it, and none may start, until the
+ * drained section ends. Beginning is two steps, quiesce (atomic) and wait; ending never waits. Nestable, counted.
+ */
+import { assert } from '../base/assert.ts';
+import type { AioContext } from '../aio/context.ts';
+import { Gate } from '../aio/op.ts';
+import type { BlockNode } from './node.ts';
+
+/** Those who wait for something to go quiet, on this thread. */
+let waiting: Gate[] = [];
+let drainAlls = 0;
+
+/** Something in flight has ended where a drain is going on: whoever waits looks again. */
+export function kickDrain(): void {
+  if (waiting.length === 0) return;
+  const gates = waiting;
+  waiting = [];
+  for (const gate of gates) gate.open();
+}
+
+/** A drained section; ends once, by `using` or {@link end}. */
+export class Drained implements Disposable {
+  #nodes: BlockNode[];
+  readonly #onEnd: (() => void) | undefined;
+
+  constructor(nodes: BlockNode[], onEnd?: () => void) {
+    this.#nodes = nodes;
+    this.#onEnd = onEnd;
+  }
+
+  end(): void {
+    const nodes = this.#nodes;
+    if (nodes.length === 0 && !this.#onEnd) return;
+    this.#nodes = [];
+    for (const node of nodes) unquiesce(node);
+    this.#onEnd?.();
+  }
+
+  [Symbol.dispose](): void {
+    this.end();
+  }
+}
+
+/** First half of a drain: parents first, then the driver. Nothing new starts from here on. */
+export function quiesce(node: BlockNode): void {
+  if (node.quiesce++ > 0) return;
+  for (const parent of node.parents) parent.drainBegin();
+  node.impl?.drainBegin?.();
+}
+
+/** The driver goes on first, then the parents. */
+export function unquiesce(node: BlockNode): void {
+  assert(node.quiesce > 0, `node '${node.name}' is not drained`);
+  if (--node.quiesce > 0) return;
+  node.impl?.drainEnd?.();
+  for (const parent of [...node.parents]) parent.drainEnd();
+}
+
+/** True while a request is in flight on the node or above it. */
+export function busy(node: BlockNode): boolean {
+  if (node.inFlight > 0 || node.impl?.drainBusy?.()) return true;
+  for (const parent of node.parents) if (parent.drainBusy()) return true;
+  return false;
+}
+
+/** Waits until `quiet()`; asked again after every end of a request where a drain goes on. */
+export async function waitQuiet(quiet: () => boolean): Promise<void> {
+  while (!quiet()) {
+    const gate = new Gate();
+    waiting.push(gate);
+    await gate.promise;
+  }
+}
+
+/** Drains one node. Never call it from a request of that node or above it: it would wait for itself. */
+export async function drain(node: BlockNode): Promise<Drained> {
+  quiesce(node);
+  await waitQuiet(() => !busy(node));
+  return new Drained([node]);
+}
+
+/** Drains every node of `context`: all are quiesced before any is waited for. No node may be opened meanwhile. */
+export async function drainAll(context: AioContext, nodes: Iterable<BlockNode>): Promise<Drained> {
+  const all = [...nodes].filter((node) => node.aio === context);
+  drainAlls++;
+  for (const node of all) quiesce(node);
+  await waitQuiet(() => all.every((node) => !busy(node)));
+  let ended = false;
+  return new Drained(all, () => {
+    if (ended) return;
+    ended = true;
+    drainAlls--;
+  });
+}
+
+/** True inside a drainAll section of this thread. */
+export function inDrainAll(): boolean {
+  return drainAlls > 0;
+}

@@ -1,0 +1,227 @@
+/**
+ * The driver interface: what a driver writes, and what it may rely on. Presence is capability: what a node does not
+ * define, `block/` emulates or refuses, decided once when the node opens.
+ *
+ * A **protocol** driver moves bytes (file, null-co, nbd). A **format** driver says where bytes are, with `map` and
+ * `reserve`; `block/` moves them. A **filter** is a format whose map is the identity, or that does something on the way.
+ *
+ * The block layer guarantees to every function below: ranges lie inside `length` (writes inside the length too, after a
+ * truncate), offsets and lengths are aligned to `limits.alignment`, are not 0, and do not exceed `limits.maxTransfer`;
+ * it runs in the node's home context; no call is made before open has resolved or after close was called.
+ * In turn the driver throws (or rejects with) BlockError only, touches an iov only until its promise settles, and
+ * neither waits for its own node nor calls it.
+ */
+import type { AioContext } from '../aio/context.ts';
+import type { AioOp } from '../aio/op.ts';
+import type { Iov } from '../base/memory.ts';
+import type { Bytes, Offset } from '../base/units.ts';
+
+/** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
+export type MaybePromise<T> = T | Promise<T>;
+
+/** Where a range of a node is. One mutable record, filled by `map` and reused by its caller: nothing is allocated. */
+export class Mapping {
+  /**
+   * - `data`: the same bytes as `child` at `at`;
+   * - `zero`: reads as zeroes, whatever is below;
+   * - `absent`: not in this layer: the `cow` child's bytes, else zeroes;
+   * - `opaque`: only `preadv` can produce it (compressed, encrypted).
+   */
+  kind: 'data' | 'zero' | 'absent' | 'opaque' = 'absent';
+  /** How many bytes from the asked offset this is true for: 1..want, and a multiple of the alignment. */
+  length: Bytes = 0;
+  child: Child | null = null;
+  at: Offset = 0;
+
+  data(length: Bytes, child: Child, at: Offset): void {
+    this.kind = 'data';
+    this.length = length;
+    this.child = child;
+    this.at = at;
+  }
+
+  other(kind: 'zero' | 'absent' | 'opaque', length: Bytes): void {
+    this.kind = kind;
+    this.length = length;
+    this.child = null;
+    this.at = 0;
+  }
+}
+
+/**
+ * Why `map` is asked. `write` is stricter: it answers `data` only where those bytes may be overwritten in place with no
+ * change of metadata, and anything else where the write must go through `reserve` (or `pwritev`).
+ */
+export type MapReason = 'read' | 'write' | 'status';
+
+/**
+ * Room set aside for one write: data goes from the caller's memory to `child` at `at`; `commit` links the metadata once
+ * the data is down; disposing without commit gives the room back. While it lives, its host range is not reused.
+ * The head margin goes to `at - head`, the tail margin to `at + length`.
+ */
+export interface Reservation extends AsyncDisposable {
+  readonly length: Bytes;
+  readonly child: Child;
+  readonly at: Offset;
+  /** Copy-on-write margins before and after the range, in bytes: block/ fills them from the layer below. */
+  readonly head: Bytes;
+  readonly tail: Bytes;
+  commit(): MaybePromise<void>;
+}
+
+/** Bits of a request's flags. */
+export const RequestFlags = {
+  /** On stable storage when it completes. */
+  FUA: 1,
+  /** Zeroes may be written by deallocating. */
+  MAY_UNMAP: 2,
+  /** Fail with ENOTSUP rather than write zeroes the slow way. */
+  NO_FALLBACK: 4,
+  /** Order against every overlapping request. */
+  SERIALISING: 8,
+  /** With SERIALISING: EBUSY instead of waiting. */
+  NO_WAIT: 16,
+} as const;
+
+export interface Limits {
+  /** Requests are multiples of this; a power of two, 1..1 MiB. Default 1 (a format inherits its primary child's). */
+  readonly alignment: Bytes;
+  /** The caller's memory must be aligned to this (O_DIRECT), in address and length of every run; block/ copies what is
+   *  not. A power of two up to 4096, default 1. */
+  readonly memoryAlignment: Bytes;
+  /** What status answers and preferred request sizes are multiples of; for NBD's preferred block size. */
+  readonly optimal: Bytes;
+  /** Largest single request; 0 for no limit. */
+  readonly maxTransfer: Bytes;
+  readonly maxZero: Bytes;
+  readonly maxDiscard: Bytes;
+  /** Runs in one iov. */
+  readonly maxIov: number;
+}
+
+/** How a node answers a block-status question about itself; for protocol nodes. */
+export interface StatusResult {
+  kind: 'data' | 'zero';
+  length: Bytes;
+}
+
+/** 'unsupported' is an expected refusal: block/ then emulates (zeroes) or ignores (discard). */
+export type Supported = 'done' | 'unsupported';
+
+/** I/O functions: any coroutine or callback in the node's home context. */
+export interface NodeIo {
+  /** Current size. Read before every request; a node that grows by itself updates it. */
+  readonly length: Bytes;
+  readonly limits?: Partial<Limits>;
+  /** Native FUA in writes; otherwise block/ flushes after. */
+  readonly nativeFua?: boolean;
+  /** True when it could only be opened read-only (auto-read-only). Read once, after open. */
+  readonly readOnly?: boolean;
+
+  /** Fills `out` for a range that starts at `at`, at most `want` bytes. Synchronous when the metadata is at hand. */
+  map?(at: Offset, want: Bytes, why: MapReason, out: Mapping): MaybePromise<void>;
+  reserve?(at: Offset, want: Bytes, flags: number): MaybePromise<Reservation>;
+
+  /** Callback style, for protocols: completes `op` with bytes done or a negative errno; may be short (block/ goes on),
+   *  0 bytes read is the end. Never completes inside the call. */
+  submitRead?(op: AioOp, iov: Iov, at: Offset): void;
+  submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
+  /** Coroutine style: all or nothing. A node has this or the callback style for each direction. */
+  preadv?(at: Offset, iov: Iov): MaybePromise<void>;
+  pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
+
+  /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
+  zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
+  discard?(at: Offset, length: Bytes): MaybePromise<Supported>;
+  /** Everything completed before is on stable storage after. Children are flushed by block/ after it. */
+  flush?(): MaybePromise<void>;
+  /** A write by someone with the permission to resize has ended at `end`, beyond `length`. A node without this refuses
+   *  such writes; one whose length follows its child's does nothing here. */
+  grew?(end: Offset): void;
+  /** For protocols: which part of a range is data and which is known to be zeroes. */
+  status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+}
+
+/** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
+export interface NodeControl {
+  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done. */
+  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): MaybePromise<void>;
+  info?(): MaybePromise<Record<string, unknown>>;
+  /** Background activity of the driver's own stops, or may go on. Synchronous. */
+  drainBegin?(): void;
+  drainEnd?(): void;
+  /** True while background activity of the driver's own is still in flight; polled by drain. */
+  drainBusy?(): boolean;
+  /** Called when what the parents need has changed, before it takes effect; throws to refuse it (locks: L7). */
+  permissions?(perm: number, shared: number): MaybePromise<void>;
+  close?(): MaybePromise<void>;
+}
+
+export interface DriverNode extends NodeIo, NodeControl {}
+
+export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered';
+
+/** Permissions on a node, as bits; see block/permissions.ts. */
+export const Perm = { CONSISTENT_READ: 1, WRITE: 2, WRITE_UNCHANGED: 4, RESIZE: 8 } as const;
+export const PERM_ALL = 15;
+
+/** A driver's edge to a child node. All I/O of a driver goes through these; they run block/'s whole request way. */
+export interface Child {
+  readonly name: string;
+  readonly role: ChildRole;
+  readonly length: Bytes;
+  readonly limits: Limits;
+  readonly nodeName: string;
+  /** Zeroes beyond the child's end. */
+  read(at: Offset, iov: Iov): Promise<void>;
+  /** Beyond the child's end it grows, where the permission to resize is held. `flags`: RequestFlags. */
+  write(at: Offset, iov: Iov, flags?: number): Promise<void>;
+  writeZeroes(at: Offset, length: Bytes, flags?: number): Promise<void>;
+  discard(at: Offset, length: Bytes): Promise<void>;
+  flush(): Promise<void>;
+  truncate(length: Bytes, prealloc?: 'off' | 'falloc' | 'full'): Promise<void>;
+}
+
+/** Options every node takes, by their QAPI names. */
+export interface CommonOptions {
+  readonly driver: string;
+  readonly 'node-name'?: string;
+  readonly 'read-only'?: boolean;
+  readonly 'auto-read-only'?: boolean;
+  readonly 'force-share'?: boolean;
+  readonly discard?: 'ignore' | 'unmap';
+  readonly 'detect-zeroes'?: 'off' | 'on' | 'unmap';
+  readonly cache?: { readonly direct?: boolean; readonly 'no-flush'?: boolean };
+}
+
+/** One option of a driver's own: the single source for validation, types of messages and help. */
+export interface OptionSpec {
+  readonly type: 'string' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
+  readonly values?: readonly string[];
+  readonly required?: boolean;
+  readonly help: string;
+}
+
+export interface OpenContext {
+  readonly aio: AioContext;
+  readonly nodeName: string;
+  readonly readOnly: boolean;
+  readonly common: CommonOptions;
+  /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before now:
+   *  to be awaited between freeing a range in the metadata and giving it to somebody else. */
+  grace(): MaybePromise<void>;
+  /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
+  openChild(name: string, role: ChildRole): Promise<Child | undefined>;
+}
+
+export interface Driver<O extends object = Record<string, unknown>> {
+  readonly name: string;
+  readonly role: 'protocol' | 'format' | 'filter';
+  /** The children it takes and their roles; their names are option names too. */
+  readonly children?: Readonly<Record<string, ChildRole>>;
+  readonly options: Readonly<Record<string, OptionSpec>>;
+  /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
+  probe?(head: Uint8Array, filename: string): number;
+  open(context: OpenContext, options: O): MaybePromise<DriverNode>;
+  create?(context: OpenContext, options: O): Promise<void>;
+}

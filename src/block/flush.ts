@@ -1,0 +1,35 @@
+/** Flush (SEMANTICS R8): one at a time on a node, skipped when nothing was written since, then the children. */
+import { Gate } from '../aio/op.ts';
+import type { BlockNode } from './node.ts';
+import { kickDrain } from './drain.ts';
+
+/** Everything that had completed on `node` before the call is on stable storage when it resolves. */
+export async function flushNode(node: BlockNode): Promise<void> {
+  node.inFlight++;
+  try {
+    const generation = node.writeGen;
+    while (node.flushing !== null) await node.flushing.promise;
+    const gate = new Gate();
+    node.flushing = gate;
+    try {
+      if (node.flushedGen < generation) await flushSelf(node);
+      await flushChildren(node);
+      // Not before the children: a failed flush leaves the generation alone.
+      if (node.flushedGen < generation) node.flushedGen = generation;
+    } finally {
+      node.flushing = null;
+      gate.open();
+    }
+  } finally {
+    node.inFlight--;
+    if (node.quiesce !== 0) kickDrain();
+  }
+}
+
+async function flushSelf(node: BlockNode): Promise<void> {
+  if (!node.noFlush) await node.impl.flush?.();
+}
+
+async function flushChildren(node: BlockNode): Promise<void> {
+  for (const child of node.children) if (child.writes) await flushNode(child.node);
+}

@@ -1,0 +1,258 @@
+/**
+ * The coroutine path: the same rules as the fast path, with waiting. Every function is one request on one node: tracked,
+ * ordered against serialising ones, padded to the node's alignment, split to its limits, and moved by the driver or to
+ * where `map` says. Errors are BlockErrors.
+ */
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Iov } from '../base/memory.ts';
+import { alignUp, type Bytes, type Offset } from '../base/units.ts';
+import type { BlockChild } from './child.ts';
+import { Mapping, type Reservation, RequestFlags } from './driver.ts';
+import { bouncePool } from './bounce.ts';
+import { zeroNode } from './emulate.ts';
+import { flushNode } from './flush.ts';
+import { Joiner } from './joiner.ts';
+import type { BlockNode } from './node.ts';
+import { readPadded, writePadded } from './pad.ts';
+import { RequestKind } from './request.ts';
+import { begin, end, hold, serialise, Tracked, TRACKED_TRUNCATE, unhold, waitConflicts } from './tracked.ts';
+import { appendIov, readLeaf, writeLeaf } from './transfer.ts';
+
+
+/** Waits, where it has to, until a request that has begun may go on. */
+export async function admit(node: BlockNode, tracked: Tracked, flags: number): Promise<void> {
+  if ((flags & RequestFlags.SERIALISING) !== 0) serialise(tracked, node.alignment);
+  if (node.serialising !== 0) await waitConflicts(tracked, (flags & RequestFlags.NO_WAIT) !== 0);
+}
+
+/** Reads `iov.length` bytes; what is beyond the node's end reads as zeroes (R4). */
+export async function readNode(node: BlockNode, at: Offset, iov: Iov, flags: number): Promise<void> {
+  if (iov.length === 0) return;
+  const tracked = new Tracked();
+  begin(node, tracked, RequestKind.READ, at, iov.length);
+  try {
+    await admit(node, tracked, flags);
+    if (at % node.alignment === 0 && iov.length % node.alignment === 0) await readAligned(node, tracked, at, iov);
+    else await readPadded(node, tracked, at, iov);
+  } finally {
+    end(tracked);
+  }
+}
+
+/** The part of a read inside the node, in pieces it can take; zeroes after. */
+export async function readAligned(node: BlockNode, tracked: Tracked, at: Offset, iov: Iov): Promise<void> {
+  const size = node.length;
+  if (at >= size) {
+    iov.fill(0);
+    return;
+  }
+  const inside = Math.min(iov.length, alignUp(size, node.alignment) - at);
+  const max = node.limits.maxTransfer || inside;
+  for (let done = 0; done < inside; done += max) {
+    const length = Math.min(max, inside - done);
+    const part = length === iov.length ? iov : iov.slice(done, length);
+    if (node.impl.map) await readMapped(node, tracked, at + done, part);
+    else await readLeaf(node, at + done, part);
+  }
+  if (at + iov.length > size) iov.fill(0, size - at);
+}
+
+/** The one loop that reads every format. */
+async function readMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Iov): Promise<void> {
+  const mapping = new Mapping();
+  const parts = new Joiner();
+  for (let done = 0; done < iov.length && !parts.failed; ) {
+    const want = iov.length - done;
+    const pending = node.impl.map!(at + done, want, 'read', mapping);
+    if (pending !== undefined) await pending;
+    const length = Math.min(mapping.length, want);
+    const part = length === iov.length ? iov : iov.slice(done, length);
+    if (mapping.kind === 'data') {
+      await parts.add(readExtent(tracked, mapping.child as BlockChild, mapping.at, part));
+    } else if (mapping.kind === 'opaque') {
+      await parts.add(readLeaf(node, at + done, part));
+    } else if (mapping.kind === 'absent' && node.cow) {
+      await parts.add(readNode(node.cow.node, at + done, part, 0));
+    } else {
+      part.fill(0);
+    }
+    done += length;
+  }
+  await parts.join();
+}
+
+async function readExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov): Promise<void> {
+  hold(tracked);
+  try {
+    await readNode(child.node, at, iov, 0);
+  } finally {
+    unhold(tracked);
+  }
+}
+
+/** Writes all of `iov`. `grow`: the writer holds the permission to resize. */
+export async function writeNode(node: BlockNode, at: Offset, iov: Iov, flags: number, grow: boolean): Promise<void> {
+  assertWritable(node);
+  const { length } = iov;
+  if (length === 0) return;
+  assertInside(node, at, length, grow);
+  if (node.detectZeroes !== 'off' && iov.isZero()) {
+    const unmap = node.detectZeroes === 'unmap' ? RequestFlags.MAY_UNMAP : 0;
+    await zeroNode(node, at, length, flags | unmap, grow);
+    return;
+  }
+  const tracked = new Tracked();
+  begin(node, tracked, RequestKind.WRITE, at, length);
+  let unstable = false;
+  try {
+    await admit(node, tracked, flags);
+    const aligned = at % node.alignment === 0 && length % node.alignment === 0;
+    unstable = await (aligned ? writeAligned : writePadded)(node, tracked, at, iov, flags);
+    if (grow) node.grown(tracked.overlapEnd);
+  } finally {
+    node.written(at, length);
+    end(tracked);
+  }
+  if (unstable) await flushNode(node);
+}
+
+/** Writes an aligned range in pieces. True when FUA was asked for and a flush has to see to it. */
+export async function writeAligned(
+  node: BlockNode,
+  tracked: Tracked,
+  at: Offset,
+  iov: Iov,
+  flags: number,
+): Promise<boolean> {
+  const fua = (flags & RequestFlags.FUA) !== 0 && !node.noFlush;
+  const max = node.limits.maxTransfer || iov.length;
+  let unstable = false;
+  for (let done = 0; done < iov.length; done += max) {
+    const length = Math.min(max, iov.length - done);
+    const part = length === iov.length ? iov : iov.slice(done, length);
+    if (node.impl.map) {
+      if (await writeMapped(node, tracked, at + done, part, fua ? RequestFlags.FUA : 0)) unstable = true;
+    } else {
+      const native = fua && node.impl.nativeFua === true;
+      if (fua && !native) unstable = true;
+      await writeLeaf(node, at + done, part, native ? RequestFlags.FUA : 0);
+    }
+  }
+  return unstable && fua;
+}
+
+/** In place where `map` allows it, through a reservation elsewhere. True when metadata has changed. */
+async function writeMapped(
+  node: BlockNode,
+  tracked: Tracked,
+  at: Offset,
+  iov: Iov,
+  flags: number,
+): Promise<boolean> {
+  const mapping = new Mapping();
+  const parts = new Joiner();
+  let linked = false;
+  for (let done = 0; done < iov.length && !parts.failed; ) {
+    const want = iov.length - done;
+    const pending = node.impl.map!(at + done, want, 'write', mapping);
+    if (pending !== undefined) await pending;
+    let length = Math.min(mapping.length, want);
+    if (mapping.kind === 'data') {
+      const child = mapping.child as BlockChild;
+      await parts.add(writeExtent(tracked, child, mapping.at, iov.slice(done, length), flags));
+    } else if (node.impl.reserve) {
+      const reservation = await node.impl.reserve(at + done, want, flags);
+      length = Math.min(reservation.length, want);
+      linked = true;
+      await parts.add(writeReserved(node, tracked, at + done, iov.slice(done, length), reservation));
+    } else {
+      linked = true;
+      await parts.add(writeLeaf(node, at + done, iov.slice(done, length), 0));
+    }
+    done += length;
+  }
+  await parts.join();
+  return linked;
+}
+
+async function writeExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov, flags: number): Promise<void> {
+  hold(tracked);
+  try {
+    await writeNode(child.node, at, iov, flags, child.mayGrow);
+  } finally {
+    unhold(tracked);
+  }
+}
+
+/** Data with its copy-on-write margins first, then the metadata. */
+async function writeReserved(
+  node: BlockNode,
+  tracked: Tracked,
+  at: Offset,
+  iov: Iov,
+  reservation: Reservation,
+): Promise<void> {
+  await using room = reservation;
+  const { head, tail } = room;
+  const child = room.child as BlockChild;
+  if (head + tail === 0) {
+    await writeNode(child.node, room.at, iov, 0, child.mayGrow);
+    await room.commit();
+    return;
+  }
+  const bounce = await bouncePool(node.aio, node.height).acquire(head + tail);
+  try {
+    const whole = bounce.iov.slice(0, head);
+    if (head > 0) await readAligned(node, tracked, at - head, whole.slice(0, head));
+    appendIov(whole, iov, 0, iov.length);
+    const after = bounce.iov.slice(head, tail);
+    if (tail > 0) await readAligned(node, tracked, at + iov.length, after);
+    appendIov(whole, after, 0, tail);
+    await writeNode(child.node, room.at - head, whole, 0, child.mayGrow);
+  } finally {
+    bounce.release();
+  }
+  await room.commit();
+}
+
+/** Changes the node's length. What is added reads as zeroes. */
+export async function truncateNode(
+  node: BlockNode,
+  length: Bytes,
+  prealloc: 'off' | 'falloc' | 'full' = 'off',
+): Promise<void> {
+  assertWritable(node);
+  if (!node.impl.truncate) {
+    throw new BlockError(Errno.ENOTSUP, `Could not resize node '${node.name}': driver '${node.driver.name}' cannot`);
+  }
+  const from = Math.min(length, node.length);
+  const tracked = new Tracked();
+  begin(node, tracked, TRACKED_TRUNCATE, from, Number.MAX_SAFE_INTEGER - from);
+  try {
+    tracked.serialising = true;
+    node.serialising++;
+    await waitConflicts(tracked);
+    await node.impl.truncate(length, prealloc);
+  } finally {
+    node.written(from, Math.max(length, node.length) - from);
+    end(tracked);
+  }
+  node.resized();
+}
+
+export function assertWritable(node: BlockNode): void {
+  if (!node.readOnly) return;
+  throw new BlockError(Errno.EPERM, `Could not write to node '${node.name}': it is read-only`, {
+    where: { node: node.name },
+  });
+}
+
+/** Beyond its end a node takes writes only where they may make it grow. */
+export function assertInside(node: BlockNode, at: Offset, length: Bytes, grow: boolean): void {
+  if (at + length <= node.length || (grow && node.impl.grew)) return;
+  throw new BlockError(
+    Errno.EIO,
+    `Could not write ${length} bytes at ${at} of node '${node.name}': it ends at ${node.length}`,
+    { where: { node: node.name, at, length } },
+  );
+}

@@ -1,0 +1,171 @@
+/**
+ * A node of the block graph. It lives in one AioContext, with its children; only that context's thread touches it.
+ * Fields are public because the request path is spread over several files; outside `block/` it is opaque.
+ */
+import type { AioContext } from '../aio/context.ts';
+import type { Gate } from '../aio/op.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { isPowerOfTwo, MiB, type Bytes, type Offset } from '../base/units.ts';
+import type { BlockChild } from './child.ts';
+import type { CommonOptions, Driver, DriverNode, Limits, MaybePromise } from './driver.ts';
+import { grace, type Tracked } from './tracked.ts';
+
+/** Whoever uses a node: an edge from a node above, or a BlockBackend. */
+export interface NodeParent {
+  /** For messages: "node 'disk0' as 'file'". */
+  readonly describe: string;
+  /** What it needs, and what it lets others do, as Perm bits. */
+  perm: number;
+  shared: number;
+  drainBegin(): void;
+  drainEnd(): void;
+  /** True while it, or anything above it, has requests in flight. */
+  drainBusy(): boolean;
+  /** The node's length has changed. */
+  resized(): void;
+}
+
+/** Told of every range that a write, a zero write or a discard may have changed, once it has ended. */
+export type DirtyHook = (at: Offset, length: Bytes) => void;
+
+/** Limits of a node that says nothing: Linux IOV_MAX, no size limit. */
+const DEFAULT_LIMITS: Limits = {
+  alignment: 1,
+  memoryAlignment: 1,
+  optimal: 0,
+  maxTransfer: 0,
+  maxZero: 0,
+  maxDiscard: 0,
+  maxIov: 1024,
+};
+
+export class BlockNode {
+  readonly name: string;
+  readonly driver: Driver;
+  readonly aio: AioContext;
+  readonly common: CommonOptions;
+  /** The driver's half; set when open has resolved. */
+  impl!: DriverNode;
+  readonly children: BlockChild[] = [];
+  readonly parents: NodeParent[] = [];
+  /** How many hold the node without being a parent (the opener, the monitor). */
+  refs = 1;
+  /** 0 for a leaf, else one more than the highest child. */
+  height = 0;
+  closed = false;
+
+  /** What the node tells its users; a format advertises its child's alignment. */
+  limits: Limits = DEFAULT_LIMITS;
+  /** What it enforces on itself by padding: the driver's own alignment. A format without one leaves it to the child. */
+  alignment = 1;
+  readOnly: boolean;
+  readonly noFlush: boolean;
+  readonly discardUnmap: boolean;
+  readonly detectZeroes: 'off' | 'on' | 'unmap';
+
+  firstTracked: Tracked | null = null;
+  lastTracked: Tracked | null = null;
+  /** How many of the tracked requests are serialising. */
+  serialising = 0;
+  inFlight = 0;
+  quiesce = 0;
+
+  /** Counts writes; what of them is on stable storage. */
+  writeGen = 0;
+  flushedGen = 0;
+  /** Set while a flush is going on; opens at its end. */
+  flushing: Gate | null = null;
+
+  readonly dirtyHooks: DirtyHook[] = [];
+  #threshold = Number.POSITIVE_INFINITY;
+  #thresholdHook: ((end: Offset) => void) | null = null;
+
+  constructor(name: string, driver: Driver, aio: AioContext, common: CommonOptions) {
+    this.name = name;
+    this.driver = driver;
+    this.aio = aio;
+    this.common = common;
+    this.readOnly = common['read-only'] ?? false;
+    this.noFlush = common.cache?.['no-flush'] ?? false;
+    this.discardUnmap = common.discard === 'unmap';
+    this.detectZeroes = common['detect-zeroes'] ?? 'off';
+  }
+
+  get length(): Bytes {
+    return this.impl.length;
+  }
+
+  /** Takes over what the driver has opened. */
+  opened(impl: DriverNode): void {
+    this.impl = impl;
+    if (impl.readOnly) this.readOnly = true;
+    this.refreshLimits();
+  }
+
+  /** Limits are the driver's own; a format takes what it does not say from the child its data is in. */
+  refreshLimits(): void {
+    const below = this.children.find((child) => child.role !== 'cow' && child.role !== 'metadata')?.limits;
+    const own = this.impl.limits ?? {};
+    const inherited = below ? { alignment: below.alignment, optimal: below.optimal } : {};
+    const limits = { ...DEFAULT_LIMITS, ...inherited, ...own };
+    if (!isPowerOfTwo(limits.alignment) || limits.alignment > MiB) {
+      throw new BlockError(Errno.EINVAL, `Could not open node '${this.name}': bad request alignment ${limits.alignment}`);
+    }
+    this.limits = limits;
+    this.alignment = own.alignment ?? 1;
+    this.height = this.children.reduce((height, child) => Math.max(height, child.node.height + 1), 0);
+  }
+
+  /** See OpenContext.grace. */
+  grace(): MaybePromise<void> {
+    return grace(this);
+  }
+
+  /** After every write, zero write and discard, whether or not it failed: it may have changed the range (R9). */
+  written(at: Offset, length: Bytes): void {
+    this.writeGen++;
+    for (let i = 0; i < this.dirtyHooks.length; i++) this.dirtyHooks[i]!(at, length);
+    if (at + length > this.#threshold) this.#crossThreshold(at + length);
+  }
+
+  /** A write has ended beyond the length. */
+  grown(end: Offset): void {
+    if (end <= this.length) return;
+    this.impl.grew?.(end);
+    this.resized();
+  }
+
+  /** Tells everybody above that the length has changed. */
+  resized(): void {
+    for (const parent of [...this.parents]) parent.resized();
+  }
+
+  /** `hook` runs once, after the first write that ends beyond `bytes`. 0 takes the threshold away. */
+  setWriteThreshold(bytes: Bytes, hook: (end: Offset) => void): void {
+    this.#threshold = bytes === 0 ? Number.POSITIVE_INFINITY : bytes;
+    this.#thresholdHook = bytes === 0 ? null : hook;
+  }
+
+  #crossThreshold(end: Offset): void {
+    const hook = this.#thresholdHook;
+    this.#threshold = Number.POSITIVE_INFINITY;
+    this.#thresholdHook = null;
+    hook?.(end);
+  }
+
+  /** True when nothing below holds writes that a flush would make stable. */
+  get clean(): boolean {
+    if (this.flushedGen !== this.writeGen || this.flushing !== null) return false;
+    for (let i = 0; i < this.children.length; i++) {
+      const child = this.children[i]!;
+      if (child.writes && !child.node.clean) return false;
+    }
+    return true;
+  }
+
+  /** The child to read where this layer has nothing, if any. */
+  get cow(): BlockChild | undefined {
+    for (let i = 0; i < this.children.length; i++) if (this.children[i]!.role === 'cow') return this.children[i];
+    return undefined;
+  }
+}

@@ -1,0 +1,82 @@
+/** Checks the options of a node against what its driver takes. */
+import { BlockError, Errno } from '../base/errors.ts';
+import { isOffset } from '../base/units.ts';
+import type { Driver, OptionSpec } from './driver.ts';
+
+const COMMON: Readonly<Record<string, OptionSpec>> = {
+  driver: { type: 'string', help: 'driver' },
+  'node-name': { type: 'string', help: 'name of the node' },
+  'read-only': { type: 'boolean', help: 'no writes' },
+  'auto-read-only': { type: 'boolean', help: 'read-only where writing is not allowed' },
+  'force-share': { type: 'boolean', help: 'take no locks against other users; read-only' },
+  discard: { type: 'enum', values: ['ignore', 'unmap'], help: 'what becomes of discards' },
+  'detect-zeroes': { type: 'enum', values: ['off', 'on', 'unmap'], help: 'turn writes of zeroes into zero writes' },
+};
+
+/** The driver's own options out of all that were given; EINVAL names the one that is wrong. */
+export function ownOptions(driver: Driver, options: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const own: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined) continue;
+    if (name === 'cache') {
+      checkCache(driver, value);
+      continue;
+    }
+    if (driver.children && Object.hasOwn(driver.children, name)) {
+      checkChild(driver, name, value);
+      continue;
+    }
+    const mine = Object.hasOwn(driver.options, name) ? driver.options[name] : undefined;
+    const spec = mine ?? (Object.hasOwn(COMMON, name) ? COMMON[name] : undefined);
+    if (!spec) throw invalid(driver, `unknown option '${name}'`);
+    checkValue(driver, name, spec, value);
+    if (mine) own[name] = value;
+  }
+  for (const [name, spec] of Object.entries(driver.options)) {
+    if (spec.required && own[name] === undefined) throw invalid(driver, `option '${name}' is missing`);
+  }
+  if (options['force-share'] === true && options['read-only'] !== true) {
+    throw invalid(driver, "'force-share' needs 'read-only'");
+  }
+  return own;
+}
+
+function checkValue(driver: Driver, name: string, spec: OptionSpec, value: unknown): void {
+  const shown = typeof value === 'string' ? `'${value}'` : JSON.stringify(value);
+  const wrong = (what: string): BlockError => invalid(driver, `option '${name}' is ${shown}, not ${what}`);
+  switch (spec.type) {
+    case 'boolean':
+      if (typeof value !== 'boolean') throw wrong('a boolean');
+      return;
+    case 'size':
+      if (!isOffset(value)) throw wrong('a number of bytes up to 2^53-1');
+      return;
+    case 'number':
+      if (typeof value !== 'number' || !Number.isFinite(value)) throw wrong('a number');
+      return;
+    case 'enum':
+      if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
+      return;
+    default:
+      if (typeof value !== 'string') throw wrong('a string');
+      if (value.includes('\0')) throw wrong('a string without NUL');
+  }
+}
+
+function checkChild(driver: Driver, name: string, value: unknown): void {
+  if (typeof value === 'string' || value === null) return;
+  if (typeof value === 'object' && typeof (value as { driver?: unknown }).driver === 'string') return;
+  throw invalid(driver, `option '${name}' is neither a node-name nor the options of a node with a 'driver'`);
+}
+
+function checkCache(driver: Driver, value: unknown): void {
+  if (typeof value !== 'object' || value === null) throw invalid(driver, "option 'cache' is not an object");
+  for (const [name, flag] of Object.entries(value)) {
+    if (name !== 'direct' && name !== 'no-flush') throw invalid(driver, `unknown option 'cache.${name}'`);
+    if (typeof flag !== 'boolean') throw invalid(driver, `option 'cache.${name}' is not a boolean`);
+  }
+}
+
+function invalid(driver: Driver, why: string): BlockError {
+  return new BlockError(Errno.EINVAL, `Could not open a '${driver.name}' node: ${why}`);
+}

@@ -1,0 +1,179 @@
+/**
+ * Permissions (SEMANTICS B1, B2): what each user of a node needs, and what it lets others do. A change is worked out for
+ * the whole graph below first, then the drivers agree (file locks), then it takes effect; or nothing changes at all.
+ */
+import { Gate } from '../aio/op.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { BlockChild } from './child.ts';
+import { Perm, PERM_ALL } from './driver.ts';
+import type { BlockNode, NodeParent } from './node.ts';
+
+const NAMES: readonly (readonly [number, string])[] = [
+  [Perm.CONSISTENT_READ, 'consistent read'],
+  [Perm.WRITE, 'write'],
+  [Perm.WRITE_UNCHANGED, 'write unchanged'],
+  [Perm.RESIZE, 'resize'],
+];
+
+/** 'write, resize' for the bits of both. */
+export function permNames(perm: number): string {
+  return NAMES.filter(([bit]) => (perm & bit) !== 0)
+    .map(([, name]) => name)
+    .join(', ');
+}
+
+let changing: Gate | null = null;
+
+/** Graph changes of this thread, one after the other: for the parts of them that wait. */
+export async function graphSection(): Promise<Disposable> {
+  while (changing !== null) await changing.promise;
+  const gate = new Gate();
+  changing = gate;
+  return {
+    [Symbol.dispose]() {
+      changing = null;
+      gate.open();
+    },
+  };
+}
+
+interface Wish {
+  perm: number;
+  shared: number;
+}
+
+/** A change that is being worked out. Not given to anybody until {@link apply} has resolved. */
+export class PermChange {
+  readonly #wishes = new Map<NodeParent, Wish>();
+  readonly #added = new Map<BlockNode, NodeParent[]>();
+  readonly #removed = new Set<NodeParent>();
+  readonly #roots = new Set<BlockNode>();
+
+  /** `parent` wants other permissions on `node`. */
+  set(parent: NodeParent, node: BlockNode, perm: number, shared: number): this {
+    this.#wishes.set(parent, { perm, shared });
+    this.#roots.add(node);
+    return this;
+  }
+
+  /** Counts `parent` as a user of `node` although it is not attached yet. */
+  add(parent: NodeParent, node: BlockNode): this {
+    this.#added.set(node, [...(this.#added.get(node) ?? []), parent]);
+    return this;
+  }
+
+  /** Leaves `parent` out although it is attached still. */
+  remove(parent: NodeParent, node: BlockNode): this {
+    this.#removed.add(parent);
+    this.#roots.add(node);
+    return this;
+  }
+
+  /** All or nothing. Call inside a graph section. */
+  async apply(): Promise<void> {
+    const order = this.#topological();
+    const before = order.map((node) => cumulative(node.parents, parentWish));
+    const after = order.map((node) => this.#check(node));
+    const agreed: number[] = [];
+    try {
+      for (let i = 0; i < order.length; i++) {
+        if (before[i]!.perm === after[i]!.perm && before[i]!.shared === after[i]!.shared) continue;
+        // Reported before the call: a driver that fails half-way is told to go back, too.
+        agreed.push(i);
+        await order[i]!.impl.permissions?.(after[i]!.perm, after[i]!.shared);
+      }
+    } catch (error) {
+      for (const i of agreed.reverse()) {
+        await order[i]!.impl.permissions?.(before[i]!.perm, before[i]!.shared);
+      }
+      throw error;
+    }
+    for (const [parent, wish] of this.#wishes) {
+      parent.perm = wish.perm;
+      parent.shared = wish.shared;
+    }
+  }
+
+  /** The nodes from the roots down, every parent before its children. */
+  #topological(): BlockNode[] {
+    const seen = new Set<BlockNode>();
+    const order: BlockNode[] = [];
+    const visit = (node: BlockNode): void => {
+      if (seen.has(node)) return;
+      seen.add(node);
+      for (const child of node.children) visit(child.node);
+      order.push(node);
+    };
+    for (const root of this.#roots) visit(root);
+    return order.reverse();
+  }
+
+  /** Checks one node's users against each other and hands their needs on to its children. */
+  #check(node: BlockNode): Wish {
+    const users = [...node.parents, ...(this.#added.get(node) ?? [])].filter((user) => !this.#removed.has(user));
+    for (const user of users) {
+      const mine = this.#wishOf(user);
+      if (node.readOnly && (mine.perm & (Perm.WRITE | Perm.RESIZE)) !== 0) {
+        throw new BlockError(Errno.EPERM, `Could not use node '${node.name}' for ${user.describe}: it is read-only`);
+      }
+      for (const other of users) {
+        const refused = mine.perm & ~this.#wishOf(other).shared;
+        if (other === user || refused === 0) continue;
+        throw new BlockError(
+          Errno.EPERM,
+          `Could not use node '${node.name}' for ${user.describe}: ` +
+            `${other.describe} does not share '${permNames(refused)}'`,
+        );
+      }
+    }
+    const total = cumulative(users, (user) => this.#wishOf(user));
+    for (const child of node.children) {
+      if (!this.#removed.has(child)) this.#wishes.set(child, childPermissions(child, total));
+    }
+    return total;
+  }
+
+  #wishOf(user: NodeParent): Wish {
+    return this.#wishes.get(user) ?? user;
+  }
+}
+
+function parentWish(parent: NodeParent): Wish {
+  return parent;
+}
+
+function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => Wish): Wish {
+  let perm = 0;
+  let shared = PERM_ALL;
+  for (const user of users) {
+    const wish = wishOf(user);
+    perm |= wish.perm;
+    shared &= wish.shared;
+  }
+  return { perm, shared };
+}
+
+/** What a node needs of a child when its own users need `total`. */
+export function childPermissions(child: BlockChild, total: Wish): Wish {
+  const { parent, role } = child;
+  if (role === 'filtered') return { ...total };
+  if (role === 'cow') {
+    const writable = (total.shared & Perm.WRITE) !== 0 ? Perm.WRITE | Perm.RESIZE : 0;
+    return {
+      perm: total.perm & Perm.CONSISTENT_READ,
+      shared: Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED | writable,
+    };
+  }
+  let { perm, shared } = total;
+  if ((perm & Perm.WRITE) !== 0 && role !== 'data') perm |= Perm.RESIZE;
+  if (role !== 'data') {
+    // The driver reads its metadata at any time, and writes it at any time where it may.
+    perm |= Perm.CONSISTENT_READ;
+    if (!parent.readOnly) perm |= Perm.WRITE | Perm.RESIZE;
+    shared &= ~(Perm.WRITE | Perm.RESIZE);
+  } else {
+    shared &= ~Perm.RESIZE;
+  }
+  if (parent.common['force-share'] === true) shared = PERM_ALL;
+  return { perm, shared };
+}

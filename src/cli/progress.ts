@@ -1,0 +1,82 @@
+/** What goes on while `serve` runs: a live line for people, or a JSON line a second for programs. */
+import type { NbdStats } from '../lib/messages.ts';
+import type { NbdService } from '../lib/nbd.ts';
+import { sizeText } from './report.ts';
+
+const PERIOD_MS = 1000;
+
+export type ProgressMode = 'none' | 'line' | 'json';
+
+export function sumStats(all: readonly NbdStats[]): NbdStats {
+  const sum = (pick: (stats: NbdStats) => number): number => all.reduce((total, stats) => total + pick(stats), 0);
+  return {
+    clients: sum((stats) => stats.clients),
+    connections: sum((stats) => stats.connections),
+    requests: sum((stats) => stats.requests),
+    errors: sum((stats) => stats.errors),
+    bytesRead: sum((stats) => stats.bytesRead),
+    bytesWritten: sum((stats) => stats.bytesWritten),
+  };
+}
+
+export class Progress {
+  readonly #services: readonly NbdService[];
+  readonly #mode: ProgressMode;
+  #timer: NodeJS.Timeout | undefined;
+  #last: NbdStats | undefined;
+  #lastTime = 0;
+  #busy = false;
+
+  constructor(services: readonly NbdService[], mode: ProgressMode) {
+    this.#services = services;
+    this.#mode = mode;
+  }
+
+  start(): void {
+    if (this.#mode === 'none') return;
+    this.#timer = setInterval(() => void this.#tick(), PERIOD_MS);
+    void this.#tick();
+  }
+
+  /** Prints the last state; for JSON, with `done`. */
+  async stop(): Promise<void> {
+    if (!this.#timer) return;
+    clearInterval(this.#timer);
+    if (this.#mode === 'line') process.stderr.write('\r\x1b[K');
+    else this.#print(await this.#read(), true);
+  }
+
+  async #read(): Promise<NbdStats> {
+    return sumStats(await Promise.all(this.#services.map((service) => service.stats())));
+  }
+
+  async #tick(): Promise<void> {
+    if (this.#busy) return;
+    this.#busy = true;
+    try {
+      this.#print(await this.#read(), false);
+    } catch {
+      // The thread is on its way out: whoever waits for it says why.
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  #print(stats: NbdStats, done: boolean): void {
+    const now = performance.now();
+    const seconds = (now - this.#lastTime) / 1000;
+    const rate = (pick: (from: NbdStats) => number): number =>
+      this.#last && seconds > 0 ? (pick(stats) - pick(this.#last)) / seconds : 0;
+    const requests = Math.round(rate((from) => from.requests));
+    const bytes = Math.round(rate((from) => from.bytesRead + from.bytesWritten));
+    this.#last = stats;
+    this.#lastTime = now;
+    if (this.#mode === 'json') {
+      const line = { ...stats, requestsPerSecond: requests, bytesPerSecond: bytes, ...(done ? { done } : {}) };
+      process.stdout.write(`${JSON.stringify(line)}\n`);
+    } else {
+      const clients = `${stats.clients} client${stats.clients === 1 ? '' : 's'}`;
+      process.stderr.write(`\r\x1b[K${clients}  ${requests} requests/s  ${sizeText(bytes)}/s`);
+    }
+  }
+}

@@ -1,0 +1,163 @@
+/** The options of `serve`, checked and in the library's terms. */
+import { basename, extname } from 'node:path';
+import { CACHE_MODES, type CacheMode, type DetectZeroes, type Discard, FORMATS, type Format } from '../lib/options.ts';
+import type { ProgressMode } from './progress.ts';
+import { parseCount, parseSize, UsageError } from './report.ts';
+
+/** As commander delivers them. */
+export interface RawServeOptions {
+  readonly format?: string;
+  readonly socket?: string;
+  readonly listen?: string;
+  readonly exportName: readonly string[];
+  readonly description: readonly string[];
+  readonly readOnly?: boolean;
+  readonly forceShare?: boolean;
+  readonly aio?: string;
+  readonly cache?: string;
+  readonly discard?: string;
+  readonly detectZeroes?: string;
+  readonly iothread: readonly string[];
+  readonly iothreads?: string;
+  readonly pollMaxNs?: string;
+  readonly maxConnections?: string;
+  readonly handshakeSeconds?: string;
+  readonly memory?: string;
+  readonly progress?: string;
+  readonly size?: string;
+}
+
+export type ListenAt =
+  | { readonly kind: 'private' }
+  | { readonly kind: 'unix'; readonly path: string }
+  | { readonly kind: 'inet'; readonly host: string; readonly port: number };
+
+export interface ServeOptions {
+  readonly images: readonly ServeImage[];
+  /** Names of the threads; each image names one of them. */
+  readonly threads: readonly string[];
+  readonly listen: ListenAt;
+  readonly format: Format | undefined;
+  readonly readOnly: boolean;
+  readonly forceShare: boolean;
+  readonly aio: 'ring' | 'pool' | undefined;
+  readonly cache: CacheMode | undefined;
+  readonly discard: Discard | undefined;
+  readonly detectZeroes: DetectZeroes | undefined;
+  readonly pollMaxNs: number | undefined;
+  readonly maxConnections: number | undefined;
+  readonly handshakeSeconds: number | undefined;
+  readonly byteBudget: number | undefined;
+  readonly progress: ProgressMode;
+  /** Of the temporary image, when there is no other. */
+  readonly size: number;
+}
+
+export interface ServeImage {
+  /** undefined: the temporary image. */
+  readonly path: string | undefined;
+  readonly exportName: string;
+  readonly description: string;
+  readonly thread: string;
+}
+
+const MAX_IOTHREADS = 64;
+
+function oneOf<T extends string>(value: string | undefined, allowed: readonly T[], what: string): T | undefined {
+  if (value === undefined) return undefined;
+  const found = allowed.find((entry) => entry === value);
+  if (!found) throw new UsageError(`${what}: '${value}' is not one of ${allowed.join(', ')}`);
+  return found;
+}
+
+/** HOST:PORT, [IPV6]:PORT, :PORT or HOST. */
+export function parseListen(text: string): ListenAt {
+  const match = /^(?:\[([^\]]+)\]|([^:]*))(?::(\d+))?$/.exec(text);
+  if (!match) throw new UsageError(`--listen: '${text}' is not HOST:PORT or [IPV6]:PORT`);
+  const host = match[1] ?? match[2] ?? '';
+  const port = match[3] === undefined ? 10809 : Number(match[3]);
+  if (port > 65535) throw new UsageError(`--listen: port ${port} is not in 0..65535`);
+  return { kind: 'inet', host: host === '' ? '127.0.0.1' : host, port };
+}
+
+function listenAt(raw: RawServeOptions): ListenAt {
+  if (raw.socket !== undefined && raw.listen !== undefined) {
+    throw new UsageError('--socket and --listen: give one of them');
+  }
+  if (raw.socket !== undefined) return { kind: 'unix', path: raw.socket };
+  return raw.listen === undefined ? { kind: 'private' } : parseListen(raw.listen);
+}
+
+function threadNames(raw: RawServeOptions, images: number): string[] {
+  if (raw.iothreads !== undefined) {
+    if (raw.iothread.length > 0) throw new UsageError('--iothread and --iothreads: give one of them');
+    const count = parseCount(raw.iothreads, '--iothreads', 1);
+    if (count > MAX_IOTHREADS) throw new UsageError(`--iothreads: ${count} is more than ${MAX_IOTHREADS}`);
+    return Array.from({ length: Math.min(count, images) }, (_, i) => `io${i}`);
+  }
+  if (raw.iothread.length === 0) return ['io0'];
+  if (raw.iothread.length > images) {
+    throw new UsageError(`--iothread: given ${raw.iothread.length} times for ${images} image${images === 1 ? '' : 's'}`);
+  }
+  return [...raw.iothread];
+}
+
+/** One image is the export '' unless it is named; several go by their files' names, made unique. */
+function exportNames(paths: readonly (string | undefined)[], given: readonly string[]): string[] {
+  const names = new Set(given);
+  if (names.size < given.length) throw new UsageError('--export-name: two exports have the same name');
+  if (given.length > paths.length) {
+    throw new UsageError(`--export-name: ${given.length} names for ${paths.length} image${paths.length === 1 ? '' : 's'}`);
+  }
+  return paths.map((path, i) => {
+    const wanted = given[i];
+    if (wanted !== undefined) return wanted;
+    if (paths.length === 1) return '';
+    const base = basename(path ?? 'disk', extname(path ?? ''));
+    let name = base;
+    for (let n = 2; names.has(name); n++) name = `${base}-${n}`;
+    names.add(name);
+    return name;
+  });
+}
+
+function progressMode(text: string | undefined): ProgressMode {
+  const mode = oneOf(text, ['auto', 'none', 'line', 'json'], '--progress') ?? 'auto';
+  if (mode !== 'auto') return mode;
+  return process.stderr.isTTY ? 'line' : 'none';
+}
+
+/** Throws {@link UsageError}. */
+export function serveOptions(paths: readonly string[], raw: RawServeOptions): ServeOptions {
+  const targets: readonly (string | undefined)[] = paths.length > 0 ? paths : [undefined];
+  const threads = threadNames(raw, targets.length);
+  const names = exportNames(targets, raw.exportName);
+  if (raw.forceShare && !raw.readOnly) throw new UsageError('--force-share: only with --read-only');
+  if (raw.size !== undefined && paths.length > 0) throw new UsageError('--size: only without an IMAGE');
+  if (raw.description.length > targets.length) throw new UsageError('--description: given more often than IMAGE');
+  const number = (text: string | undefined, what: string): number | undefined =>
+    text === undefined ? undefined : parseCount(text, what);
+  return {
+    images: targets.map((path, i) => ({
+      path,
+      exportName: names[i]!,
+      description: raw.description[i] ?? '',
+      thread: threads[i % threads.length]!,
+    })),
+    threads: [...new Set(threads)],
+    listen: listenAt(raw),
+    format: oneOf(raw.format, FORMATS, '--format'),
+    readOnly: raw.readOnly ?? false,
+    forceShare: raw.forceShare ?? false,
+    aio: oneOf(raw.aio, ['ring', 'pool'] as const, '--aio'),
+    cache: oneOf(raw.cache, CACHE_MODES, '--cache'),
+    discard: oneOf(raw.discard, ['ignore', 'unmap'] as const, '--discard'),
+    detectZeroes: oneOf(raw.detectZeroes, ['off', 'on', 'unmap'] as const, '--detect-zeroes'),
+    pollMaxNs: number(raw.pollMaxNs, '--poll-max-ns'),
+    maxConnections: number(raw.maxConnections, '--max-connections'),
+    handshakeSeconds: number(raw.handshakeSeconds, '--handshake-seconds'),
+    byteBudget: raw.memory === undefined ? undefined : parseSize(raw.memory, '--memory'),
+    progress: progressMode(raw.progress),
+    size: raw.size === undefined ? 2 ** 30 : parseSize(raw.size, '--size'),
+  };
+}

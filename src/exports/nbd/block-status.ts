@@ -1,0 +1,118 @@
+/** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
+import { errnoOf } from '../../base/errors.ts';
+import { type Bytes, KiB } from '../../base/units.ts';
+import { AllocationFlag, Chunk, CommandFlag, ReplyFlag } from '../../proto/nbd/constants.ts';
+import {
+  BLOCK_STATUS_EXT_PREFIX,
+  BLOCK_STATUS_PREFIX,
+  EXTENT_EXT_SIZE,
+  EXTENT_SIZE,
+  encodeBlockStatus,
+  encodeBlockStatusExt,
+  encodeChunk,
+  encodeExtendedChunk,
+  encodeExtent,
+  encodeExtentExt,
+} from '../../proto/nbd/reply.ts';
+import type { ByteBudget } from './budget.ts';
+import type { Negotiated } from './handshake.ts';
+import type { NbdRequest } from './request.ts';
+
+/** Memory of one answer: the extents of both contexts. A client asks on for what does not fit. */
+export const STATUS_BYTES: Bytes = 64 * KiB;
+const HEADER_MAX = 64;
+/** The longest extent in a chunk with 32-bit lengths, a multiple of every alignment. */
+const LENGTH_MAX = 0xffff_0000;
+
+interface Run {
+  length: Bytes;
+  flags: number;
+}
+
+/** Finds the extents of `request` and encodes the answer; 0 or a negative errno. */
+export async function blockStatus(request: NbdRequest, negotiated: Negotiated, budget: ByteBudget): Promise<number> {
+  const { baseAllocation, allocationDepth } = negotiated.contexts;
+  const both = baseAllocation !== undefined && allocationDepth !== undefined;
+  const each = negotiated.extended ? EXTENT_EXT_SIZE : EXTENT_SIZE;
+  const room = Math.floor((STATUS_BYTES / (both ? 2 : 1) - HEADER_MAX) / each);
+  const max = (request.commandFlags & CommandFlag.REQ_ONE) !== 0 ? 1 : room;
+  const allocation: Run[] = [];
+  const depth: Run[] = [];
+  try {
+    await collect(request, negotiated, max, allocation, depth);
+  } catch (failure) {
+    request.failure = failure;
+    return -errnoOf(failure);
+  }
+  const answer = new Answer(request, negotiated, budget.memory.view);
+  if (baseAllocation !== undefined) answer.chunk(baseAllocation, allocation, !both);
+  if (allocationDepth !== undefined) answer.chunk(allocationDepth, depth, true);
+  request.payloadLength = answer.length;
+  return 0;
+}
+
+async function collect(
+  request: NbdRequest,
+  negotiated: Negotiated,
+  max: number,
+  allocation: Run[],
+  depth: Run[],
+): Promise<void> {
+  const { blk } = negotiated.export;
+  const longest = negotiated.extended ? Number.MAX_SAFE_INTEGER : LENGTH_MAX;
+  const end = request.at + request.length;
+  for (let at = request.at; at < end; ) {
+    const asked = blk.blockStatus(at, end - at);
+    const found = asked instanceof Promise ? await asked : asked;
+    const length = Math.min(found.length, end - at, longest);
+    const flags = (found.allocated ? 0 : AllocationFlag.HOLE) | (found.zero ? AllocationFlag.ZERO : 0);
+    // Both contexts describe the same range: when one is full, the other one ends there too.
+    const fits = add(allocation, length, flags, max, longest);
+    if (!add(depth, length, found.depth, max, longest) || !fits) break;
+    at += length;
+  }
+}
+
+/** False when there is no room for another run. */
+function add(runs: Run[], length: Bytes, flags: number, max: number, longest: Bytes): boolean {
+  const last = runs.at(-1);
+  if (last && last.flags === flags && last.length + length <= longest) {
+    last.length += length;
+    return true;
+  }
+  if (runs.length >= max) return false;
+  runs.push({ length, flags });
+  return true;
+}
+
+class Answer {
+  readonly #request: NbdRequest;
+  readonly #extended: boolean;
+  readonly #view: DataView;
+  length = 0;
+
+  constructor(request: NbdRequest, negotiated: Negotiated, view: DataView) {
+    this.#request = request;
+    this.#extended = negotiated.extended;
+    this.#view = view;
+  }
+
+  chunk(context: number, runs: readonly Run[], last: boolean): void {
+    const { cookieHi, cookieLo, offset, blockAt } = this.#request;
+    const view = this.#view;
+    const flags = last ? ReplyFlag.DONE : 0;
+    let at = blockAt + this.length;
+    if (this.#extended) {
+      const payload = BLOCK_STATUS_EXT_PREFIX + runs.length * EXTENT_EXT_SIZE;
+      at += encodeExtendedChunk(view, at, flags, Chunk.BLOCK_STATUS_EXT, cookieHi, cookieLo, offset, payload);
+      at += encodeBlockStatusExt(view, at, context, runs.length);
+      for (const run of runs) at += encodeExtentExt(view, at, run.length, run.flags);
+    } else {
+      const payload = BLOCK_STATUS_PREFIX + runs.length * EXTENT_SIZE;
+      at += encodeChunk(view, at, flags, Chunk.BLOCK_STATUS, cookieHi, cookieLo, payload);
+      at += encodeBlockStatus(view, at, context);
+      for (const run of runs) at += encodeExtent(view, at, run.length, run.flags);
+    }
+    this.length = at - blockAt;
+  }
+}

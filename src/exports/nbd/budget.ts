@@ -1,0 +1,117 @@
+/**
+ * The payload memory of all connections of a server: one region of a fixed size, handed out in power-of-two blocks. When
+ * it is used up, connections wait in the order they came; memory never grows. Home thread only, nothing here suspends.
+ */
+import type { AioContext } from '../../aio/context.ts';
+import { assert } from '../../base/assert.ts';
+import { Buddy } from '../../base/buddy.ts';
+import { Fifo } from '../../base/fifo.ts';
+import type { Memory } from '../../base/memory.ts';
+import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
+
+/** The smallest block; also the alignment of all, so that direct I/O can use them. */
+export const BLOCK_MIN = 4 * KiB;
+/** Blocks of one size that are kept at hand instead of being merged. */
+const KEEP_BYTES = 1 * MiB;
+
+/** Somebody who waits for memory. */
+export interface BudgetWaiter {
+  /** Memory may be there now: try again, in this call, and wait again if it is not. */
+  budgetFreed(): void;
+}
+
+export class ByteBudget {
+  readonly memory: Memory;
+  /** The same bytes as words, for looking for zeroes without making a view. */
+  readonly words: Uint32Array;
+  readonly #buddy: Buddy;
+  /** Free blocks by order, not merged: the common sizes come from here. */
+  readonly #kept: number[][] = [];
+  readonly #waiters = new Fifo<BudgetWaiter>();
+  #waking = false;
+  #inUse = 0;
+
+  /** `bytes` is rounded down to a power of two, at least 64 KiB. */
+  constructor(context: AioContext, bytes: Bytes) {
+    const size = 2 ** Math.floor(Math.log2(Math.max(bytes, 64 * KiB)));
+    // Shared buffers begin at a multiple of 16 only: blocks are to be page-aligned in memory.
+    const raw = new Uint8Array(new SharedArrayBuffer(size + BLOCK_MIN));
+    const address = context.backend.memory(raw).address;
+    const skip = (BLOCK_MIN - (address % BLOCK_MIN)) % BLOCK_MIN;
+    this.memory = context.backend.memory(raw.subarray(skip, skip + size));
+    this.words = new Uint32Array(raw.buffer, skip, size / 4);
+    this.#buddy = new Buddy(size, BLOCK_MIN);
+    for (let block = BLOCK_MIN; block <= size; block *= 2) this.#kept.push([]);
+  }
+
+  get size(): Bytes {
+    return this.#buddy.bytes;
+  }
+
+  /** Bytes that connections hold, in whole blocks. */
+  get inUse(): Bytes {
+    return this.#inUse;
+  }
+
+  /** The offset in {@link memory} of a block of at least `length` bytes; -1 when there is none, or others wait already. */
+  allocate(length: Bytes): Offset {
+    if (this.#waiters.length > 0 && !this.#waking) return -1;
+    const order = orderOf(length);
+    const kept = this.#kept[order];
+    assert(kept, `a block of ${length} bytes is larger than the budget`);
+    let at = kept.length > 0 ? kept.pop()! : this.#buddy.allocate(length);
+    if (at < 0) {
+      this.#mergeKept();
+      at = this.#buddy.allocate(length);
+    }
+    if (at >= 0) this.#inUse += BLOCK_MIN * 2 ** order;
+    return at;
+  }
+
+  /** Gives back a block of `length` bytes (as asked for). Wakes the first who waits. */
+  free(at: Offset, length: Bytes): void {
+    const order = orderOf(length);
+    const block = BLOCK_MIN * 2 ** order;
+    this.#inUse -= block;
+    const kept = this.#kept[order]!;
+    if ((kept.length + 1) * block <= KEEP_BYTES && this.#waiters.length === 0) kept.push(at);
+    else this.#buddy.free(at);
+    if (this.#waiters.length > 0) this.#wake();
+  }
+
+  /** Queues `waiter`, to be told once when memory has come free. */
+  wait(waiter: BudgetWaiter): void {
+    if (this.#waking) this.#waiters.unshift(waiter);
+    else this.#waiters.push(waiter);
+  }
+
+  forget(waiter: BudgetWaiter): void {
+    this.#waiters.remove(waiter);
+    if (this.#waiters.length > 0) this.#wake();
+  }
+
+  // The one at the head tries; when it still cannot, it goes back to the head and nobody passes it.
+  #wake(): void {
+    if (this.#waking) return;
+    this.#waking = true;
+    for (let tries = this.#waiters.length; tries > 0; tries--) {
+      const waiter = this.#waiters.shift()!;
+      waiter.budgetFreed();
+      if (this.#waiters.peek() === waiter) break;
+    }
+    this.#waking = false;
+  }
+
+  #mergeKept(): void {
+    for (const kept of this.#kept) {
+      for (const at of kept) this.#buddy.free(at);
+      kept.length = 0;
+    }
+  }
+}
+
+function orderOf(length: Bytes): number {
+  let order = 0;
+  for (let size = BLOCK_MIN; size < length; size *= 2) order++;
+  return order;
+}

@@ -1,0 +1,468 @@
+/**
+ * The transmission phase of one connection: receive, parse, submit, reply, all in callbacks in the home context of the
+ * export. One receive is parsed to its end before anything is submitted to the kernel; replies that are ready together
+ * leave together. A read or write that the block layer can do at once allocates nothing.
+ *
+ * Back-pressure is one rule: while there is a reason to pause (requests or bytes at their limit, all receive chunks in
+ * use, a drained export, a stop), nothing is parsed and nothing is received, and the client's socket fills up.
+ */
+import type { AioSocket } from '../../aio/backend.ts';
+import type { BottomHalf } from '../../aio/bottom-half.ts';
+import type { AioContext } from '../../aio/context.ts';
+import { AioOp, Gate, spawn } from '../../aio/op.ts';
+import { Errno } from '../../base/errors.ts';
+import type { Memory } from '../../base/memory.ts';
+import { RequestKind } from '../../block/request.ts';
+import { Command, CommandFlag, EXTENDED_REQUEST_SIZE, REQUEST_SIZE } from '../../proto/nbd/constants.ts';
+import { decodeExtendedRequest, decodeRequest, RequestHeader } from '../../proto/nbd/request.ts';
+import { blockStatus, STATUS_BYTES } from './block-status.ts';
+import type { BudgetWaiter, ByteBudget } from './budget.ts';
+import { checkCommand } from './command.ts';
+import type { Negotiated } from './handshake.ts';
+import type { ConnectionHooks, NbdLimits } from './limits.ts';
+import { CHUNK_PAYLOAD_MAX, ReceiveBuffer } from './receive-buffer.ts';
+import { ReplyQueue } from './reply.ts';
+import { HEADER_ROOM, NbdRequest, type RequestOwner } from './request.ts';
+
+/** Serves one client from the end of its handshake; resolves when it has gone and nothing of its is in flight. */
+export async function transmit(
+  context: AioContext,
+  socket: AioSocket,
+  negotiated: Negotiated,
+  limits: NbdLimits,
+  budget: ByteBudget,
+  hooks: ConnectionHooks,
+): Promise<void> {
+  const connection = new Connection(context, socket, negotiated, limits, budget, hooks);
+  await connection.run();
+}
+
+class ReceiveOp extends AioOp {
+  readonly #connection: Connection;
+  constructor(connection: Connection) {
+    super();
+    this.#connection = connection;
+  }
+  complete(result: number): void {
+    this.#connection.received(result);
+  }
+}
+
+/** What comes next in the stream. */
+const Expect = { HEADER: 0, PAYLOAD: 1, SKIP: 2, BLOCK: 3 } as const;
+
+export class Connection implements RequestOwner, BudgetWaiter {
+  readonly negotiated: Negotiated;
+  readonly budget: ByteBudget;
+  readonly #socket: AioSocket;
+  readonly #limits: NbdLimits;
+  readonly #hooks: ConnectionHooks;
+  readonly #buffer: ReceiveBuffer;
+  readonly #headers: Memory;
+  readonly #header = new RequestHeader();
+  readonly #headerSize: number;
+  readonly #receive: ReceiveOp;
+  readonly #replies: ReplyQueue;
+  readonly #replyBh: BottomHalf;
+  readonly #idle: NbdRequest[] = [];
+  readonly #ended = new Gate();
+  #requests = 0;
+  #busy = 0;
+  #expect: number = Expect.HEADER;
+  /** The write whose payload is expected, and how much of it is not there yet. */
+  #writing: NbdRequest | null = null;
+  #missing = 0;
+  #skip = 0;
+  #receiving = false;
+  #parsing = false;
+  #waitingForBudget = false;
+  /** No more requests are read: the client has said so, or left, or we stop. */
+  #closing = false;
+  /** The socket is of no use any more. */
+  #dead = false;
+
+  constructor(
+    context: AioContext,
+    socket: AioSocket,
+    negotiated: Negotiated,
+    limits: NbdLimits,
+    budget: ByteBudget,
+    hooks: ConnectionHooks,
+  ) {
+    this.#socket = socket;
+    this.negotiated = negotiated;
+    this.#limits = limits;
+    this.budget = budget;
+    this.#hooks = hooks;
+    this.#headerSize = negotiated.extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
+    this.#buffer = new ReceiveBuffer(context);
+    this.#headers = context.backend.memory(new Uint8Array(new SharedArrayBuffer(limits.maxRequests * HEADER_ROOM)));
+    this.#receive = new ReceiveOp(this);
+    this.#replies = new ReplyQueue(negotiated, socket, this.#headers, budget, {
+      sent: (request) => this.#release(request),
+      idle: () => this.#advance(),
+      failed: () => this.#fail(),
+    });
+    this.#replyBh = context.bottomHalf(() => this.#replies.flush(), 'nbd replies');
+  }
+
+  async run(): Promise<void> {
+    const { stop } = this.#hooks;
+    stop.onRaise = () => this.#close();
+    this.#buffer.preload(this.negotiated.buffered);
+    if (stop.raised) this.#closing = true;
+    this.#advance();
+    await this.#ended.promise;
+    stop.onRaise = undefined;
+    this.#replyBh.delete();
+  }
+
+  /** The export's node is drained: nothing is read until it is not. */
+  paused = false;
+
+  resume(): void {
+    this.paused = false;
+    this.#advance();
+  }
+
+  /** Requests that are being worked on. */
+  get busy(): number {
+    return this.#busy;
+  }
+
+  // Receiving.
+
+  received(result: number): void {
+    this.#receiving = false;
+    if (result <= 0) {
+      if (result === -Errno.EINTR || result === -Errno.EAGAIN) this.#advance();
+      else this.#lost();
+      return;
+    }
+    this.#hooks.traffic.bytesIn += result;
+    if (this.#expect === Expect.BLOCK) this.#blockReceived(result);
+    else this.#buffer.fill += result;
+    this.#advance();
+  }
+
+  #blockReceived(result: number): void {
+    this.#missing -= result;
+    if (this.#missing > 0) return;
+    const request = this.#writing!;
+    this.#writing = null;
+    this.#expect = Expect.HEADER;
+    this.#submit(request);
+  }
+
+  /** Level-triggered: parses what can be parsed, receives when there is room, ends when all is done. */
+  #advance(): void {
+    if (this.#parsing) return;
+    this.#parsing = true;
+    while (!this.#dead && this.#parseOne()) {
+      // One message after the other.
+    }
+    this.#parsing = false;
+    if (!this.#receiving && !this.#dead && this.#wantsInput()) this.#startReceive();
+    this.#endIfDone();
+  }
+
+  /** A payload that was begun is taken in even while we close: its write may still be done. */
+  #wantsInput(): boolean {
+    if (this.#waitingForBudget) return false;
+    if (this.#expect === Expect.PAYLOAD || this.#expect === Expect.BLOCK) return true;
+    return !this.#closing && !this.paused && this.#busy < this.#limits.maxRequests;
+  }
+
+  #startReceive(): void {
+    if (this.#expect === Expect.BLOCK) {
+      const request = this.#writing!;
+      const at = request.blockAt + request.blockLength - this.#missing;
+      this.#receiving = true;
+      this.#socket.recv(this.#receive, this.budget.memory, at, this.#missing, true);
+      return;
+    }
+    const buffer = this.#buffer;
+    const need = this.#expect === Expect.PAYLOAD ? this.#writing!.length : this.#headerSize;
+    const room = buffer.room(need);
+    if (room === 0) return;
+    this.#receiving = true;
+    this.#socket.recv(this.#receive, buffer.memory, buffer.fill, room, false);
+  }
+
+  // Parsing.
+
+  /** True when something was taken from the buffer and there may be more. */
+  #parseOne(): boolean {
+    const buffer = this.#buffer;
+    switch (this.#expect) {
+      case Expect.SKIP: {
+        const count = Math.min(this.#skip, buffer.available);
+        buffer.pos += count;
+        this.#skip -= count;
+        if (this.#skip > 0) return false;
+        this.#expect = Expect.HEADER;
+        return true;
+      }
+      case Expect.PAYLOAD:
+        return this.#takePayload();
+      case Expect.BLOCK:
+        return false;
+      default:
+        return this.#takeHeader();
+    }
+  }
+
+  #takeHeader(): boolean {
+    const buffer = this.#buffer;
+    if (buffer.available < this.#headerSize || this.#closing || this.paused || this.#waitingForBudget) return false;
+    if (this.#busy >= this.#limits.maxRequests) return false;
+    const header = this.#header;
+    const decode = this.negotiated.extended ? decodeExtendedRequest : decodeRequest;
+    if (!decode(buffer.memory.view, buffer.pos, header)) {
+      this.#fail();
+      return false;
+    }
+    const blockLength = this.#answerBytes(header);
+    const blockAt = blockLength > 0 ? this.budget.allocate(blockLength) : 0;
+    if (blockAt < 0) {
+      this.#waitForBudget();
+      return false;
+    }
+    buffer.pos += this.#headerSize;
+    this.#command(header, blockAt, blockLength);
+    return true;
+  }
+
+  /** How much memory the answer needs. */
+  #answerBytes(header: RequestHeader): number {
+    if (header.type === Command.BLOCK_STATUS) return STATUS_BYTES;
+    if (header.type !== Command.READ || header.length > this.#limits.maxPayload) return 0;
+    return Math.max(0, header.length);
+  }
+
+  #waitForBudget(): void {
+    this.#waitingForBudget = true;
+    this.budget.wait(this);
+  }
+
+  budgetFreed(): void {
+    this.#waitingForBudget = false;
+    this.#advance();
+  }
+
+  #command(header: RequestHeader, blockAt: number, blockLength: number): void {
+    if (header.type === Command.DISC) {
+      this.#close();
+      return;
+    }
+    const request = this.#take();
+    request.command = header.type;
+    request.commandFlags = header.flags;
+    request.cookieHi = header.cookieHi;
+    request.cookieLo = header.cookieLo;
+    request.offset = header.offset;
+    request.at = header.offset;
+    request.length = header.length;
+    request.blockAt = blockAt;
+    request.blockLength = blockLength;
+    this.#hooks.traffic.requests++;
+    const { extended, export: entry } = this.negotiated;
+    const payload = header.type === Command.WRITE || (extended && (header.flags & CommandFlag.PAYLOAD_LEN) !== 0);
+    const error = checkCommand(request, this.negotiated, entry.blk.length, this.#limits.maxPayload);
+    if (error !== 0) {
+      if (payload) this.#skipPayload(header.length);
+      this.requestDone(request, error);
+      return;
+    }
+    if (header.type === Command.WRITE && header.length > 0) {
+      this.#writing = request;
+      this.#expect = Expect.PAYLOAD;
+      return;
+    }
+    this.#submit(request);
+  }
+
+  /** A refused payload is read and thrown away while that is sensible; beyond it the stream is given up. */
+  #skipPayload(length: number): void {
+    if (length < 0 || length > 2 * this.#limits.maxPayload) {
+      this.#close();
+      return;
+    }
+    this.#skip = length;
+    this.#expect = Expect.SKIP;
+  }
+
+  #takePayload(): boolean {
+    const request = this.#writing!;
+    const buffer = this.#buffer;
+    const length = request.length;
+    if (buffer.available >= length) {
+      request.iov.push(buffer.memory, buffer.pos, length);
+      request.chunk = buffer.pin();
+      buffer.pos += length;
+      this.#writing = null;
+      this.#expect = Expect.HEADER;
+      this.#submit(request);
+      return true;
+    }
+    if (length <= CHUNK_PAYLOAD_MAX || this.#waitingForBudget) return false;
+    return this.#splitPayload(request);
+  }
+
+  /** A long payload: what has come stays in its chunk, the rest is received into a block of its own. */
+  #splitPayload(request: NbdRequest): boolean {
+    const buffer = this.#buffer;
+    const here = buffer.available;
+    const rest = request.length - here;
+    const blockAt = this.budget.allocate(rest);
+    if (blockAt < 0) {
+      this.#waitForBudget();
+      return false;
+    }
+    request.blockAt = blockAt;
+    request.blockLength = rest;
+    if (here > 0) {
+      request.iov.push(buffer.memory, buffer.pos, here);
+      request.chunk = buffer.pin();
+      buffer.pos += here;
+    }
+    request.iov.push(this.budget.memory, blockAt, rest);
+    this.#missing = rest;
+    this.#expect = Expect.BLOCK;
+    return false;
+  }
+
+  // Working.
+
+  #submit(request: NbdRequest): void {
+    const { blk } = this.negotiated.export;
+    switch (request.command) {
+      case Command.READ:
+        request.kind = RequestKind.READ;
+        request.flags = 0;
+        if (request.length > 0) request.iov.push(this.budget.memory, request.blockAt, request.length);
+        break;
+      case Command.WRITE:
+        request.kind = RequestKind.WRITE;
+        request.setFlags(false);
+        break;
+      case Command.FLUSH:
+        request.kind = RequestKind.FLUSH;
+        request.flags = 0;
+        break;
+      case Command.TRIM:
+        request.kind = RequestKind.DISCARD;
+        request.flags = 0;
+        break;
+      case Command.CACHE:
+        request.kind = RequestKind.CACHE;
+        request.flags = 0;
+        break;
+      case Command.WRITE_ZEROES:
+        request.kind = RequestKind.ZERO;
+        request.setFlags(true);
+        break;
+      default:
+        spawn(this.#blockStatus(request));
+        return;
+    }
+    if (request.length === 0 && request.kind !== RequestKind.FLUSH) this.requestDone(request, 0);
+    else blk.submit(request);
+  }
+
+  async #blockStatus(request: NbdRequest): Promise<void> {
+    this.requestDone(request, await blockStatus(request, this.negotiated, this.budget));
+  }
+
+  requestDone(request: NbdRequest, error: number): void {
+    if (request.chunk >= 0) {
+      this.#buffer.unpin(request.chunk);
+      request.chunk = -1;
+    }
+    if (error !== 0) {
+      this.#hooks.traffic.errors++;
+      request.message = request.failure instanceof Error ? request.failure.message : '';
+      request.failure = null;
+    }
+    if (this.#dead) {
+      this.#release(request);
+      this.#endIfDone();
+      return;
+    }
+    this.#replies.push(request, error);
+    this.#replyBh.schedule();
+  }
+
+  #take(): NbdRequest {
+    this.#busy++;
+    const idle = this.#idle.pop();
+    if (idle) {
+      idle.headerLength = 0;
+      idle.payloadLength = 0;
+      return idle;
+    }
+    const request = new NbdRequest(this, this.#requests++ * HEADER_ROOM);
+    request.flushAfter = () => this.negotiated.export.blk.submit(request);
+    return request;
+  }
+
+  #release(request: NbdRequest): void {
+    if (request.blockLength > 0) {
+      const { blockAt, blockLength } = request;
+      request.blockLength = 0;
+      this.budget.free(blockAt, blockLength);
+    }
+    request.iov.reset();
+    this.#busy--;
+    this.#idle.push(request);
+    this.#hooks.traffic.bytesOut += request.headerLength + request.payloadLength;
+  }
+
+  // Ending.
+
+  /** Reads no more requests; those under way are answered. */
+  #close(): void {
+    this.#closing = true;
+    this.#advance();
+  }
+
+  /** The client has gone: what it has sent whole is still worked on, and answered as far as it can be. */
+  #lost(): void {
+    this.#closing = true;
+    if (this.#writing) {
+      // A payload that was cut off: nothing of it is written.
+      const request = this.#writing;
+      this.#writing = null;
+      this.#expect = Expect.HEADER;
+      if (request.chunk >= 0) this.#buffer.unpin(request.chunk);
+      request.chunk = -1;
+      this.#release(request);
+    }
+    this.#endIfDone();
+  }
+
+  /** The stream cannot go on: no more replies either. */
+  #fail(): void {
+    if (this.#dead) return;
+    this.#dead = true;
+    this.#closing = true;
+    this.#socket.shutdown();
+    if (this.#waitingForBudget) {
+      this.#waitingForBudget = false;
+      this.budget.forget(this);
+    }
+    this.#replies.drop();
+    if (!this.#receiving) this.#lost();
+  }
+
+  #endIfDone(): void {
+    if (!this.#closing || this.#parsing || this.#ended.opened) return;
+    if (this.#busy > 0 || !this.#replies.idle) return;
+    if (this.#receiving) {
+      // The last reply has gone out; a receive that is still waiting for the client ends with the socket.
+      this.#socket.shutdown();
+      return;
+    }
+    this.#ended.open();
+  }
+}

@@ -1,0 +1,112 @@
+/** The exports of a server, and what a client is told about one. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import { type Bytes, isPowerOfTwo, KiB, MAX_OFFSET, MiB } from '../../base/units.ts';
+import type { BlockBackend } from '../../block/backend.ts';
+import { TransmissionFlag } from '../../proto/nbd/constants.ts';
+import { isWireString } from '../../proto/nbd/option.ts';
+
+export interface NbdExport {
+  /** At most 4096 bytes of UTF-8; '' is the export of clients that name none. */
+  readonly name: string;
+  /** For people; '' for none. At most 4096 bytes of UTF-8. */
+  readonly description: string;
+  readonly blk: BlockBackend;
+  readonly writable: boolean;
+  /** Offer `qemu:allocation-depth`. */
+  readonly allocationDepth: boolean;
+  /** Tell clients that they may open several connections: a flush on one covers the writes of all, since all share one
+   *  node. */
+  readonly multiConn: boolean;
+}
+
+/** How a handshake looks exports up. */
+export interface ExportDirectory {
+  /** The export of exactly this name. */
+  find(name: string): NbdExport | undefined;
+  /** In the order in which they were added. */
+  list(): Iterable<NbdExport>;
+  readonly count: number;
+}
+
+export class ExportList implements ExportDirectory {
+  // A Map, not an object: names come from the network, `__proto__` among them.
+  readonly #exports = new Map<string, NbdExport>();
+  readonly #max: number;
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  get count(): number {
+    return this.#exports.size;
+  }
+
+  find(name: string): NbdExport | undefined {
+    return this.#exports.get(name);
+  }
+
+  list(): Iterable<NbdExport> {
+    return this.#exports.values();
+  }
+
+  /** Throws EEXIST for a name that is taken, EINVAL for one that cannot travel, ENOSPC beyond the limit. */
+  add(entry: NbdExport): void {
+    const what = `Could not add NBD export '${entry.name.slice(0, 100)}'`;
+    if (!isWireString(entry.name)) {
+      throw new BlockError(Errno.EINVAL, `${what}: the name is not at most 4096 bytes of text`);
+    }
+    if (!isWireString(entry.description)) {
+      throw new BlockError(Errno.EINVAL, `${what}: the description is not at most 4096 bytes of text`);
+    }
+    if (this.#exports.has(entry.name)) throw new BlockError(Errno.EEXIST, `${what}: the name is in use`);
+    if (this.#exports.size >= this.#max) {
+      throw new BlockError(Errno.ENOSPC, `${what}: there are ${this.#max} exports already`);
+    }
+    this.#exports.set(entry.name, entry);
+  }
+
+  remove(name: string): boolean {
+    return this.#exports.delete(name);
+  }
+}
+
+/** The size a client is told, exactly. */
+export function exportSize(entry: NbdExport): Bytes {
+  return Math.min(entry.blk.length, MAX_OFFSET);
+}
+
+/** TransmissionFlag bits; `structured` is true with structured or extended replies. */
+export function transmissionFlags(entry: NbdExport, structured: boolean): number {
+  let flags = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA;
+  flags |= TransmissionFlag.SEND_CACHE;
+  if (structured) flags |= TransmissionFlag.SEND_DF;
+  if (entry.multiConn) flags |= TransmissionFlag.CAN_MULTI_CONN;
+  if (!entry.writable) return flags | TransmissionFlag.READ_ONLY;
+  return flags | TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO;
+}
+
+export interface BlockSizes {
+  readonly minimum: Bytes;
+  readonly preferred: Bytes;
+  readonly maximum: Bytes;
+}
+
+/**
+ * What the BLOCK_SIZE information says. All three are powers of two. The minimum is what the node below works in, made
+ * smaller where the size is no multiple of it: the specification wants the whole export to be reachable, and block/
+ * serves requests of any alignment.
+ */
+export function blockSizes(entry: NbdExport, maxPayload: Bytes): BlockSizes {
+  const { alignment, optimal } = entry.blk.limits;
+  let minimum = Math.min(64 * KiB, powerOfTwoUp(alignment));
+  while (exportSize(entry) % minimum !== 0) minimum /= 2;
+  const preferred = Math.min(32 * MiB, powerOfTwoUp(Math.max(4096, optimal, minimum)));
+  return { minimum, preferred, maximum: Math.max(maxPayload, preferred) };
+}
+
+function powerOfTwoUp(value: number): number {
+  if (isPowerOfTwo(value)) return value;
+  let power = 1;
+  while (power < value) power *= 2;
+  return power;
+}

@@ -1,0 +1,283 @@
+/**
+ * The NBD server: listeners, clients, and a good end for both. What a client says is the business of handshake.ts and
+ * of the transmission phase; this is who may come in, and how everybody gets out.
+ */
+import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../../aio/backend.ts';
+import type { AioContext } from '../../aio/context.ts';
+import { Gate, WaitOp } from '../../aio/op.ts';
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { Memory } from '../../base/memory.ts';
+import type { Nanoseconds } from '../../base/units.ts';
+import { ByteBudget } from './budget.ts';
+import { transmit } from './connection.ts';
+import { ExportList, type NbdExport } from './export-list.ts';
+import { handshake, longestHandshakeMessage, type Negotiated } from './handshake.ts';
+import { handshakeMemorySize } from './handshake-stream.ts';
+import { DEFAULT_LIMITS, type NbdLimits, type NbdTraffic, StopSignal } from './limits.ts';
+
+/** How long accepting rests after an error (out of descriptors, say). */
+const ACCEPT_PAUSE_NS: Nanoseconds = 100e6;
+/** When there is no room, a handshake of this age makes room for the next client: half-open connections keep nobody
+ *  out. Handshakes take milliseconds. */
+const EVICT_AFTER_NS: Nanoseconds = 500e6;
+/** Handshake buffers that are kept for the next client. */
+const SPARE_MEMORIES = 16;
+
+export interface NbdServerOptions {
+  readonly limits?: Partial<NbdLimits>;
+  /** Told why a client has gone, for logs; `why` is the end of a sentence that begins with the peer. */
+  readonly onClientEnd?: (peer: string, why: string) => void;
+}
+
+/** A listening socket that somebody else has made (systemd socket activation). */
+export interface ListenFd {
+  readonly kind: 'fd';
+  readonly fd: number;
+}
+
+export interface NbdClientInfo {
+  readonly peer: string;
+  readonly state: 'handshake' | 'transmission';
+  /** Undefined in the handshake. */
+  readonly exportName: string | undefined;
+}
+
+export interface NbdServerStats {
+  accepted: number;
+  acceptErrors: number;
+  /** Handshakes that led to the transmission phase, and those that did not. */
+  handshakes: number;
+  handshakeFailures: number;
+  /** Handshakes that had to make room for others. */
+  evicted: number;
+}
+
+class Client {
+  readonly socket: AioSocket;
+  readonly since: Nanoseconds;
+  readonly stop = new StopSignal();
+  export: NbdExport | undefined;
+  evicted = false;
+
+  constructor(socket: AioSocket, since: Nanoseconds) {
+    this.socket = socket;
+    this.since = since;
+  }
+}
+
+/** Home thread only. */
+export class NbdServer {
+  readonly context: AioContext;
+  readonly limits: NbdLimits;
+  readonly stats: NbdServerStats = { accepted: 0, acceptErrors: 0, handshakes: 0, handshakeFailures: 0, evicted: 0 };
+  readonly traffic: NbdTraffic = { requests: 0, errors: 0, bytesIn: 0, bytesOut: 0 };
+  /** Payload memory of all connections. */
+  readonly budget: ByteBudget;
+  readonly #onClientEnd: (peer: string, why: string) => void;
+  readonly #exports: ExportList;
+  readonly #listeners = new Set<AioListener>();
+  /** In the order of their coming. */
+  readonly #clients = new Set<Client>();
+  readonly #memories: Memory[] = [];
+  #acceptLoops = 0;
+  #stopping: Promise<void> | undefined;
+  /** Opens, and is replaced, whenever something changes that somebody may wait for. */
+  #changed = new Gate();
+
+  /** Throws EINVAL for limits that cannot work. */
+  constructor(context: AioContext, options: NbdServerOptions = {}) {
+    this.context = context;
+    this.limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.budget = new ByteBudget(context, this.limits.maxBuffered);
+    this.#exports = new ExportList(this.limits.maxExports);
+    this.#onClientEnd = options.onClientEnd ?? (() => {});
+  }
+
+  get addresses(): readonly SocketAddress[] {
+    return [...this.#listeners].map((listener) => listener.address);
+  }
+
+  get exports(): readonly NbdExport[] {
+    return [...this.#exports.list()];
+  }
+
+  get clients(): readonly NbdClientInfo[] {
+    return [...this.#clients].map(({ socket, export: entry }) => ({
+      peer: socket.peer,
+      state: entry ? 'transmission' : 'handshake',
+      exportName: entry?.name,
+    }));
+  }
+
+  /** Offers `entry` to clients from now on. Throws EEXIST, EINVAL, ENOSPC. The caller keeps its BlockBackend open until
+   *  {@link removeExport} or {@link stop} has resolved. */
+  addExport(entry: NbdExport): void {
+    this.#exports.add(entry);
+  }
+
+  /**
+   * Takes an export away. `safe` refuses with EBUSY while clients use it; `hard` cuts them off. Resolves once no request
+   * of theirs is in flight. Rejects with ENOENT for a name that is not there.
+   */
+  async removeExport(name: string, mode: 'safe' | 'hard' = 'safe'): Promise<void> {
+    const entry = this.#exports.find(name);
+    if (!entry) throw new BlockError(Errno.ENOENT, `Could not remove NBD export '${name}': there is none`);
+    const users = (): Client[] => [...this.#clients].filter((client) => client.export === entry);
+    if (mode === 'safe' && users().length > 0) {
+      throw new BlockError(Errno.EBUSY, `Could not remove NBD export '${name}': ${users().length} clients use it`);
+    }
+    this.#exports.remove(name);
+    for (const client of users()) client.socket.shutdown();
+    while (users().length > 0) await this.#changed.promise;
+  }
+
+  /** Begins to accept clients there; resolves to where it really listens. */
+  async listen(address: SocketAddress | ListenFd, options?: ListenOptions): Promise<SocketAddress> {
+    this.#assertNotStopping();
+    const { backend } = this.context;
+    const listener = await (address.kind === 'fd'
+      ? backend.adoptListener(address.fd)
+      : backend.listen(address, options));
+    if (this.#stopping) {
+      await listener.close();
+      this.#assertNotStopping();
+    }
+    this.#listeners.add(listener);
+    this.#acceptLoops++;
+    this.context.run('nbd accept', async () => {
+      await this.#accept(listener);
+      this.#acceptLoops--;
+      this.#notify();
+    });
+    return listener.address;
+  }
+
+  /** Serves one connected socket to its end, and closes it. For sockets that came otherwise than by {@link listen}. */
+  async serve(socket: AioSocket): Promise<void> {
+    const client = new Client(socket, this.context.now());
+    this.#clients.add(client);
+    const why = this.#stopping ? 'the server is stopping' : await this.#converse(client);
+    socket.shutdown();
+    await socket.close();
+    this.#clients.delete(client);
+    this.#notify();
+    this.#onClientEnd(socket.peer, client.evicted ? 'it was too slow and others waited' : why);
+  }
+
+  /**
+   * Ends the server: no new clients, no new requests; those in flight finish and are answered. After `graceMs` the
+   * connections that are left are cut, and only their requests in flight are waited for. May be called again.
+   */
+  stop(graceMs = 5000): Promise<void> {
+    this.#stopping ??= this.#stop(graceMs * 1e6);
+    return this.#stopping;
+  }
+
+  #assertNotStopping(): void {
+    if (this.#stopping) throw new BlockError(Errno.ESHUTDOWN, 'Could not listen: the NBD server is stopping');
+  }
+
+  #notify(): void {
+    const changed = this.#changed;
+    this.#changed = new Gate();
+    changed.open();
+  }
+
+  async #stop(grace: Nanoseconds): Promise<void> {
+    const cut = (): void => {
+      for (const client of this.#clients) client.socket.shutdown();
+    };
+    const deadline = this.context.timer(cut, 'nbd stop deadline');
+    deadline.armIn(grace);
+    const closing = [...this.#listeners].map((listener) => listener.close());
+    this.#listeners.clear();
+    for (const client of this.#clients) {
+      if (client.export) client.stop.raise();
+      else client.socket.shutdown();
+    }
+    this.#notify();
+    await Promise.all(closing);
+    while (this.#acceptLoops > 0 || this.#clients.size > 0) await this.#changed.promise;
+    deadline.cancel();
+    this.#memories.length = 0;
+  }
+
+  async #accept(listener: AioListener): Promise<void> {
+    const op = new WaitOp();
+    const alarm = this.context.timer(() => this.#notify(), 'nbd accept pause');
+    while (!this.#stopping) {
+      const accepted = op.wait();
+      listener.accept(op);
+      const result = await accepted;
+      if (result === -Errno.ECANCELED || result === -Errno.EBADF) break;
+      if (result < 0) {
+        this.stats.acceptErrors++;
+        const until = this.context.now() + ACCEPT_PAUSE_NS;
+        alarm.armIn(ACCEPT_PAUSE_NS);
+        while (!this.#stopping && this.context.now() < until) await this.#changed.promise;
+        continue;
+      }
+      const socket = listener.takeAccepted();
+      this.stats.accepted++;
+      // One client at most waits outside in each listener; the others stay in the backlog.
+      while (!this.#stopping && !this.#makeRoom((ns) => alarm.armIn(ns))) await this.#changed.promise;
+      this.context.run('nbd client', () => this.serve(socket));
+    }
+    alarm.cancel();
+  }
+
+  /** True when there is room for one more. Otherwise the oldest handshake has to leave, if not now then in the time that
+   *  `later` is told. */
+  #makeRoom(later: (ns: Nanoseconds) => void): boolean {
+    const { maxConnections } = this.limits;
+    if (maxConnections === 0 || this.#clients.size < maxConnections) return true;
+    for (const client of this.#clients) {
+      if (client.evicted) return false;
+      if (client.export) continue;
+      const left = client.since + EVICT_AFTER_NS - this.context.now();
+      if (left > 0) {
+        later(left);
+        return false;
+      }
+      client.evicted = true;
+      this.stats.evicted++;
+      client.socket.shutdown();
+      return false;
+    }
+    return false;
+  }
+
+  /** The whole conversation with a client; returns why it ended. The socket is idle afterwards. */
+  async #converse(client: Client): Promise<string> {
+    const memory = this.#memories.pop() ?? this.#newMemory();
+    const result = await handshake(this.context, client.socket, memory, this.#exports, this.limits);
+    if (this.#memories.length < SPARE_MEMORIES) this.#memories.push(memory);
+    if ('ended' in result) {
+      this.stats.handshakeFailures++;
+      return result.ended;
+    }
+    this.stats.handshakes++;
+    // Both may have come since the handshake looked.
+    if (this.#stopping) return 'the server is stopping';
+    if (this.#exports.find(result.exportName) !== result.export) return 'its export was removed';
+    return this.#transmission(client, result);
+  }
+
+  async #transmission(client: Client, negotiated: Negotiated): Promise<string> {
+    client.export = negotiated.export;
+    const hooks = { stop: client.stop, traffic: this.traffic };
+    await transmit(this.context, client.socket, negotiated, this.limits, this.budget, hooks);
+    return 'the transmission has ended';
+  }
+
+  #newMemory(): Memory {
+    const size = handshakeMemorySize(longestHandshakeMessage(this.limits));
+    return this.context.backend.memory(new Uint8Array(new SharedArrayBuffer(size)));
+  }
+}
+
+/** 'unix:/run/disk.sock' or '127.0.0.1:10809', for messages. */
+export function addressText(address: SocketAddress): string {
+  if (address.kind === 'unix') return `unix:${address.path}`;
+  return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
+}

@@ -1,0 +1,36 @@
+/**
+ * Blockplane: disk images and NBD for Node.js, each disk in an I/O thread of its own choosing, outside any global lock.
+ *
+ * ```ts
+ * import { open, serveNbd } from 'blockplane';
+ *
+ * await using disk = await open('disk.img');
+ * await disk.write(new TextEncoder().encode('hello'), 0, 5, 0);
+ * await disk.flush();
+ * await using service = await serveNbd(disk, { host: '127.0.0.1', port: 10809 });
+ * ```
+ */
+export type { SocketAddress } from './aio/backend.ts';
+export { BlockError, type ErrorPlace, type ErrnoName } from './base/errors.ts';
+export type { Abortable } from './lib/abort.ts';
+export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
+export type { BufferOptions, Position } from './lib/disk-args.ts';
+export type { DiskStat } from './lib/disk-stat.ts';
+export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
+export type { ListenTarget } from './lib/listen.ts';
+export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
+export { type DiskExport, type ExportOptions, NbdService, serveNbd, type ServeNbdOptions } from './lib/nbd.ts';
+export { open, type OpenOptions } from './lib/open.ts';
+export type {
+  BlockdevOptions,
+  CacheMode,
+  DetectZeroes,
+  Discard,
+  FileOptions,
+  Format,
+  NodeOptions,
+  NullOptions,
+  RawOptions,
+  TargetOptions,
+} from './lib/options.ts';
+export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';

@@ -1,0 +1,313 @@
+/** A disk, in the shape of node's FileHandle, so that code written for files takes it. */
+import type { ReadableStream } from 'node:stream/web';
+import { CoMutex } from '../aio/co-mutex.ts';
+import { Gate } from '../aio/op.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
+import { RequestFlags } from '../block/driver.ts';
+import { type Abortable, abortable } from './abort.ts';
+import { type BufferOptions, isCurrent, offsetOf, type Position, transferArgs, viewOf } from './disk-args.ts';
+import { DiskStat } from './disk-stat.ts';
+import type { IOThread, ThreadUse } from './iothread.ts';
+import type { BlockExtent, OpenReply } from './messages.ts';
+import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
+import { readInto, writeFrom } from './transfer.ts';
+
+const DEFAULT_READ = 16 * KiB;
+
+export interface ZeroOptions extends Abortable {
+  /** The range may be deallocated. */
+  readonly unmap?: boolean | undefined;
+  /** On stable storage when it ends. */
+  readonly fua?: boolean | undefined;
+}
+
+export interface ReadResult<T extends ArrayBufferView> {
+  readonly bytesRead: Bytes;
+  readonly buffer: T;
+}
+
+export interface WriteResult<T extends ArrayBufferView> {
+  readonly bytesWritten: Bytes;
+  readonly buffer: T;
+}
+
+/**
+ * An open disk image or device. Offsets and lengths are bytes, as numbers or bigints below 2^53 (EFBIG from there on).
+ * Requests may overlap in time and end in any order; what a write returned for is visible to every later read.
+ * All failures reject with BlockError: EIO, ENOSPC, EPERM (read-only), EBADF (closed), EINVAL (bad arguments), ...
+ *
+ * ```ts
+ * await using disk = await open('disk.img');
+ * const { bytesRead, buffer } = await disk.read(new Uint8Array(512), 0, 512, 0);
+ * ```
+ */
+export class Disk {
+  /** The file name it was opened by, or its driver's name. */
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly nodeName: string;
+  /** @internal */
+  readonly id: number;
+  readonly #use: ThreadUse;
+  readonly #cursorLock = new CoMutex();
+  readonly #dependents = new Set<() => Promise<unknown>>();
+  #cursor: Offset = 0;
+  #size: Bytes;
+  #pending = 0;
+  #idle: Gate | undefined;
+  #closing: Promise<void> | undefined;
+
+  /** @internal Use open(). */
+  constructor(use: ThreadUse, reply: OpenReply, name: string) {
+    this.#use = use;
+    this.id = reply.disk;
+    this.name = name;
+    this.readOnly = reply.readOnly;
+    this.nodeName = reply.nodeName;
+    this.#size = reply.size;
+  }
+
+  /** Bytes; as of the last open, truncate or stat. */
+  get size(): Bytes {
+    return this.#size;
+  }
+
+  /** The thread whose loop does its I/O. */
+  get iothread(): IOThread {
+    return this.#use.thread;
+  }
+
+  get closed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  /**
+   * Reads into `buffer`. Fewer bytes than asked for mean that the disk ended there. Without a position it goes on where
+   * the last such read or write ended.
+   */
+  read<T extends ArrayBufferView>(
+    buffer: T,
+    offset?: number | null,
+    length?: number | null,
+    position?: Position,
+  ): Promise<ReadResult<T>>;
+  read<T extends ArrayBufferView>(buffer: T, options?: BufferOptions<T>): Promise<ReadResult<T>>;
+  read<T extends ArrayBufferView = Uint8Array>(options?: BufferOptions<T>): Promise<ReadResult<T>>;
+  async read<T extends ArrayBufferView>(
+    first?: T | BufferOptions<T>,
+    second?: number | null | BufferOptions<T>,
+    length?: number | null,
+    position?: Position,
+  ): Promise<ReadResult<T>> {
+    const fallback = (): T => new Uint8Array(DEFAULT_READ) as unknown as T;
+    const args = transferArgs(first, second, length, position, fallback);
+    const bytesRead = await this.#read([args.view], args.position, args.signal);
+    return { bytesRead, buffer: args.buffer };
+  }
+
+  /** Fills `buffers` one after the other. */
+  async readv<T extends ArrayBufferView>(
+    buffers: readonly T[],
+    position?: Position,
+  ): Promise<{ bytesRead: Bytes; buffers: readonly T[] }> {
+    return { bytesRead: await this.#read(buffers.map(viewOf), position, undefined), buffers };
+  }
+
+  /**
+   * Writes all of the buffer's part, or rejects: EIO beyond the end of the disk, ENOSPC when the storage is full. With
+   * a signal that fires midway, some of it may have been written.
+   */
+  write<T extends ArrayBufferView>(
+    buffer: T,
+    offset?: number | null,
+    length?: number | null,
+    position?: Position,
+  ): Promise<WriteResult<T>>;
+  write<T extends ArrayBufferView>(buffer: T, options?: BufferOptions<T>): Promise<WriteResult<T>>;
+  async write<T extends ArrayBufferView>(
+    first: T,
+    second?: number | null | BufferOptions<T>,
+    length?: number | null,
+    position?: Position,
+  ): Promise<WriteResult<T>> {
+    const args = transferArgs(first, second, length, position, () => first);
+    const bytesWritten = await this.#write([args.view], args.position, args.signal);
+    return { bytesWritten, buffer: args.buffer };
+  }
+
+  /** Writes `buffers` one after the other. */
+  async writev<T extends ArrayBufferView>(
+    buffers: readonly T[],
+    position?: Position,
+  ): Promise<{ bytesWritten: Bytes; buffers: readonly T[] }> {
+    return { bytesWritten: await this.#write(buffers.map(viewOf), position, undefined), buffers };
+  }
+
+  /** Every write that has returned is on stable storage after it. */
+  flush(options: Abortable = {}): Promise<void> {
+    return this.#io(() => this.#use.thread.call('flush', { disk: this.id }), options.signal);
+  }
+
+  sync(): Promise<void> {
+    return this.flush();
+  }
+
+  datasync(): Promise<void> {
+    return this.flush();
+  }
+
+  /** Makes a range read as zeroes, by the cheapest way there is. */
+  writeZeroes(position: number | bigint, length: number | bigint, options: ZeroOptions = {}): Promise<void> {
+    const flags = (options.unmap ? RequestFlags.MAY_UNMAP : 0) | (options.fua ? RequestFlags.FUA : 0);
+    return this.#range('zero', position, length, flags, options);
+  }
+
+  /** Says that a range's content is no longer needed. Advisory: what it reads as afterwards is not defined. */
+  discard(position: number | bigint, length: number | bigint, options: Abortable = {}): Promise<void> {
+    return this.#range('discard', position, length, 0, options);
+  }
+
+  /**
+   * What is where: ranges from `position` on, in order and without gaps, neighbours of one kind joined as far as one
+   * answer goes. Default: the whole disk.
+   */
+  async *blockStatus(
+    position: number | bigint = 0,
+    length?: number | bigint,
+    options: Abortable = {},
+  ): AsyncGenerator<BlockExtent, void, undefined> {
+    let at = offsetOf(position, 'position');
+    const want = length === undefined ? MAX_OFFSET : offsetOf(length, 'length');
+    const end = Math.min(at + want, this.#size);
+    while (at < end) {
+      options.signal?.throwIfAborted();
+      const message = { disk: this.id, at, length: end - at, flags: 0 };
+      const extents = await this.#io(() => this.#use.thread.call('status', message), options.signal);
+      if (extents.length === 0) return;
+      for (const extent of extents) {
+        yield extent;
+        at = extent.offset + extent.length;
+      }
+    }
+  }
+
+  async stat(): Promise<DiskStat> {
+    const reply = await this.#io(() => this.#use.thread.call('stat', { disk: this.id }), undefined);
+    this.#size = reply.size;
+    return new DiskStat(reply);
+  }
+
+  /** Resizes; what is added reads as zeroes. ENOTSUP where the format or the device cannot. */
+  async truncate(size: number | bigint = 0): Promise<void> {
+    const message = { disk: this.id, size: offsetOf(size, 'size') };
+    this.#size = await this.#io(() => this.#use.thread.call('truncate', message), undefined);
+  }
+
+  createReadStream(options: ReadStreamOptions = {}): DiskReadStream {
+    return new DiskReadStream(this, options);
+  }
+
+  /** Writes from `start` on; its end flushes. Writing past `end` or the disk's end fails. */
+  createWriteStream(options: ReadStreamOptions = {}): DiskWriteStream {
+    return new DiskWriteStream(this, options);
+  }
+
+  readableWebStream(options: ReadStreamOptions = {}): ReadableStream<Uint8Array> {
+    return webStream(this, options);
+  }
+
+  /**
+   * Stops what serves it, waits for requests under way, flushes and closes. Again: the same end. Rejects when the last
+   * flush failed; the disk is closed all the same.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** @internal `stop` runs before the disk closes; the answer takes it back. */
+  dependOn(stop: () => Promise<unknown>): () => void {
+    this.#assertOpen();
+    this.#dependents.add(stop);
+    return () => this.#dependents.delete(stop);
+  }
+
+  async #close(): Promise<void> {
+    try {
+      await Promise.all([...this.#dependents].map((stop) => stop()));
+      while (this.#pending > 0) {
+        this.#idle ??= new Gate();
+        await this.#idle.promise;
+      }
+      await this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
+        if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
+      });
+    } finally {
+      await this.#use.release();
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#closing) throw new BlockError(Errno.EBADF, `Could not use '${this.name}': it is closed`);
+  }
+
+  /** Runs one request; `close` waits for it even when the caller has given it up. */
+  async #io<T>(request: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+    this.#assertOpen();
+    signal?.throwIfAborted();
+    this.#pending++;
+    const running = request().finally(() => {
+      if (--this.#pending > 0) return;
+      this.#idle?.open();
+      this.#idle = undefined;
+    });
+    return abortable(running, signal);
+  }
+
+  /** Runs `io` at `position`; at the current one, in turn with others, and moves it. */
+  async #at(position: Position, io: (at: Offset) => Promise<Bytes>, signal: AbortSignal | undefined): Promise<Bytes> {
+    if (!isCurrent(position)) {
+      const at = offsetOf(position as number | bigint, 'position');
+      return this.#io(() => io(at), signal);
+    }
+    const inTurn = async (): Promise<Bytes> => {
+      using _turn = await this.#cursorLock.lock();
+      const done = await io(this.#cursor);
+      this.#cursor += done;
+      return done;
+    };
+    return this.#io(inTurn, signal);
+  }
+
+  #read(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
+    const total = views.reduce((sum, view) => sum + view.length, 0);
+    const read = async (at: Offset): Promise<Bytes> =>
+      total === 0 ? 0 : readInto(this.#use.thread, this.id, views, at, { signal });
+    return this.#at(position, read, signal);
+  }
+
+  #write(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
+    const total = views.reduce((sum, view) => sum + view.length, 0);
+    const write = async (at: Offset): Promise<Bytes> => {
+      if (total > 0) await writeFrom(this.#use.thread, this.id, views, at, 0, { signal });
+      return total;
+    };
+    return this.#at(position, write, signal);
+  }
+
+  async #range(
+    method: 'zero' | 'discard',
+    position: number | bigint,
+    length: number | bigint,
+    flags: number,
+    options: Abortable,
+  ): Promise<void> {
+    const message = { disk: this.id, at: offsetOf(position, 'position'), length: offsetOf(length, 'length'), flags };
+    await this.#io(() => this.#use.thread.call(method, message), options.signal);
+  }
+}

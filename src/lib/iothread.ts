@@ -1,0 +1,185 @@
+/** IOThreads as programs see them: a worker thread with an AioContext of its own, in which disks live. */
+import { EventEmitter } from 'node:events';
+import { IOThread as AioThread } from '../aio/iothread.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { type Bytes, isPowerOfTwo, MiB } from '../base/units.ts';
+import { Arena, PIECE } from './memory.ts';
+import type { Method, Methods, ThreadStats } from './messages.ts';
+
+const EXTENSION = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
+const WORKER = new URL(`./worker.${EXTENSION}`, import.meta.url);
+
+export interface IOThreadOptions {
+  /** For messages and reports; default io0, io1, ... */
+  readonly name?: string | undefined;
+  /** 'ring' (io_uring) or 'pool' (node:fs and node:net); default: ring where the system allows it. */
+  readonly aio?: 'ring' | 'pool' | undefined;
+  /** Longest time to spin before sleeping, in nanoseconds; 0 never spins. Default 32768. */
+  readonly pollMaxNs?: number | undefined;
+  /** Factor by which spinning grows; 0 means 2. */
+  readonly pollGrow?: number | undefined;
+  /** Divisor by which spinning shrinks; 0 means at once to nothing. */
+  readonly pollShrink?: number | undefined;
+  /** Shared memory for the transfers of this thread's disks, in bytes: a power of two, at least 1 MiB. Default 32 MiB,
+   *  of which only what is used takes memory. */
+  readonly memory?: Bytes | undefined;
+}
+
+let started = 0;
+
+/**
+ * A thread that does block I/O: disks opened in it share its event loop and nothing else in the process. Its 'crash'
+ * event comes with the error when the thread died; every call in flight and every later one then fails with EIO.
+ *
+ * ```ts
+ * const thread = await IOThread.start({ name: 'io0' });
+ * const disk = await open('disk.img', { iothread: thread });
+ * ...
+ * await disk.close();
+ * await thread.stop();
+ * ```
+ */
+export class IOThread extends EventEmitter<{ crash: [Error] }> {
+  readonly name: string;
+  /** Which of the backends it runs on, and why. */
+  readonly backend: { readonly name: string; readonly detail: string };
+  readonly #thread: AioThread;
+  readonly #memory: Bytes;
+  #arena: Promise<Arena> | undefined;
+  readonly #listeners = new Map<number, (name: string, payload: unknown) => void>();
+
+  private constructor(thread: AioThread, memory: Bytes) {
+    super();
+    this.#thread = thread;
+    this.#memory = memory;
+    this.name = thread.name;
+    this.backend = thread.backend;
+    thread.on('crash', (error: Error) => {
+      if (this.listenerCount('crash') > 0) this.emit('crash', error);
+    });
+    thread.on('event', (name: string, payload: unknown) => {
+      const service = (payload as { readonly service?: unknown } | null)?.service;
+      if (typeof service === 'number') this.#listeners.get(service)?.(name, payload);
+    });
+  }
+
+  /** Starts a thread; resolves once its loop runs. Rejects when the backend that was asked for is not available. */
+  static async start(options: IOThreadOptions = {}): Promise<IOThread> {
+    const memory = options.memory ?? 32 * MiB;
+    if (!isPowerOfTwo(memory) || memory < PIECE) {
+      throw new BlockError(Errno.EINVAL, `memory: ${memory} is not a power of two of at least ${PIECE}`);
+    }
+    const thread = await AioThread.start({
+      name: options.name ?? `io${started++}`,
+      setup: WORKER,
+      ...(options.aio ? { aio: options.aio } : {}),
+      ...(options.pollMaxNs === undefined ? {} : { pollMaxNs: options.pollMaxNs }),
+      ...(options.pollGrow === undefined ? {} : { pollGrow: options.pollGrow }),
+      ...(options.pollShrink === undefined ? {} : { pollShrink: options.pollShrink }),
+    });
+    return new IOThread(thread, memory);
+  }
+
+  /** @internal */
+  call<M extends Method>(method: M, args: Methods[M]['args']): Promise<Methods[M]['result']> {
+    return this.#thread.call<Methods[M]['result']>(method, args);
+  }
+
+  /** @internal The shared memory, known to the thread. */
+  arena(): Promise<Arena> {
+    this.#arena ??= this.#shareArena();
+    return this.#arena;
+  }
+
+  async #shareArena(): Promise<Arena> {
+    const arena = new Arena(this.#memory);
+    await this.call('memory', { buffer: arena.buffer });
+    return arena;
+  }
+
+  /** @internal Events that carry `service` go to `listener`; undefined ends it. */
+  listen(service: number, listener: ((name: string, payload: unknown) => void) | undefined): void {
+    if (listener) this.#listeners.set(service, listener);
+    else this.#listeners.delete(service);
+  }
+
+  /** Counters of the thread's loop. */
+  stats(): Promise<ThreadStats> {
+    return this.call('stats', undefined);
+  }
+
+  /** Stops services, flushes and closes disks that are still open, then ends the thread. Idempotent. */
+  stop(): Promise<void> {
+    return this.#thread.stop();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  /** The thread keeps the process alive (default), or no longer does. */
+  ref(): this {
+    this.#thread.ref();
+    return this;
+  }
+
+  unref(): this {
+    this.#thread.unref();
+    return this;
+  }
+}
+
+/** A thread and the way to say that it is no longer needed. */
+export interface ThreadUse {
+  readonly thread: IOThread;
+  release(): Promise<void>;
+}
+
+interface Shared {
+  readonly starting: Promise<IOThread>;
+  users: number;
+}
+
+const shared = new Map<string, Shared>();
+
+/**
+ * `given`, or the thread that disks without one share: it starts with the first of them and ends with the last, so
+ * that it never keeps a process alive on its own.
+ */
+export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool' | undefined): Promise<ThreadUse> {
+  if (given) {
+    if (aio && given.backend.name !== aio) {
+      throw new BlockError(Errno.EINVAL, `aio: '${aio}' was asked for, but ${given.name} runs on ${given.backend.name}`);
+    }
+    return { thread: given, release: () => Promise.resolve() };
+  }
+  const key = aio ?? '';
+  const entry = shared.get(key) ?? startShared(key, aio);
+  entry.users++;
+  let released = false;
+  const release = async (): Promise<void> => {
+    if (released) return;
+    released = true;
+    entry.users--;
+    if (entry.users > 0) return;
+    if (shared.get(key) === entry) shared.delete(key);
+    const thread = await entry.starting.catch(() => undefined);
+    await thread?.stop();
+  };
+  try {
+    return { thread: await entry.starting, release };
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
+
+function startShared(key: string, aio: 'ring' | 'pool' | undefined): Shared {
+  const entry: Shared = { starting: IOThread.start({ name: `default${key && `-${key}`}`, aio }), users: 0 };
+  shared.set(key, entry);
+  const forget = (): void => {
+    if (shared.get(key) === entry) shared.delete(key);
+  };
+  entry.starting.then((thread) => thread.on('crash', forget), forget);
+  return entry;
+}

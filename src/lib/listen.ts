@@ -1,0 +1,83 @@
+/** From what a program says about where to listen, to addresses that the seam takes. */
+import { lookup } from 'node:dns/promises';
+import { lstat, unlink } from 'node:fs/promises';
+import { createConnection, isIP } from 'node:net';
+import { resolve } from 'node:path';
+import type { SocketAddress } from '../aio/backend.ts';
+import { Gate } from '../aio/op.ts';
+import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+
+export interface ListenTarget {
+  /** Path of a unix socket. */
+  readonly socket?: string | undefined;
+  /** Mode of the unix socket's file; default 0o600. */
+  readonly socketMode?: number | undefined;
+  /** Address or name to listen on; default 127.0.0.1 when there is a port. */
+  readonly host?: string | undefined;
+  /** Default 10809 when there is a host; 0 for a free one. */
+  readonly port?: number | undefined;
+  /** A listening socket that was handed to us. It belongs to the service from here on. */
+  readonly fd?: number | undefined;
+}
+
+export type Listen = SocketAddress | { readonly kind: 'fd'; readonly fd: number };
+
+const NBD_PORT = 10809;
+/** sizeof(sun_path) less the closing zero. */
+const SOCKET_PATH_MAX = 107;
+
+/** undefined when `target` names nothing. Throws EINVAL when it names several, or none that can be. */
+export async function listenOf(target: ListenTarget): Promise<Listen | undefined> {
+  const { socket, host, port, fd } = target;
+  const named = Number(socket !== undefined) + Number(host !== undefined || port !== undefined) + Number(fd !== undefined);
+  if (named > 1) throw new BlockError(Errno.EINVAL, 'Could not listen: give one of socket, host and port, or fd');
+  if (named === 0) return undefined;
+  if (fd !== undefined) {
+    if (!Number.isInteger(fd) || fd < 0) throw new BlockError(Errno.EINVAL, `fd: ${fd} is not a descriptor`);
+    return { kind: 'fd', fd };
+  }
+  if (socket !== undefined) return unixAddress(socket);
+  return inetAddress(host ?? '127.0.0.1', port ?? NBD_PORT);
+}
+
+async function unixAddress(socket: string): Promise<SocketAddress> {
+  const path = resolve(socket);
+  const bytes = new TextEncoder().encode(path).length;
+  if (socket === '' || bytes > SOCKET_PATH_MAX || socket.includes('\0')) {
+    const why = socket === '' ? 'the path is empty' : `its path has ${bytes} bytes; at most ${SOCKET_PATH_MAX} fit`;
+    throw new BlockError(Errno.EINVAL, `Could not listen on '${path}': ${why}`);
+  }
+  await removeStale(path);
+  return { kind: 'unix', path };
+}
+
+async function inetAddress(host: string, port: number): Promise<SocketAddress> {
+  if (!Number.isInteger(port) || port < 0 || port > 65535) {
+    throw new BlockError(Errno.EINVAL, `port: ${port} is not in 0..65535`);
+  }
+  if (isIP(host) !== 0) return { kind: 'inet', host, port };
+  try {
+    const { address } = await lookup(host);
+    return { kind: 'inet', host: address, port };
+  } catch (error) {
+    throw new BlockError(errnoOf(error), `Could not listen on '${host}': the name is not known`, { cause: error });
+  }
+}
+
+/** Removes a unix socket that nobody listens on any more: what a server leaves behind that was killed. */
+async function removeStale(path: string): Promise<void> {
+  const stat = await lstat(path).catch(() => undefined);
+  if (!stat) return;
+  if (!stat.isSocket()) {
+    const why = 'the file exists and is not a socket';
+    throw new BlockError(Errno.EADDRINUSE, `Could not listen on '${path}': ${why}`);
+  }
+  const outcome = new Gate<string>();
+  const probe = createConnection({ path });
+  probe.once('connect', () => outcome.open('connected'));
+  probe.once('error', (error: NodeJS.ErrnoException) => outcome.open(error.code ?? 'unknown'));
+  const result = await outcome.promise;
+  probe.destroy();
+  if (result === 'ECONNREFUSED') await unlink(path).catch(() => undefined);
+  else throw new BlockError(Errno.EADDRINUSE, `Could not listen on '${path}': ${errnoText(Errno.EADDRINUSE)}`);
+}

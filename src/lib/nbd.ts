@@ -1,0 +1,228 @@
+/** Disks as NBD exports. */
+import { EventEmitter } from 'node:events';
+import type { SocketAddress } from '../aio/backend.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Bytes } from '../base/units.ts';
+import type { Abortable } from './abort.ts';
+import type { Disk } from './disk.ts';
+import type { IOThread } from './iothread.ts';
+import { type ListenTarget, listenOf } from './listen.ts';
+import type { ExportMessage, NbdStartReply, NbdStats } from './messages.ts';
+import { PrivateDirectory } from './private-directory.ts';
+import { nbdUri } from './uri.ts';
+
+export interface ExportOptions {
+  /** What clients ask for; default '', the export of clients that name none. At most 4096 bytes of UTF-8. */
+  readonly exportName?: string | undefined;
+  /** For people, in listings. */
+  readonly description?: string | undefined;
+  /** Refuse writes; default: as the disk is. */
+  readonly readOnly?: boolean | undefined;
+}
+
+/** One of several disks of a service. */
+export interface DiskExport extends ExportOptions {
+  readonly disk: Disk;
+}
+
+export interface ServeNbdOptions extends ListenTarget, ExportOptions, Abortable {
+  /** Clients at a time; the next one waits. Default 100; 0 for no limit. */
+  readonly maxConnections?: number | undefined;
+  /** How long a client may take to say what it wants, in seconds; default 10. */
+  readonly handshakeSeconds?: number | undefined;
+  /** Payload memory of all connections together, in bytes; default 64 MiB. */
+  readonly byteBudget?: Bytes | undefined;
+}
+
+/** Milliseconds that requests in flight get to end when a service stops. */
+const GRACE_MS = 10_000;
+
+/** A running NBD server. 'crash' comes when its IOThread died; 'client' and 'disconnect' when clients come and go. */
+export class NbdService extends EventEmitter<{ crash: [Error]; client: [string]; disconnect: [string] }> {
+  /** Where it listens; ports are filled in. */
+  readonly addresses: readonly SocketAddress[];
+  readonly iothread: IOThread;
+  readonly #id: number;
+  readonly #exports = new Map<string, () => void>();
+  readonly #directory: PrivateDirectory | undefined;
+  readonly #onCrash = (error: Error): void => this.#crashed(error);
+  #stopping: Promise<void> | undefined;
+  #clients = 0;
+  #last: NbdStats | undefined;
+
+  /** @internal Use serveNbd(). */
+  constructor(iothread: IOThread, reply: NbdStartReply, directory: PrivateDirectory | undefined) {
+    super();
+    this.iothread = iothread;
+    this.addresses = reply.addresses;
+    this.#id = reply.service;
+    this.#directory = directory;
+    iothread.on('crash', this.#onCrash);
+    iothread.listen(reply.service, (name, payload) => this.#event(name, payload));
+  }
+
+  /** Clients connected now. */
+  get clients(): number {
+    return this.#clients;
+  }
+
+  /** The URI of the export that was added first. */
+  get uri(): string {
+    return this.uris[0]!;
+  }
+
+  /** One URI an export, in the order they were added. */
+  get uris(): string[] {
+    return [...this.#exports.keys()].map((name) => nbdUri(this.addresses[0]!, name));
+  }
+
+  /** Totals since it began; after `stop`, the last ones. */
+  async stats(): Promise<NbdStats> {
+    return this.#last ?? this.iothread.call('nbd-stats', { service: this.#id });
+  }
+
+  /** Offers one more disk of the same IOThread. */
+  async addExport(entry: DiskExport): Promise<void> {
+    if (entry.disk.iothread !== this.iothread) {
+      throw new BlockError(Errno.EINVAL, `Could not export '${entry.disk.name}': it is in another IOThread`);
+    }
+    const message = exportMessage(entry);
+    await this.iothread.call('nbd-add', { service: this.#id, export: message });
+    this.attach(entry.disk, message.name);
+  }
+
+  /** @internal Closing the disk takes its export away. */
+  attach(disk: Disk, name: string): void {
+    const detach = disk.dependOn(() => this.removeExport(name));
+    this.#exports.set(name, detach);
+  }
+
+  /**
+   * Offers a disk no longer. 'safe' (EBUSY while a client uses it) or 'hard' (default; its clients are disconnected once
+   * their requests in flight have ended).
+   */
+  async removeExport(name: string, mode: 'safe' | 'hard' = 'hard'): Promise<void> {
+    const detach = this.#exports.get(name);
+    if (!detach) return;
+    if (!this.#stopping) {
+      await this.iothread.call('nbd-remove', { service: this.#id, name, mode });
+    } else {
+      await this.#stopping;
+    }
+    detach();
+    this.#exports.delete(name);
+  }
+
+  /**
+   * Takes no new clients and no new requests, ends those in flight (after `graceMs`, cuts them off), and says goodbye.
+   * Again: the same end.
+   */
+  stop(graceMs: number = GRACE_MS): Promise<void> {
+    this.#stopping ??= this.#stop(graceMs);
+    return this.#stopping;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  async #stop(graceMs: number): Promise<void> {
+    try {
+      this.#last = await this.iothread.call('nbd-stop', { service: this.#id, graceMs });
+    } catch (error) {
+      // The thread stops its services itself when it is stopped.
+      if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
+    } finally {
+      for (const detach of this.#exports.values()) detach();
+      this.#end();
+    }
+  }
+
+  #end(): void {
+    this.iothread.off('crash', this.#onCrash);
+    this.iothread.listen(this.#id, undefined);
+    this.#directory?.remove();
+  }
+
+  #crashed(error: Error): void {
+    this.#end();
+    if (this.listenerCount('crash') > 0) this.emit('crash', error);
+  }
+
+  #event(name: string, payload: unknown): void {
+    const { peer, clients } = payload as { readonly peer: string; readonly clients: number };
+    this.#clients = clients;
+    if (name === 'client' || name === 'disconnect') this.emit(name, peer);
+  }
+}
+
+function exportMessage(entry: DiskExport): ExportMessage {
+  return {
+    disk: entry.disk.id,
+    name: entry.exportName ?? '',
+    description: entry.description ?? '',
+    writable: !(entry.readOnly ?? entry.disk.readOnly),
+  };
+}
+
+function checkNumber(value: number | undefined, name: string): void {
+  if (value === undefined || (Number.isFinite(value) && value >= 0)) return;
+  throw new BlockError(Errno.EINVAL, `${name}: ${value} is not a number from 0 on`);
+}
+
+/**
+ * Serves one disk, or several of one IOThread, to NBD clients; resolves once it accepts. It runs in the disks' own
+ * IOThread, so that no request ever touches the program's thread. Without an address it listens on a unix socket in a
+ * private directory, which is removed at the end.
+ *
+ * ```ts
+ * const service = await serveNbd(disk, { socket: '/run/disk.sock', exportName: 'disk' });
+ * console.log(service.uri);   // nbd+unix:///disk?socket=/run/disk.sock
+ * await service.stop();
+ * ```
+ */
+export async function serveNbd(
+  disks: Disk | readonly (Disk | DiskExport)[],
+  options: ServeNbdOptions = {},
+): Promise<NbdService> {
+  const { exportName, description, readOnly } = options;
+  const given = Array.isArray(disks) ? (disks as readonly (Disk | DiskExport)[]) : [disks as Disk];
+  const entries = given.map((entry) => ('disk' in entry ? entry : { disk: entry, exportName, description, readOnly }));
+  const thread = entries[0]?.disk.iothread;
+  if (!thread) throw new BlockError(Errno.EINVAL, 'Could not serve: no disk was given');
+  for (const { disk } of entries) {
+    if (disk.closed) throw new BlockError(Errno.EBADF, `Could not export '${disk.name}': it is closed`);
+    if (disk.iothread === thread) continue;
+    throw new BlockError(Errno.EINVAL, `Could not export '${disk.name}': the disks of a service share one IOThread`);
+  }
+  checkNumber(options.maxConnections, 'maxConnections');
+  checkNumber(options.handshakeSeconds, 'handshakeSeconds');
+  checkNumber(options.byteBudget, 'byteBudget');
+  options.signal?.throwIfAborted();
+  const address = await listenOf(options);
+  const directory = address ? undefined : new PrivateDirectory();
+  const exports = entries.map(exportMessage);
+  try {
+    const reply = await thread.call('nbd-start', {
+      listen: address ?? { kind: 'unix', path: `${directory!.path}/nbd.sock` },
+      mode: options.socketMode ?? 0o600,
+      exports,
+      maxConnections: options.maxConnections,
+      handshakeSeconds: options.handshakeSeconds,
+      byteBudget: options.byteBudget,
+    });
+    const service = new NbdService(thread, reply, directory);
+    entries.forEach(({ disk }, i) => {
+      service.attach(disk, exports[i]!.name);
+    });
+    options.signal?.addEventListener('abort', () => void service.stop().catch(() => undefined), { once: true });
+    if (options.signal?.aborted) {
+      await service.stop();
+      throw options.signal.reason;
+    }
+    return service;
+  } catch (error) {
+    directory?.remove();
+    throw error;
+  }
+}

