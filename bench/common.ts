@@ -1,4 +1,6 @@
-/** What the benchmarks share: options, statistics, what /proc says of a process, tables, and the machine they ran on. */
+/**
+ * What the benchmarks share: options, statistics, what /proc says of a process, tables, and the machine they ran on.
+ */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { cpus, loadavg, release } from 'node:os';
@@ -93,8 +95,8 @@ export function markdownTable(head: readonly string[], rows: readonly (readonly 
   const widths = head.map((text, at) => Math.max(text.length, ...rows.map((row) => row[at]?.length ?? 0)));
   const line = (cells: readonly string[]) =>
     `| ${cells.map((cell, at) => (at === 0 ? cell.padEnd(widths[at]!) : cell.padStart(widths[at]!))).join(' | ')} |`;
-  const rule = `|${widths.map((width, at) => (at === 0 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`)).join('|')}|`;
-  return [line(head), rule, ...rows.map(line)].join('\n');
+  const rules = widths.map((width, at) => (at === 0 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`));
+  return [line(head), `|${rules.join('|')}|`, ...rows.map(line)].join('\n');
 }
 
 /** A figure in at most four significant digits, thousands as k. */
@@ -114,7 +116,9 @@ export async function until(what: string, timeoutMs: number, ready: () => boolea
   }
 }
 
-/** Writes a file full of data that does not compress to zeroes, so that no server finds holes; it is in the page cache. */
+/**
+ * Writes a file full of data that does not compress to zeroes, so that no server finds holes; it is in the page cache.
+ */
 export function fillImage(path: string, bytes: number): void {
   const blockMib = Math.ceil(bytes / 2 ** 20);
   execFileSync('dd', ['if=/dev/urandom', `of=${path}`, 'bs=1M', `count=${blockMib}`, 'status=none']);

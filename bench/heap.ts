@@ -1,7 +1,7 @@
 /**
- * What a request leaves behind: bytes of JavaScript heap allocated for each request, and how the heap and the process grow
- * over a million of them. The server runs as users run it, with V8's --trace-gc: a collection says the heap's size before and
- * after, so what was allocated is the sum of what it grew between collections. fio sends the requests.
+ * What a request leaves behind: bytes of JavaScript heap allocated for each request, and how the heap and the process
+ * grow over a million of them. The server runs as users run it, with V8's --trace-gc: a collection says the heap's size
+ * before and after, so what was allocated is the sum of what it grew between collections. fio sends the requests.
  */
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';

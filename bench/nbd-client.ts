@@ -8,7 +8,9 @@ const OPT_GO = 7;
 const REP_ACK = 1;
 const REP_IS_ERROR = 0x8000_0000;
 
-/** The client's flags (fixed newstyle, no zeroes) and NBD_OPT_GO for the export of this name, no information asked for. */
+/**
+ * The client's flags (fixed newstyle, no zeroes) and NBD_OPT_GO for the export of this name, no information asked for.
+ */
 function hello(exportName: string): Uint8Array {
   const name = new TextEncoder().encode(exportName);
   const bytes = new Uint8Array(4 + 16 + 4 + name.length + 2);

@@ -1,7 +1,8 @@
 /**
- * NBD servers side by side: every server runs all the time, each on a warm image of its own; each round gives every load to
- * every server, in an order that turns. Figures are medians over the rounds. IOPS per CPU second counts the server's own
- * processor time, user and system, of all its threads: with two cores and fio on one of them, it is what scales.
+ * NBD servers side by side: every server runs all the time, each on a warm image of its own; each round gives every
+ * load to every server, in an order that turns. Figures are medians over the rounds. IOPS per CPU second counts the
+ * server's own processor time, user and system, of all its threads: with two cores and fio on one of them, it is what
+ * scales.
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,6 +1,7 @@
 /**
- * From spawn to the first client: how long each server takes, what memory it has when idle and under 100 idle connections.
- * Ours is also measured to its first line on stdout, as a script waits for it, beside node with an empty program.
+ * From spawn to the first client: how long each server takes, what memory it has when idle and under 100 idle
+ * connections. Ours is also measured to its first line on stdout, as a script waits for it, beside node with an empty
+ * program.
  */
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';

@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { functionsOf } from '../tools/tidy/functions.ts';
-import { checkImports, deadFiles, importTable, type Problem, resolveSpecifier } from '../tools/tidy/imports.ts';
+import { checkImports, deadFiles, importTable, isTest, type Problem, resolveSpecifier } from '../tools/tidy/imports.ts';
 import { checkFile, checkSemantics } from '../tools/tidy/rules.ts';
 import { importsOf, type Scan, scan } from '../tools/tidy/scan.ts';
 
@@ -54,7 +54,7 @@ describe('tidy: the project', () => {
     const document = readText('docs/ARCHITECTURE.md');
     assert.ok(document !== undefined, 'docs/ARCHITECTURE.md is missing: it holds the import table');
     const table = importTable(document);
-    const sources = [...files].filter(([file]) => file.startsWith('src/') && !file.endsWith('.test.ts'));
+    const sources = [...files].filter(([file]) => file.startsWith('src/') && !isTest(file));
     report(sources.flatMap(([file, scanned]) => checkImports(table, file, scanned)));
   });
 
@@ -202,7 +202,7 @@ describe('tidy: the checks find what they look for', () => {
       checkSemantics('x.md', [...rows, ...more].join('\n'), read).map(
         ({ line, text }) => `${line} ${text.slice(0, 16)}`,
       ),
-      ['2 E2: no test in s', '3 E3: name the tes', "4 P1: 'test/x.tes"],
+      ['2 E2: no test in s', '3 E3: name the tes', "4 P1: 'test/x.test"],
     );
   });
 });

@@ -51,7 +51,12 @@ function totals(tapFile) {
 function runShown(program, args, env, timeout) {
   return new Promise((resolve) => {
     const child = spawn(program, args, { cwd: root, env, stdio: ['ignore', 'inherit', 'inherit'] });
-    const timer = setTimeout(() => child.kill('SIGKILL'), timeout);
+    // The runner ends its own children and still prints its totals, when it is let.
+    const timer = setTimeout(() => {
+      say(`Ending '${args.at(-1)}' and what else runs: longer than ${timeout / 1000} seconds`);
+      child.kill('SIGTERM');
+      setTimeout(() => child.kill('SIGKILL'), 10_000).unref();
+    }, timeout);
     child.on('error', (error) => {
       say(`Could not run '${program}': ${error.message}`);
       clearTimeout(timer);

@@ -81,7 +81,6 @@ export class AioContext implements LoopHost {
   }
 
   /** Starts a coroutine that belongs to this context: `stop` waits for it. A rejection ends the thread, as a bug
-
    *  does. */
   run(name: string, coroutine: () => Promise<void>): void {
     const id = Symbol(name);

@@ -22,7 +22,6 @@ export function deferBegin(): void {
 }
 
 /** Ends a section. At the end of the outermost one the calls are made, in the order in which they were first
-
  *  deferred. */
 export function deferEnd(): void {
   assert(depth > 0, 'a deferred-call section ended that had not begun');
@@ -50,7 +49,6 @@ function flush(): void {
 }
 
 /** `call(key)` once at the end of the outermost section, however often it is asked for; at once outside of a
-
  *  section. */
 export function deferCall<K>(call: (key: K) => void, key: K): void {
   if (depth === 0) {

@@ -1,5 +1,4 @@
-/** Which backend drives a thread: io_uring where the kernel and the container let us have it, node's own I/O elsewhere.
-@@END@@
+/** Which backend drives a thread: io_uring where kernel and container let us have it, node's own I/O elsewhere. */
 import { BlockError, Errno } from '../base/errors.ts';
 import type { AioBackend } from './backend.ts';
 

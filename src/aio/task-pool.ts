@@ -7,7 +7,6 @@ import { BlockError } from '../base/errors.ts';
 import { Gate, type MaybePromise, spawn } from './op.ts';
 
 /** Work that says how it ended: nothing or a number >= 0 for well, a negative errno or a thrown BlockError
-
  *  otherwise. */
 export type Task = () => Promise<unknown>;
 
@@ -38,7 +37,6 @@ export class TaskPool {
   }
 
   /** Starts `task`, after waiting for a slot where all are taken. Resolves when it has started, not when it has
-
    *  ended. */
   start(task: Task): MaybePromise<void> {
     if (this.#running < this.max) {

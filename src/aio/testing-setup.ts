@@ -4,6 +4,7 @@ import { Bug } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BottomHalf, RemoteBottomHalfHandle } from './bottom-half.ts';
 import { coSleep } from './co-timeout.ts';
+import type { AioContext } from './context.ts';
 import type { RemoteContextHandle } from './context-shared.ts';
 import type { Furnished, SetupThread } from './iothread-worker.ts';
 import { Gate } from './op.ts';
@@ -14,14 +15,9 @@ export interface Mirror {
   readonly seen: Int32Array<SharedArrayBuffer>;
 }
 
-export function setup({ context, emit, name }: SetupThread): Furnished {
-  const halves: BottomHalf[] = [];
-  const stopped = new Gate();
-  emit('early', { name });
-  const handlers = {
-    echo: (args: unknown) => args,
-    threadId: () => threadId,
-    coroutines: () => context.coroutines,
+/** The handlers that fail, each in its own way. */
+function failures(context: AioContext): Furnished['handlers'] {
+  return {
     refuse: () => {
       throw new BlockError(Errno.ENOSPC, 'the disk is full', { where: { node: 'n0', at: 512 } });
     },
@@ -39,6 +35,18 @@ export function setup({ context, emit, name }: SetupThread): Furnished {
       return new Gate().promise;
     },
     exit: () => process.exit(7),
+  };
+}
+
+export function setup({ context, emit, name }: SetupThread): Furnished {
+  const halves: BottomHalf[] = [];
+  const stopped = new Gate();
+  emit('early', { name });
+  const handlers = {
+    echo: (args: unknown) => args,
+    threadId: () => threadId,
+    coroutines: () => context.coroutines,
+    ...failures(context),
     /** Ends only when the setup is stopped. */
     untilStop: async () => {
       await stopped.promise;

@@ -315,6 +315,7 @@ export class BlockBackend implements NodeParent {
     if (!isOffset(at) || !isOffset(length) || length === 0 || at + length > root.length) {
       throw ioError(Errno.EINVAL, `Could not get the status of ${length} bytes at ${at}`, { node: root.name });
     }
+    if (this.quiesce !== 0 && !this.disableQueuing) return this.#statusLater(at, length, out);
     this.inFlight++;
     let pending: MaybePromise<void>;
     try {
@@ -326,6 +327,12 @@ export class BlockBackend implements NodeParent {
     if (pending !== undefined) return pending.finally(() => this.requestEnded());
     this.requestEnded();
     return undefined;
+  }
+
+  /** Takes its place in the queue as an empty request, then asks again. */
+  async #statusLater(at: Offset, length: Bytes, out: BlockStatus): Promise<void> {
+    await this.#run(RequestKind.CACHE, at, 0, 0);
+    await this.blockStatus(at, length, out);
   }
 
   /** Like blockStatus, with neighbours of the same kind taken together; still at most `length` bytes. */

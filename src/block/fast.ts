@@ -35,7 +35,6 @@ export function start(request: BlockRequest, root: BlockNode): void {
     return;
   }
   request.phase = Phase.SLOW;
-  root.aio.stats.operations++;
   request.blk!.stats.slow++;
   spawn(runSlow(request, root));
 }

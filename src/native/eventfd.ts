@@ -7,8 +7,8 @@ export { close } from './file.ts';
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
 
-/** A new eventfd at 0, close-on-exec. The fd or a negative errno. One that is not `nonblock` is for reads on a ring, which
- *  fail on non-blocking descriptors instead of waiting; {@link drain} would then wait. */
+/** A new eventfd at 0, close-on-exec. The fd or a negative errno. One that is not `nonblock` is for reads on a ring,
+ *  which fail on non-blocking descriptors instead of waiting; {@link drain} would then wait. */
 export function create(nonblock = true): number {
   return check(libc().eventfd(0, EFD_CLOEXEC | (nonblock ? EFD_NONBLOCK : 0)));
 }

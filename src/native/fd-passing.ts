@@ -30,8 +30,9 @@ function area(): Memory {
   return shared;
 }
 
-/** Sends at most 64 KiB with at most 253 descriptors, which stay open here. Never waits: the bytes sent (the descriptors go
- *  with the first) or a negative errno, -EAGAIN when the socket is full. Descriptors need at least one byte. */
+/** Sends at most 64 KiB with at most 253 descriptors, which stay open here. Never waits: the bytes sent (the
+ *  descriptors go with the first) or a negative errno, -EAGAIN when the socket is full. Descriptors need at least
+ *  one byte. */
 export function sendFds(fd: number, bytes: Uint8Array, fds: readonly number[]): number {
   assert(bytes.length <= MAX_MESSAGE_BYTES && fds.length <= MAX_FDS, 'the message is too long');
   assert(fds.length === 0 || bytes.length > 0, 'descriptors travel with at least one byte');
@@ -60,8 +61,8 @@ export interface Received {
   readonly truncated: boolean;
 }
 
-/** Receives at most `maxBytes` (64 KiB) with at most `maxFds` (253) descriptors, close-on-exec. Never waits: -EAGAIN when there
- *  is nothing yet. */
+/** Receives at most `maxBytes` (64 KiB) with at most `maxFds` (253) descriptors, close-on-exec. Never waits: -EAGAIN
+ *  when there is nothing yet. */
 export function recvFds(fd: number, maxBytes: number, maxFds: number): Received | number {
   assert(maxBytes > 0 && maxBytes <= MAX_MESSAGE_BYTES && maxFds >= 0 && maxFds <= MAX_FDS, 'the message is too long');
   const message = area();
@@ -91,7 +92,8 @@ function receivedFds(view: DataView): number[] {
   return fds;
 }
 
-/** Fills struct msghdr and struct iovec; both are 64-bit layouts that glibc and musl share on little-endian machines. */
+/** Fills struct msghdr and struct iovec; both are 64-bit layouts that glibc and musl share on little-endian
+ *  machines. */
 function header({ bytes, view, address }: Memory, length: number, control: number): void {
   bytes.fill(0, 0, CONTROL_AT);
   putAddress(view, 16, address + IOVEC_AT);

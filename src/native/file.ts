@@ -1,7 +1,7 @@
 /**
- * What node:fs lacks for files and block devices: holes, preallocation, O_DIRECT, device geometry. Every function returns
- * its value or a negative errno; offsets and lengths are bytes up to 2^53-1. They block, so keep them to calls that the
- * kernel answers from memory, or to threads that may wait.
+ * What node:fs lacks for files and block devices: holes, preallocation, O_DIRECT, device geometry. Every function
+ * returns its value or a negative errno; offsets and lengths are bytes up to 2^53-1. They block, so keep them to calls
+ * that the kernel answers from memory, or to threads that may wait.
  */
 import { Errno } from '../base/errors.ts';
 import { alignDown, type Bytes, type Offset } from '../base/units.ts';

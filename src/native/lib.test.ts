@@ -17,7 +17,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 function run(code: string, env: NodeJS.ProcessEnv = {}, root = here): unknown {
   const child = spawnSync(process.execPath, ['--input-type=module', '-e', code, root], {
     encoding: 'utf8',
-    env: { ...process.env, ...env },
+    env: { ...process.env, BLOCKPLANE_NATIVE: '', ...env },
   });
   assert.equal(child.status, 0, child.stderr);
   return JSON.parse(child.stdout);

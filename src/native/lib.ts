@@ -100,7 +100,8 @@ let absence: string | undefined;
 /** Addresses of the buffers that {@link viewOf} made: koffi cannot tell them from buffers that may move. */
 const nativeBuffers = new WeakMap<ArrayBufferLike, number>();
 
-/** The native layer of this thread, undefined where there is none: then {@link nativeAbsence} says why. Never throws. */
+/** The native layer of this thread, undefined where there is none: then {@link nativeAbsence} says why. Never
+ *  throws. */
 export function native(): Native | undefined {
   if (current === undefined && absence === undefined) {
     const loaded = load();
@@ -137,8 +138,8 @@ export function check(result: number): number {
 }
 
 /** The address of the first byte of `view`, which must be on a SharedArrayBuffer or come from {@link viewOf}: other
- *  buffers may move or be collected while only their address is known. Keep a reference to `view` as long as the address
- *  is in use. */
+ *  buffers may move or be collected while only their address is known. Keep a reference to `view` as long as the
+ *  address is in use. */
 export function addressOf(view: Uint8Array): number {
   const base = nativeBuffers.get(view.buffer);
   if (base !== undefined) return base + view.byteOffset;

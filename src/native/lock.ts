@@ -1,6 +1,6 @@
 /**
- * Open file description locks (fcntl(2), F_OFD_*): they belong to the open file, not to the process, so two opens in one
- * process exclude each other and closing an unrelated descriptor loses nothing. They never wait here.
+ * Open file description locks (fcntl(2), F_OFD_*): they belong to the open file, not to the process, so two opens in
+ * one process exclude each other and closing an unrelated descriptor loses nothing. They never wait here.
  */
 import type { Bytes, Offset } from '../base/units.ts';
 import { check, libc, scratch } from './lib.ts';
@@ -12,8 +12,9 @@ const F_OFD_SETLK = 37;
 const TYPE = { read: 0, write: 1, none: 2 } as const;
 const FLOCK_BYTES = 32;
 
-/** Takes, changes or gives back the lock on `length` bytes (0: to the end of all offsets) from `at`. 0, or a negative errno:
- *  -EAGAIN when somebody else holds a conflicting one. 'read' needs a readable fd, 'write' a writable one (-EBADF). */
+/** Takes, changes or gives back the lock on `length` bytes (0: to the end of all offsets) from `at`. 0, or a
+ *  negative errno: -EAGAIN when somebody else holds a conflicting one. 'read' needs a readable fd, 'write' a
+ *  writable one (-EBADF). */
 export function lock(fd: number, kind: LockKind, at: Offset, length: Bytes): number {
   return check(libc().fcntl(fd, F_OFD_SETLK, flock(kind, at, length)));
 }

@@ -33,8 +33,8 @@ export class NativeMemory implements Memory {
     return address < 0 ? address : new NativeMemory(address, length);
   }
 
-  /** `length` bytes of `fd` from `offset`, shared with whoever else maps them. The fd may be closed afterwards. A file that
-   *  shrinks under the mapping kills the process at the next access: check its size and seals before. */
+  /** `length` bytes of `fd` from `offset`, shared with whoever else maps them. The fd may be closed afterwards. A
+   *  file that shrinks under the mapping kills the process at the next access: check its size and seals before. */
   static ofFile(fd: number, length: Bytes, offset: Offset = 0): NativeMemory | number {
     const address = mapShared(fd, length, offset);
     return address < 0 ? address : new NativeMemory(address, length);

@@ -22,8 +22,8 @@ const F_GET_SEALS = 1034;
 /** Seals of a memfd (linux/fcntl.h). A file that cannot shrink cannot kill its reader with SIGBUS. */
 export const Seal = { SEAL: 1, SHRINK: 2, GROW: 4, WRITE: 8 } as const;
 
-/** Maps `length` bytes of `fd` from `offset` (a multiple of the page size), shared and writable. With `populate`, faults the
- *  pages in now. The address or a negative errno. */
+/** Maps `length` bytes of `fd` from `offset` (a multiple of the page size), shared and writable. With `populate`,
+ *  faults the pages in now. The address or a negative errno. */
 export function mapShared(fd: number, length: Bytes, offset: Offset = 0, populate = false): number {
   const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0);
   return check(libc().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, offset));
@@ -44,9 +44,9 @@ export function unmapUnseen(address: number, length: Bytes): number {
   return check(libc().munmap(address, length));
 }
 
-/** Ends a mapping that ArrayBuffers may still be over, and gives its memory back. An ArrayBuffer cannot be detached, and an
- *  unmapped address may be mapped again by anybody: so the range stays reserved without access, and a use after the end is
- *  a crash, never another's memory. */
+/** Ends a mapping that ArrayBuffers may still be over, and gives its memory back. An ArrayBuffer cannot be detached,
+ *  and an unmapped address may be mapped again by anybody: so the range stays reserved without access, and a use
+ *  after the end is a crash, never another's memory. */
 export function unmapUnderView(address: number, length: Bytes): number {
   assert(address > 0, `bad address ${address}`);
   const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;

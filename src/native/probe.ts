@@ -1,4 +1,5 @@
-/** What the kernel offers, found out by asking it: a kernel version proves nothing under seccomp, sysctls and backports. */
+/** What the kernel offers, found out by asking it: a kernel version proves nothing under seccomp, sysctls and
+ *  backports. */
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { Errno, errnoName, errnoText } from '../base/errors.ts';
@@ -13,8 +14,8 @@ export interface IoUringFlags {
   readonly coopTaskrun: boolean;
   readonly submitAll: boolean;
   readonly noSqArray: boolean;
-  /** Feature bits: a timeout within enter; completions are never dropped; one mapping for both rings; SQE data is read at
-   *  submission; sockets and pipes are polled without a worker thread. */
+  /** Feature bits: a timeout within enter; completions are never dropped; one mapping for both rings; SQE data is
+   *  read at submission; sockets and pipes are polled without a worker thread. */
   readonly extArg: boolean;
   readonly noDrop: boolean;
   readonly singleMmap: boolean;

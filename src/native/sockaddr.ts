@@ -21,8 +21,8 @@ export function familyOf(address: NativeAddress): number {
   return address.host.includes(':') ? AF_INET6 : AF_INET;
 }
 
-/** Writes `address` at the start of `out` (128 bytes at least). Its length, or -ENAMETOOLONG for a unix path of more than 107
- *  bytes, -EINVAL for a path with a NUL inside, a host that is not a literal address, or a bad port. */
+/** Writes `address` at the start of `out` (128 bytes at least). Its length, or -ENAMETOOLONG for a unix path of more
+ *  than 107 bytes, -EINVAL for a path with a NUL inside, a host that is not a literal address, or a bad port. */
 export function encodeAddress(address: NativeAddress, out: Uint8Array): number {
   out.fill(0, 0, SOCKADDR_MAX);
   const view = new DataView(out.buffer, out.byteOffset, out.byteLength);

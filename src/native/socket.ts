@@ -1,6 +1,6 @@
 /**
- * Stream sockets below node:net: made, bound and connected here, read and written by the ring. Every function returns its
- * value or a negative errno. All descriptors are close-on-exec.
+ * Stream sockets below node:net: made, bound and connected here, read and written by the ring. Every function returns
+ * its value or a negative errno. All descriptors are close-on-exec.
  */
 import type { Memory } from '../base/memory.ts';
 import { check, libc, scratch } from './lib.ts';
@@ -38,8 +38,9 @@ const EAFNOSUPPORT = 97;
 
 export type SocketOption = keyof typeof OPTIONS;
 
-/** A stream socket of the family that `address` needs. With `nonblock`, calls answer -EAGAIN instead of waiting. An address
- *  that {@link encodeAddress} would refuse is refused here, before there is anything to close: -ENAMETOOLONG, -EINVAL. */
+/** A stream socket of the family that `address` needs. With `nonblock`, calls answer -EAGAIN instead of waiting. An
+ *  address that {@link encodeAddress} would refuse is refused here, before there is anything to close:
+ *  -ENAMETOOLONG, -EINVAL. */
 export function socket(address: NativeAddress, nonblock = false): number {
   const length = encodeAddress(address, scratch().bytes);
   return length < 0 ? length : check(libc().socket(familyOf(address), SOCK_STREAM | flags(nonblock), 0));
@@ -94,7 +95,8 @@ export function setsockopt(fd: number, option: SocketOption, value: number): num
   return check(libc().setsockopt(fd, level, number, address, 4));
 }
 
-/** The value of an option. The kernel doubles 'sndbuf' and 'rcvbuf'; 'error' is a positive errno, cleared by reading. */
+/** The value of an option. The kernel doubles 'sndbuf' and 'rcvbuf'; 'error' is a positive errno, cleared by
+ *  reading. */
 export function getsockopt(fd: number, option: SocketOption): number {
   const { view, address } = scratch();
   view.setUint32(LENGTH_AT, 4, true);

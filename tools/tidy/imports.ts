@@ -16,6 +16,11 @@ export interface Problem {
   readonly text: string;
 }
 
+/** Tests, and what only they use: `x.test.ts`, `testing.ts`, `testing-x.ts`. */
+export function isTest(file: string): boolean {
+  return /(\.test|\/testing(-[\w-]+)?)\.ts$/.test(file);
+}
+
 export type ImportTable = ReadonlyMap<string, readonly string[]>;
 
 /** Rooms that may not use Node's modules: what is pure stays pure. */
@@ -54,7 +59,9 @@ function driverOf(file: string): string {
   return file.split('/')[2]!.replace(/[-.].*$/, '');
 }
 
-/** The file that a relative specifier names, seen from `file`; a built worker's file is named with '.js' or no ending. */
+/**
+ * The file that a relative specifier names, seen from `file`; a built worker's file is named with '.js' or no ending.
+ */
 export function resolveSpecifier(file: string, specifier: string): string {
   const parts = file.split('/').slice(0, -1);
   for (const part of specifier.split('/')) {
@@ -87,7 +94,7 @@ function refusal(table: ImportTable, file: string, one: ImportOf): string | unde
   if (!specifier.endsWith('.ts')) return `'${specifier}': write the file's name with its ending .ts`;
   const target = resolveSpecifier(file, specifier);
   if (!target.startsWith('src/')) return `'${specifier}': src may not import what is outside src`;
-  if (/\.test\.ts$/.test(target)) return `'${specifier}': a test may not be imported by the code`;
+  if (isTest(target)) return `'${specifier}': a test may not be imported by the code`;
   if (roomOf(target) === room) {
     const other = room === 'drivers' && driverOf(target) !== driverOf(file);
     return other
@@ -114,7 +121,7 @@ export function checkImports(table: ImportTable, file: string, scanned: Scan): P
 export function deadFiles(files: ReadonlyMap<string, Scan>, entries: ReadonlySet<string>): Problem[] {
   const used = new Set<string>();
   for (const [file, scanned] of files) {
-    if (file.endsWith('.test.ts')) continue;
+    if (isTest(file)) continue;
     for (const token of scanned.tokens) {
       if ((token.kind === 'string' || token.kind === 'template') && /^\.\.?\//.test(token.text)) {
         used.add(resolveSpecifier(file, token.text));
@@ -122,6 +129,6 @@ export function deadFiles(files: ReadonlyMap<string, Scan>, entries: ReadonlySet
     }
   }
   return [...files.keys()]
-    .filter((file) => file.startsWith('src/') && !file.endsWith('.test.ts') && !entries.has(file) && !used.has(file))
+    .filter((file) => file.startsWith('src/') && !isTest(file) && !entries.has(file) && !used.has(file))
     .map((file) => ({ file, line: 1, text: 'nothing imports this file: use it, or delete it with its tests' }));
 }

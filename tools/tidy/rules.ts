@@ -2,7 +2,7 @@
  * What a file may not hold, and how long its lines, its functions and it may be. Each message says what to do instead.
  */
 import { functionsOf } from './functions.ts';
-import type { Problem } from './imports.ts';
+import { isTest, type Problem } from './imports.ts';
 import type { Scan } from './scan.ts';
 
 const FILE_LINES_MAX = 500;
@@ -20,7 +20,7 @@ interface Ban {
   readonly instead: string;
 }
 
-const ENGINE = /^src\/(?!.*\.test\.ts$)/;
+const ENGINE = /^src\//;
 const ANY = /^(src|test|bench|tools)\//;
 
 /** In pieces, so that this file does not hold what it bans. */
@@ -49,8 +49,8 @@ const BANS: readonly Ban[] = [
     pattern: /(?<!\.)\bBuffer\./,
     within: 'code',
     where: ENGINE,
-    except: /^src\/cli\//,
-    instead: 'Buffers are for the command line: use Uint8Array, DataView, TextEncoder',
+    except: /^src\/(cli|aio\/pool)\//,
+    instead: "Buffers are for the command line and Node's own sockets: use Uint8Array, DataView, TextEncoder",
   },
   {
     pattern: /\bconsole\./,
@@ -69,7 +69,7 @@ const BANS: readonly Ban[] = [
   {
     pattern: /\bBigInt\b|\bbigint\b|\b\d[\d_a-fA-Fx]*n\b/,
     within: 'code',
-    where: /^src\/(block|exports)\/(?!.*\.test\.ts$)/,
+    where: /^src\/(block|exports)\//,
     instead: 'offsets are numbers up to 2^53-1, 64-bit fields two u32 halves',
   },
   {
@@ -92,7 +92,7 @@ const BANS: readonly Ban[] = [
 function banned(file: string, scanned: Scan): Problem[] {
   const problems: Problem[] = [];
   for (const { pattern, within, where, except, instead } of BANS) {
-    if (!where.test(file) || except?.test(file)) continue;
+    if (!where.test(file) || except?.test(file) || (where !== ANY && isTest(file))) continue;
     (within === 'code' ? scanned.code : scanned.lines).forEach((line, at) => {
       const found = pattern.exec(line)?.[0];
       if (found !== undefined) problems.push({ file, line: at + 1, text: `'${found.trim()}': ${instead}` });
@@ -113,7 +113,7 @@ function tooLong(file: string, scanned: Scan): Problem[] {
     problems.push({ file, line: at + 1, text: `${columns} columns: break the line at ${LINE_COLUMNS_MAX}` });
   });
   // A test's describe() is one long function by nature.
-  if (file.endsWith('.test.ts')) return problems;
+  if (isTest(file)) return problems;
   for (const { name, line, lines } of functionsOf(scanned.tokens)) {
     if (lines <= FUNCTION_LINES_MAX) continue;
     problems.push({ file, line, text: `'${name}' has ${lines} lines: split it, the limit is ${FUNCTION_LINES_MAX}` });

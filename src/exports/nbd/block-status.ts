@@ -1,6 +1,7 @@
 /** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
 import { errnoOf } from '../../base/errors.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
+import { BlockStatus } from '../../block/status.ts';
 import { AllocationFlag, Chunk, CommandFlag, ReplyFlag } from '../../proto/nbd/constants.ts';
 import {
   BLOCK_STATUS_EXT_PREFIX,
@@ -61,11 +62,12 @@ async function collect(
   const { blk } = negotiated.export;
   const longest = negotiated.extended ? Number.MAX_SAFE_INTEGER : LENGTH_MAX;
   const end = request.at + request.length;
+  const found = new BlockStatus();
   for (let at = request.at; at < end; ) {
-    const asked = blk.blockStatus(at, end - at);
-    const found = asked instanceof Promise ? await asked : asked;
+    const pending = blk.blockStatus(at, end - at, found);
+    if (pending !== undefined) await pending;
     const length = Math.min(found.length, end - at, longest);
-    const flags = (found.allocated ? 0 : AllocationFlag.HOLE) | (found.zero ? AllocationFlag.ZERO : 0);
+    const flags = (found.data ? 0 : AllocationFlag.HOLE) | (found.zero ? AllocationFlag.ZERO : 0);
     // Both contexts describe the same range: when one is full, the other one ends there too.
     const fits = add(allocation, length, flags, max, longest);
     if (!add(depth, length, found.depth, max, longest) || !fits) break;

@@ -109,25 +109,19 @@ export class Connection implements RequestOwner, BudgetWaiter {
   async run(): Promise<void> {
     const { stop } = this.#hooks;
     stop.onRaise = () => this.#close();
+    stop.onResume = () => this.#advance();
     this.#buffer.preload(this.negotiated.buffered);
     if (stop.raised) this.#closing = true;
     this.#advance();
     await this.#ended.promise;
     stop.onRaise = undefined;
+    stop.onResume = undefined;
     this.#replyBh.delete();
   }
 
-  /** The export's node is drained: nothing is read until it is not. */
-  paused = false;
-
-  resume(): void {
-    this.paused = false;
-    this.#advance();
-  }
-
-  /** Requests that are being worked on. */
-  get busy(): number {
-    return this.#busy;
+  /** True while the export is drained: nothing is read (SEMANTICS D4). */
+  get #paused(): boolean {
+    return this.negotiated.export.blk.quiesce > 0;
   }
 
   // Receiving.
@@ -170,7 +164,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
   #wantsInput(): boolean {
     if (this.#waitingForBudget) return false;
     if (this.#expect === Expect.PAYLOAD || this.#expect === Expect.BLOCK) return true;
-    return !this.#closing && !this.paused && this.#busy < this.#limits.maxRequests;
+    return !this.#closing && !this.#paused && this.#busy < this.#limits.maxRequests;
   }
 
   #startReceive(): void {
@@ -214,7 +208,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
 
   #takeHeader(): boolean {
     const buffer = this.#buffer;
-    if (buffer.available < this.#headerSize || this.#closing || this.paused || this.#waitingForBudget) return false;
+    if (buffer.available < this.#headerSize || this.#closing || this.#paused || this.#waitingForBudget) return false;
     if (this.#busy >= this.#limits.maxRequests) return false;
     const header = this.#header;
     const decode = this.negotiated.extended ? decodeExtendedRequest : decodeRequest;

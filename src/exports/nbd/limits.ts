@@ -67,6 +67,8 @@ export class StopSignal {
   raised = false;
   /** Set by the connection: called once, at the time of raise(). */
   onRaise: (() => void) | undefined;
+  /** Set by the connection: called when its export is not drained any more. */
+  onResume: (() => void) | undefined;
 
   raise(): void {
     if (this.raised) return;

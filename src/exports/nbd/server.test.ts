@@ -53,8 +53,8 @@ inContext('a server listens on several addresses and says where', async (context
     for (const where of [path, address.port]) {
       const client = await RawClient.connect(where);
       await client.go('disk');
-      assert.equal(server.clients.length, 1);
-      assert.deepEqual([server.clients[0]!.state, server.clients[0]!.exportName], ['transmission', 'disk']);
+      await until(() => server.clients[0]?.state === 'transmission');
+      assert.deepEqual([server.clients.length, server.clients[0]!.exportName], [1, 'disk']);
       await client.destroy();
       await until(() => server.clients.length === 0);
     }
@@ -129,6 +129,7 @@ inContext('an export in use is removed by force only, and its clients are cut of
   await withServer(context, {}, async ({ server, path }) => {
     const client = await RawClient.connect(path);
     await client.go('disk');
+    await until(() => server.clients[0]?.state === 'transmission');
     const idle = await RawClient.connect(path);
     await idle.greet();
     await assert.rejects(server.removeExport('disk'), { code: 'EBUSY' });

@@ -113,6 +113,9 @@ export class NbdServer {
    *  {@link removeExport} or {@link stop} has resolved. */
   addExport(entry: NbdExport): void {
     this.#exports.add(entry);
+    entry.blk.user.onDrainEnd = () => {
+      for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
+    };
   }
 
   /**

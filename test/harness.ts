@@ -1,0 +1,152 @@
+/** What the end-to-end tests share: our command as a child process, real peers, temporary files. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { TestContext } from 'node:test';
+
+export const MAIN = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
+const PEER_PATHS = ['/usr/bin', '/usr/sbin', '/bin', '/sbin'];
+
+/** Where a Debian program is; not by PATH, which may lead to other builds. */
+function peerPath(name: string): string | undefined {
+  return PEER_PATHS.map((path) => join(path, name)).find((path) => existsSync(path));
+}
+
+/** Options for test(): skipped, with the reason, where one of the programs is missing. */
+export function needs(...names: string[]): { skip: string | false; timeout: number } {
+  const missing = names.filter((name) => !peerPath(name));
+  return { skip: missing.length > 0 && `${missing.join(', ')} not installed`, timeout: 60_000 };
+}
+
+/** A directory that goes with the test. */
+export function scratch(t: TestContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'blockplane-test-'));
+  t.after(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+export interface Output {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+function collect(child: ChildProcess): { stdout: string; stderr: string } {
+  const text = { stdout: '', stderr: '' };
+  child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
+    text.stdout += chunk;
+  });
+  child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
+    text.stderr += chunk;
+  });
+  return text;
+}
+
+/** Runs a program to its end. */
+export async function run(command: string, args: readonly string[], input?: string): Promise<Output> {
+  const child = spawn(peerPath(command) ?? command, args, { stdio: ['pipe', 'pipe', 'pipe'], timeout: 50_000 });
+  const text = collect(child);
+  child.stdin.on('error', () => undefined);
+  child.stdin.end(input ?? '');
+  const [code, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+  return { code, signal, ...text };
+}
+
+/** Runs a peer that must succeed; answers its standard output. */
+export async function peer(command: string, ...args: string[]): Promise<string> {
+  const { code, signal, stdout, stderr } = await run(command, args);
+  if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code ?? signal}: ${stderr}${stdout}`);
+  return stdout;
+}
+
+/** Our own command, to its end. */
+export function blockplane(...args: string[]): Promise<Output> {
+  return run(process.execPath, [MAIN, ...args]);
+}
+
+/** The Python that Debian's libnbd belongs to. */
+export function python(script: string): Promise<Output> {
+  return run('/usr/bin/python3', ['-c', script]);
+}
+
+export function needsPythonNbd(): { skip: string | false; timeout: number } {
+  try {
+    execFileSync('/usr/bin/python3', ['-c', 'import nbd'], { stdio: 'ignore' });
+    return { skip: false, timeout: 60_000 };
+  } catch {
+    return { skip: 'python3-libnbd not installed', timeout: 60_000 };
+  }
+}
+
+/** A running `blockplane serve`. */
+export class Served {
+  readonly child: ChildProcess;
+  readonly text: { stdout: string; stderr: string };
+  readonly exited: Promise<Output>;
+
+  constructor(child: ChildProcess) {
+    this.child = child;
+    this.text = collect(child);
+    this.exited = once(child, 'close').then(([code, signal]) => ({ code, signal, ...this.text }));
+  }
+
+  get lines(): string[] {
+    return this.text.stdout.split('\n');
+  }
+
+  /** The URI of the n-th image. */
+  uri(n = 0): string {
+    return this.lines[n]!;
+  }
+
+  /** Resolves once `lines` whole lines were printed; rejects when it ends before. */
+  async printed(lines: number): Promise<void> {
+    const ended = this.exited.then(({ code, stderr }) => {
+      throw new Error(`serve ended with ${code}: ${stderr}`);
+    });
+    ended.catch(() => undefined);
+    while (this.lines.length <= lines) await Promise.race([once(this.child.stdout!, 'data'), ended]);
+  }
+
+  stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<Output> {
+    this.child.kill(signal);
+    return this.exited;
+  }
+}
+
+export interface ServeSpawn {
+  readonly env?: NodeJS.ProcessEnv;
+  /** Lines to wait for. */
+  readonly lines?: number;
+  readonly stdio?: readonly ('pipe' | 'ignore' | number)[];
+}
+
+/** Starts `blockplane serve ARGS` and waits for its URI; ended with the test. */
+export async function serve(t: TestContext, args: readonly string[], options: ServeSpawn = {}): Promise<Served> {
+  const child = spawn(process.execPath, [MAIN, 'serve', ...args], {
+    stdio: [...(options.stdio ?? ['ignore', 'pipe', 'pipe'])],
+    env: { ...process.env, ...options.env },
+  });
+  const served = new Served(child);
+  t.after(async () => {
+    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL');
+    await served.exited;
+  });
+  await served.printed(options.lines ?? 1);
+  return served;
+}
+
+/** Bytes that depend on their place, so that a mix-up is seen. */
+export function pattern(length: number, seed = 1): Uint8Array {
+  const bytes = new Uint8Array(length);
+  let state = seed >>> 0 || 1;
+  for (let i = 0; i < length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    bytes[i] = state >>> 24;
+  }
+  return bytes;
+}
