@@ -11,7 +11,7 @@
  * ```
  */
 export type { SocketAddress } from './aio/backend.ts';
-export { BlockError, type ErrorPlace, type ErrnoName } from './base/errors.ts';
+export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
 export type { Abortable } from './lib/abort.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
@@ -19,8 +19,8 @@ export type { DiskStat } from './lib/disk-stat.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
-export { type DiskExport, type ExportOptions, NbdService, serveNbd, type ServeNbdOptions } from './lib/nbd.ts';
-export { open, type OpenOptions } from './lib/open.ts';
+export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';
+export { type OpenOptions, open } from './lib/open.ts';
 export type {
   BlockdevOptions,
   CacheMode,

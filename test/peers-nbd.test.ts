@@ -21,9 +21,15 @@ interface NbdInfo {
 test('nbdinfo agrees with the image, over a unix socket and over TCP', needs('nbdinfo'), async (t) => {
   const dir = scratch(t);
   writeFileSync(`${dir}/a.img`, pattern(2 * MiB + 1000));
-  for (const at of [['--socket', `${dir}/nbd.sock`], ['--listen', '127.0.0.1:0']]) {
+  for (const at of [
+    ['--socket', `${dir}/nbd.sock`],
+    ['--listen', '127.0.0.1:0'],
+  ]) {
     const served = await serve(t, [...at, '--export-name', 'disk one', '--description', 'the first', `${dir}/a.img`]);
-    assert.match(served.uri(), at[0] === '--socket' ? /^nbd\+unix:\/\/\/disk%20one\?socket=/ : /^nbd:\/\/127\.0\.0\.1:\d+\//);
+    assert.match(
+      served.uri(),
+      at[0] === '--socket' ? /^nbd\+unix:\/\/\/disk%20one\?socket=/ : /^nbd:\/\/127\.0\.0\.1:\d+\//,
+    );
     const info = JSON.parse(await peer('nbdinfo', '--json', served.uri())) as NbdInfo;
     assert.equal(info.exports[0]!['export-name'], 'disk one');
     assert.equal(info.exports[0]!['export-size'], 2 * MiB + 1000);

@@ -75,9 +75,16 @@ export interface AioBackend {
   /** Stops driving. Every operation has ended, or is cancelled and waited for. The backend is dead afterwards. */
   stop(): Promise<void>;
 
+  /** The thread is about to die with operations in flight: ends them without completing them, so that the kernel does not
+   *  write to memory that is freed with the thread. Synchronous, waits at most a second; nothing works afterwards. */
+  abandon(): void;
+
   /** Makes `bytes` known to the kernel side; the result keeps them alive. `bytes` must be on a SharedArrayBuffer (or
    *  native memory): a plain Buffer may move or vanish. */
   memory(bytes: Uint8Array): Memory;
+
+  /** Gives the pages of a range that nobody uses back to the system where that can be done; its bytes are lost. */
+  release(memory: Memory, at: number, length: Bytes): void;
 
   openFile(path: string, options: OpenFileOptions): Promise<AioFile>;
   listen(address: SocketAddress, options?: ListenOptions): Promise<AioListener>;

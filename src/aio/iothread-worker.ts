@@ -141,6 +141,8 @@ async function main(): Promise<void> {
   let server: ThreadServer | undefined;
   try {
     const backend = await chooseBackend(data.aio);
+    // A thread that dies of a bug must not leave the kernel writing to memory that is freed with it.
+    process.on('exit', () => backend.abandon());
     server = new ThreadServer(data.name, new AioContext(backend, data));
     await server.start(data.setup);
   } catch (error) {

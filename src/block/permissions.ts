@@ -83,9 +83,7 @@ export class PermChange {
         await order[i]!.impl.permissions?.(after[i]!.perm, after[i]!.shared);
       }
     } catch (error) {
-      for (const i of agreed.reverse()) {
-        await order[i]!.impl.permissions?.(before[i]!.perm, before[i]!.shared);
-      }
+      for (const i of agreed.reverse()) await goBack(order[i]!, before[i]!);
       throw error;
     }
     for (const [parent, wish] of this.#wishes) {
@@ -135,6 +133,15 @@ export class PermChange {
 
   #wishOf(user: NodeParent): Wish {
     return this.#wishes.get(user) ?? user;
+  }
+}
+
+/** What matters is why the change failed; a driver that cannot go back keeps what it has. */
+async function goBack(node: BlockNode, before: Wish): Promise<void> {
+  try {
+    await node.impl.permissions?.(before.perm, before.shared);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
   }
 }
 

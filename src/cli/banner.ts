@@ -13,7 +13,9 @@ export function howTo(uris: readonly string[], threads: readonly IOThread[], tem
     `  qemu-img convert -O qcow2 ${uri} copy.qcow2`,
     `  qemu-system-x86_64 -drive file=${uri},format=raw,if=virtio`,
     '',
-    ...threads.map(({ name, backend }) => `IOThread ${name}: ${backend.name}${backend.detail && ` (${backend.detail})`}`),
+    ...threads.map(
+      ({ name, backend }) => `IOThread ${name}: ${backend.name}${backend.detail && ` (${backend.detail})`}`,
+    ),
   ];
   if (temporary !== undefined) lines.push(`The image ${temporary} is temporary: it is removed at the end.`);
   lines.push('Stop with Ctrl-C.', '');

@@ -12,7 +12,10 @@ function version(): string {
   // dist/src/cli/main.js or src/cli/main.ts
   for (const up of ['../../package.json', '../../../package.json']) {
     try {
-      const { name, version } = JSON.parse(readFileSync(new URL(up, import.meta.url), 'utf8')) as Record<string, string>;
+      const { name, version } = JSON.parse(readFileSync(new URL(up, import.meta.url), 'utf8')) as Record<
+        string,
+        string
+      >;
       if (name === 'blockplane' && version) return version;
     } catch {
       // Not there: the other place.

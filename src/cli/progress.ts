@@ -14,8 +14,8 @@ export function sumStats(all: readonly NbdStats[]): NbdStats {
     connections: sum((stats) => stats.connections),
     requests: sum((stats) => stats.requests),
     errors: sum((stats) => stats.errors),
-    bytesRead: sum((stats) => stats.bytesRead),
-    bytesWritten: sum((stats) => stats.bytesWritten),
+    bytesIn: sum((stats) => stats.bytesIn),
+    bytesOut: sum((stats) => stats.bytesOut),
   };
 }
 
@@ -68,7 +68,7 @@ export class Progress {
     const rate = (pick: (from: NbdStats) => number): number =>
       this.#last && seconds > 0 ? (pick(stats) - pick(this.#last)) / seconds : 0;
     const requests = Math.round(rate((from) => from.requests));
-    const bytes = Math.round(rate((from) => from.bytesRead + from.bytesWritten));
+    const bytes = Math.round(rate((from) => from.bytesIn + from.bytesOut));
     this.#last = stats;
     this.#lastTime = now;
     if (this.#mode === 'json') {

@@ -97,7 +97,9 @@ function threadNames(raw: RawServeOptions, images: number): string[] {
   }
   if (raw.iothread.length === 0) return ['io0'];
   if (raw.iothread.length > images) {
-    throw new UsageError(`--iothread: given ${raw.iothread.length} times for ${images} image${images === 1 ? '' : 's'}`);
+    throw new UsageError(
+      `--iothread: given ${raw.iothread.length} times for ${images} image${images === 1 ? '' : 's'}`,
+    );
   }
   return [...raw.iothread];
 }
@@ -107,7 +109,9 @@ function exportNames(paths: readonly (string | undefined)[], given: readonly str
   const names = new Set(given);
   if (names.size < given.length) throw new UsageError('--export-name: two exports have the same name');
   if (given.length > paths.length) {
-    throw new UsageError(`--export-name: ${given.length} names for ${paths.length} image${paths.length === 1 ? '' : 's'}`);
+    throw new UsageError(
+      `--export-name: ${given.length} names for ${paths.length} image${paths.length === 1 ? '' : 's'}`,
+    );
   }
   return paths.map((path, i) => {
     const wanted = given[i];

@@ -9,8 +9,11 @@ import { PrivateDirectory } from '../lib/private-directory.ts';
 import { activatedFds } from './activation.ts';
 import { howTo } from './banner.ts';
 import { Progress } from './progress.ts';
-import { errorLine, UsageError } from './report.ts';
+import { errorLine, PROGRAM, UsageError } from './report.ts';
 import { type RawServeOptions, type ServeImage, type ServeOptions, serveOptions } from './serve-options.ts';
+
+/** One Ctrl-C often comes twice: from the terminal, and passed on by npm or timeout. */
+const SAME_SIGNAL_MS = 1000;
 
 /** A thread that was started before the options were read, to save its start-up time. */
 export interface EarlyThread {
@@ -70,10 +73,16 @@ class ServeCommand {
   }
 
   #catchSignals(): () => void {
-    let count = 0;
+    let first = 0;
     const onSignal = (): void => {
-      if (++count > 1) process.exit(1);
-      this.#end();
+      const now = performance.now();
+      if (first === 0) {
+        first = now;
+        this.#end();
+      } else if (now - first > SAME_SIGNAL_MS) {
+        process.stderr.write(`${PROGRAM}: Stopped at once: requests in flight were not waited for\n`);
+        process.exit(1);
+      }
     };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, onSignal);
     return () => {
@@ -98,7 +107,7 @@ class ServeCommand {
   /** URIs in the order of the images. */
   #inOrder(uris: readonly string[]): string[] {
     const { images, threads } = this.#options;
-    const byThread = threads.map((name) => images.filter((image) => image.thread === name)).flat();
+    const byThread = threads.flatMap((name) => images.filter((image) => image.thread === name));
     return images.map((image) => uris[byThread.indexOf(image)]!);
   }
 

@@ -4,7 +4,7 @@ import { IOThread as AioThread } from '../aio/iothread.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, MiB } from '../base/units.ts';
 import { Arena, PIECE } from './memory.ts';
-import type { Method, Methods, ThreadStats } from './messages.ts';
+import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
 
 const EXTENSION = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
 const WORKER = new URL(`./worker.${EXTENSION}`, import.meta.url);
@@ -81,8 +81,8 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   }
 
   /** @internal */
-  call<M extends Method>(method: M, args: Methods[M]['args']): Promise<Methods[M]['result']> {
-    return this.#thread.call<Methods[M]['result']>(method, args);
+  call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> {
+    return this.#thread.call<MethodResult<M>>(method, args);
   }
 
   /** @internal The shared memory, known to the thread. */
@@ -149,7 +149,10 @@ const shared = new Map<string, Shared>();
 export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool' | undefined): Promise<ThreadUse> {
   if (given) {
     if (aio && given.backend.name !== aio) {
-      throw new BlockError(Errno.EINVAL, `aio: '${aio}' was asked for, but ${given.name} runs on ${given.backend.name}`);
+      throw new BlockError(
+        Errno.EINVAL,
+        `aio: '${aio}' was asked for, but ${given.name} runs on ${given.backend.name}`,
+      );
     }
     return { thread: given, release: () => Promise.resolve() };
   }

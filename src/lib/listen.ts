@@ -1,8 +1,8 @@
 /** From what a program says about where to listen, to addresses that the seam takes. */
 import { lookup } from 'node:dns/promises';
-import { lstat, unlink } from 'node:fs/promises';
+import { lstat, stat, unlink } from 'node:fs/promises';
 import { createConnection, isIP } from 'node:net';
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import type { SocketAddress } from '../aio/backend.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
@@ -29,7 +29,8 @@ const SOCKET_PATH_MAX = 107;
 /** undefined when `target` names nothing. Throws EINVAL when it names several, or none that can be. */
 export async function listenOf(target: ListenTarget): Promise<Listen | undefined> {
   const { socket, host, port, fd } = target;
-  const named = Number(socket !== undefined) + Number(host !== undefined || port !== undefined) + Number(fd !== undefined);
+  const named =
+    Number(socket !== undefined) + Number(host !== undefined || port !== undefined) + Number(fd !== undefined);
   if (named > 1) throw new BlockError(Errno.EINVAL, 'Could not listen: give one of socket, host and port, or fd');
   if (named === 0) return undefined;
   if (fd !== undefined) {
@@ -46,6 +47,10 @@ async function unixAddress(socket: string): Promise<SocketAddress> {
   if (socket === '' || bytes > SOCKET_PATH_MAX || socket.includes('\0')) {
     const why = socket === '' ? 'the path is empty' : `its path has ${bytes} bytes; at most ${SOCKET_PATH_MAX} fit`;
     throw new BlockError(Errno.EINVAL, `Could not listen on '${path}': ${why}`);
+  }
+  const directory = await stat(dirname(path)).catch(() => undefined);
+  if (!directory?.isDirectory()) {
+    throw new BlockError(Errno.ENOENT, `Could not listen on '${path}': its directory does not exist`);
   }
   await removeStale(path);
   return { kind: 'unix', path };
@@ -66,9 +71,9 @@ async function inetAddress(host: string, port: number): Promise<SocketAddress> {
 
 /** Removes a unix socket that nobody listens on any more: what a server leaves behind that was killed. */
 async function removeStale(path: string): Promise<void> {
-  const stat = await lstat(path).catch(() => undefined);
-  if (!stat) return;
-  if (!stat.isSocket()) {
+  const found = await lstat(path).catch(() => undefined);
+  if (!found) return;
+  if (!found.isSocket()) {
     const why = 'the file exists and is not a socket';
     throw new BlockError(Errno.EADDRINUSE, `Could not listen on '${path}': ${why}`);
   }

@@ -20,6 +20,14 @@ export interface OpenReply {
   readonly nodeName: string;
 }
 
+export interface DiskMessage {
+  readonly disk: number;
+}
+
+export interface TruncateMessage extends DiskMessage {
+  readonly size: Bytes;
+}
+
 /** A range of a disk and a place in the shared arena. */
 export interface TransferMessage {
   readonly disk: number;
@@ -78,14 +86,35 @@ export interface NbdStartReply {
   readonly addresses: readonly SocketAddress[];
 }
 
-/** Totals since the service began. Bytes are payload. */
+export interface NbdServiceMessage {
+  readonly service: number;
+}
+
+export interface NbdAddMessage extends NbdServiceMessage {
+  readonly export: ExportMessage;
+}
+
+export interface NbdRemoveMessage extends NbdServiceMessage {
+  readonly name: string;
+  readonly mode: 'safe' | 'hard';
+}
+
+export interface NbdStopMessage extends NbdServiceMessage {
+  readonly graceMs: number;
+}
+
+/** What has gone through a service since it began. */
 export interface NbdStats {
+  /** Connected now. */
   readonly clients: number;
+  /** Accepted in all. */
   readonly connections: number;
   readonly requests: number;
+  /** Replies that were errors. */
   readonly errors: number;
-  readonly bytesRead: Bytes;
-  readonly bytesWritten: Bytes;
+  /** Bytes received from clients, and sent to them. */
+  readonly bytesIn: Bytes;
+  readonly bytesOut: Bytes;
 }
 
 export interface ThreadStats {
@@ -96,28 +125,29 @@ export interface ThreadStats {
   readonly services: number;
 }
 
+/** What a program's thread asks of an IOThread, and what it answers. */
 export interface Methods {
-  memory: { args: { readonly buffer: SharedArrayBuffer }; result: undefined };
-  open: { args: OpenMessage; result: OpenReply };
-  close: { args: { readonly disk: number }; result: undefined };
+  memory(args: { readonly buffer: SharedArrayBuffer }): void;
+  open(args: OpenMessage): OpenReply;
+  close(args: DiskMessage): void;
   /** Answers the bytes read: fewer than asked at the end of the disk. */
-  read: { args: TransferMessage; result: Bytes };
-  write: { args: TransferMessage; result: undefined };
-  flush: { args: { readonly disk: number }; result: undefined };
-  zero: { args: RangeMessage; result: undefined };
-  discard: { args: RangeMessage; result: undefined };
-  status: { args: RangeMessage; result: BlockExtent[] };
-  truncate: { args: { readonly disk: number; readonly size: Bytes }; result: Bytes };
-  stat: { args: { readonly disk: number }; result: StatReply };
-  'nbd-start': { args: NbdStartMessage; result: NbdStartReply };
-  'nbd-add': { args: { readonly service: number; readonly export: ExportMessage }; result: undefined };
-  'nbd-remove': {
-    args: { readonly service: number; readonly name: string; readonly mode: 'safe' | 'hard' };
-    result: undefined;
-  };
-  'nbd-stop': { args: { readonly service: number; readonly graceMs: number }; result: NbdStats };
-  'nbd-stats': { args: { readonly service: number }; result: NbdStats };
-  stats: { args: undefined; result: ThreadStats };
+  read(args: TransferMessage): Bytes;
+  write(args: TransferMessage): void;
+  flush(args: DiskMessage): void;
+  zero(args: RangeMessage): void;
+  discard(args: RangeMessage): void;
+  status(args: RangeMessage): BlockExtent[];
+  /** Answers the new size. */
+  truncate(args: TruncateMessage): Bytes;
+  stat(args: DiskMessage): StatReply;
+  'nbd-start'(args: NbdStartMessage): NbdStartReply;
+  'nbd-add'(args: NbdAddMessage): void;
+  'nbd-remove'(args: NbdRemoveMessage): void;
+  'nbd-stop'(args: NbdStopMessage): NbdStats;
+  'nbd-stats'(args: NbdServiceMessage): NbdStats;
+  stats(): ThreadStats;
 }
 
 export type Method = keyof Methods;
+export type MethodArgs<M extends Method> = Parameters<Methods[M]>[0];
+export type MethodResult<M extends Method> = ReturnType<Methods[M]>;

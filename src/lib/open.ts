@@ -2,7 +2,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { Disk } from './disk.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import { blockdevOf, type BlockdevOptions, isProbed, isWritethrough, nameOf, type TargetOptions } from './options.ts';
+import { type BlockdevOptions, blockdevOf, isProbed, isWritethrough, nameOf, type TargetOptions } from './options.ts';
 
 export interface OpenOptions extends TargetOptions, Abortable {
   /** The thread that does its I/O. Default: one that all disks without a thread of their own share. */

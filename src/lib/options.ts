@@ -84,22 +84,26 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   const discard = oneOf<Discard>(options.discard, ['ignore', 'unmap'], 'discard mode');
   const detectZeroes = oneOf<DetectZeroes>(options.detectZeroes, ['off', 'on', 'unmap'], 'detect-zeroes mode');
   const driver = oneOf(options.format, FORMATS, 'format') ?? 'raw';
-  const common: NodeOptions = {
+  // Nodes below inherit read-only, force-share and cache.
+  const top: NodeOptions = {
     ...(options.readOnly ? { 'read-only': true } : {}),
     ...(options.forceShare ? { 'force-share': true } : {}),
     ...(discard ? { discard } : {}),
     ...(cache ? { cache: { direct: cache === 'none' || cache === 'directsync', 'no-flush': cache === 'unsafe' } } : {}),
+    ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}),
   };
-  const top: NodeOptions = { ...common, ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}) };
   if (typeof target !== 'string') return { ...top, ...target };
   if (target === '') throw new BlockError(Errno.EINVAL, "Could not open '': the file name is empty");
   if (target.includes('\0')) {
-    throw new BlockError(Errno.EINVAL, `Could not open '${target.replaceAll('\0', '\\0')}': the file name has a NUL byte`);
+    throw new BlockError(
+      Errno.EINVAL,
+      `Could not open '${target.replaceAll('\0', '\\0')}': the file name has a NUL byte`,
+    );
   }
   if (/^null-(co|aio):\/\/$/.test(target)) {
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
-  return { ...top, driver, file: { ...common, driver: 'file', filename: target } };
+  return { ...top, driver, file: { driver: 'file', filename: target } };
 }
 
 /** The name a tree goes by in messages: its file's, or its driver's. */

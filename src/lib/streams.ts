@@ -11,10 +11,7 @@ const DEFAULT_CHUNK: Bytes = 256 * KiB;
 /** The disk as streams need it. */
 export interface Streamable {
   readonly size: Bytes;
-  read(
-    buffer: Uint8Array,
-    options: { readonly position: Offset } & Abortable,
-  ): Promise<{ readonly bytesRead: Bytes }>;
+  read(buffer: Uint8Array, options: { readonly position: Offset } & Abortable): Promise<{ readonly bytesRead: Bytes }>;
   writev(buffers: readonly Uint8Array[], position: Offset): Promise<unknown>;
   flush(): Promise<void>;
   close(): Promise<void>;
@@ -108,7 +105,11 @@ export class DiskWriteStream extends Writable {
   #at: Offset;
 
   constructor(disk: Streamable, options: ReadStreamOptions = {}) {
-    super({ highWaterMark: chunkOf(options), decodeStrings: true, ...(options.signal ? { signal: options.signal } : {}) });
+    super({
+      highWaterMark: chunkOf(options),
+      decodeStrings: true,
+      ...(options.signal ? { signal: options.signal } : {}),
+    });
     const { at, end } = rangeOf(options);
     this.#disk = disk;
     this.#at = at;
@@ -131,7 +132,9 @@ export class DiskWriteStream extends Writable {
     const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
     const at = this.#at;
     if (at + length > this.#end) {
-      callback(new BlockError(Errno.ENOSPC, `Could not write ${length} bytes at ${at}: the stream ends at ${this.#end}`));
+      callback(
+        new BlockError(Errno.ENOSPC, `Could not write ${length} bytes at ${at}: the stream ends at ${this.#end}`),
+      );
       return;
     }
     this.#at += length;

@@ -30,6 +30,7 @@ export interface Libc {
   eventfd(initial: number, flags: number): number;
   mmap(address: number, length: number, protection: number, flags: number, fd: number, offset: number): number;
   munmap(address: number, length: number): number;
+  madvise(address: number, length: number, advice: number): number;
   socket(family: number, type: number, protocol: number): number;
   socketpair(family: number, type: number, protocol: number, pair: number): number;
   bind(fd: number, address: number, length: number): number;
@@ -66,6 +67,7 @@ const SIGNATURES: Readonly<Record<keyof Libc, readonly [result: string, ...param
   eventfd: ['int', 'uint', 'int'],
   mmap: [WORD, POINTER, 'size_t', 'int', 'int', 'int', 'int64_t'],
   munmap: ['int', POINTER, 'size_t'],
+  madvise: ['int', POINTER, 'size_t', 'int'],
   socket: ['int', 'int', 'int', 'int'],
   socketpair: ['int', 'int', 'int', 'int', POINTER],
   bind: ['int', 'int', POINTER, 'uint'],

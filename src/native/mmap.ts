@@ -1,6 +1,6 @@
 /** Mappings (mmap(2)) and anonymous files (memfd_create(2)). Addresses are numbers; failures are negative errnos. */
 import { assert } from '../base/assert.ts';
-import type { Bytes, Offset } from '../base/units.ts';
+import { alignDown, alignUp, type Bytes, type Offset } from '../base/units.ts';
 import { check, libc, scratch } from './lib.ts';
 import { syscall, syscallNumber } from './syscall.ts';
 
@@ -13,6 +13,9 @@ const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
 const MAP_POPULATE = 0x8000;
+
+const MADV_DONTNEED = 4;
+const PAGE = 4096;
 
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
@@ -37,6 +40,13 @@ export function mapSharedReadOnly(fd: number, length: Bytes, offset: Offset = 0)
 /** `length` bytes of zeroes, shared with nobody. Page-aligned, so fit for O_DIRECT. */
 export function mapAnonymous(length: Bytes): number {
   return check(libc().mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+/** Gives the whole pages in a range of private memory back to the system; they read as zeroes when next touched. */
+export function releasePages(address: number, length: Bytes): number {
+  const start = alignUp(address, PAGE);
+  const end = alignDown(address + length, PAGE);
+  return end > start ? check(libc().madvise(start, end - start, MADV_DONTNEED)) : 0;
 }
 
 /** Ends a mapping that no ArrayBuffer was ever made over. */

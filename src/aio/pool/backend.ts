@@ -17,11 +17,12 @@ import type {
 } from '../backend.ts';
 import type { AioOp } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
+import { checkAddress } from '../socket-address.ts';
 import type { ThreadPool } from '../thread-pool.ts';
 import { openPoolFile } from './file.ts';
 import { adoptPoolListener, listenPool } from './listener.ts';
 import { PoolLoop } from './loop.ts';
-import { adoptPoolSocket, checkAddress, connectPool } from './socket.ts';
+import { adoptPoolSocket, connectPool } from './socket.ts';
 
 /** Owner of what this backend has no means for. */
 const UNSUPPORTED: OpOwner = { cancel: () => undefined, describe: () => 'poll of a descriptor' };
@@ -60,6 +61,12 @@ export class PoolBackend implements AioBackend {
     }
     return this.#loop.poll();
   }
+
+  /** Nothing to do: libuv waits for what its pool has begun before the memory of a thread is freed. */
+  abandon(): void {}
+
+  /** Nothing to do: there is no way to tell the system without the native layer. */
+  release(): void {}
 
   stop(): Promise<void> {
     return this.#loop.stop();

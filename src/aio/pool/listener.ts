@@ -7,9 +7,10 @@ import { Fifo } from '../../base/fifo.ts';
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../backend.ts';
 import { type AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
+import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
-import { describeAddress, PoolSocket, READ_AHEAD } from './socket.ts';
+import { PoolSocket, READ_AHEAD } from './socket.ts';
 
 const BACKLOG = 128;
 

@@ -4,33 +4,16 @@
  */
 import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
-import { BlockError, Errno, errnoText } from '../../base/errors.ts';
+import { Errno } from '../../base/errors.ts';
 import type { Iov, Memory } from '../../base/memory.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
 import { type AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
+import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
 
 export const READ_AHEAD = 256 * 1024;
-/** Longest path of a unix socket in bytes (sun_path of unix(7), less the closing NUL). */
-const UNIX_PATH_MAX = 107;
-
-export function describeAddress(address: SocketAddress): string {
-  if (address.kind === 'unix') return address.path;
-  return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
-}
-
-/** Throws for what node would quietly cut short or look up in the DNS. */
-export function checkAddress(address: SocketAddress, what: string): void {
-  if (address.kind === 'unix') {
-    if (Buffer.byteLength(address.path) <= UNIX_PATH_MAX) return;
-    throw new BlockError(Errno.ENAMETOOLONG, `Could not ${what} '${address.path}': ${errnoText(Errno.ENAMETOOLONG)}`);
-  }
-  if (net.isIP(address.host) !== 0) return;
-  throw new BlockError(Errno.EINVAL, `Could not ${what} '${address.host}': not an IPv4 or IPv6 address`);
-}
-
 export function connectPool(loop: PoolLoop, address: SocketAddress): Promise<AioSocket> {
   const gate = new Gate<AioSocket>();
   const socket = new net.Socket({ allowHalfOpen: true, ...readAhead() });

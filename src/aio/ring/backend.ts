@@ -14,6 +14,7 @@ import type { Nanoseconds } from '../../base/units.ts';
 import * as eventfd from '../../native/eventfd.ts';
 import { close } from '../../native/file.ts';
 import { addressOf, native } from '../../native/lib.ts';
+import { releasePages } from '../../native/mmap.ts';
 import { CQE_F_MORE, Op, POLL_MULTISHOT, Uring } from '../../native/uring.ts';
 import { type UvLoop, uvLoop } from '../../native/uv.ts';
 import type {
@@ -43,6 +44,10 @@ const STAY_NS = 1_000_000;
 const USER_WAKE = 0x7fff0001;
 const USER_LIBUV = 0x7fff0002;
 const USER_CANCEL = 0x7fff0003;
+/** How long a thread that dies waits for the kernel to let go of its memory. */
+const ABANDON_NS = 1_000_000_000;
+const CANCEL_ALL = 1;
+const CANCEL_ANY = 4;
 /** How many looks at the ring between two looks at the clock while spinning. */
 const LOOKS_PER_CLOCK = 32;
 
@@ -92,6 +97,10 @@ export class RingBackend implements AioBackend {
     };
   }
 
+  release(memory: Memory, at: number, length: number): void {
+    releasePages(memory.address + at, length);
+  }
+
   start(host: LoopHost): void {
     this.#host = host;
     this.#running = true;
@@ -115,6 +124,23 @@ export class RingBackend implements AioBackend {
     }
     this.#running = false;
     if (this.#immediate) clearImmediate(this.#immediate);
+    this.ring.close();
+    close(this.#eventfd);
+  }
+
+  abandon(): void {
+    if (!this.#running) return;
+    this.#running = false;
+    const deadline = this.now() + ABANDON_NS;
+    this.room();
+    this.ring.prepare(Op.ASYNC_CANCEL, -1, 0, 0, 0, CANCEL_ALL | CANCEL_ANY, USER_CANCEL);
+    while (this.#inFlight > 0 && this.now() < deadline) {
+      this.#submit(true, ABANDON_NS / 10);
+      for (let at = this.ring.next(); at >= 0; at = this.ring.next()) {
+        if (this.ring.user(at) < USER_WAKE) this.#inFlight--;
+        this.ring.advance();
+      }
+    }
     this.ring.close();
     close(this.#eventfd);
   }

@@ -3,6 +3,7 @@
  * it is used up, connections wait in the order they came; memory never grows. Home thread only, nothing here suspends.
  */
 import type { AioContext } from '../../aio/context.ts';
+import type { Timer } from '../../aio/timers.ts';
 import { assert } from '../../base/assert.ts';
 import { Buddy } from '../../base/buddy.ts';
 import { Fifo } from '../../base/fifo.ts';
@@ -13,6 +14,11 @@ import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 export const BLOCK_MIN = 4 * KiB;
 /** Blocks of one size that are kept at hand instead of being merged. */
 const KEEP_BYTES = 1 * MiB;
+
+/** Memory that was in use is given back to the system after it has rested for this long. */
+const REST_NS = 1_000_000_000;
+/** Receive memories that are kept for the next clients. */
+const SPARES = 16;
 
 /** Somebody who waits for memory. */
 export interface BudgetWaiter {
@@ -28,8 +34,13 @@ export class ByteBudget {
   /** Free blocks by order, not merged: the common sizes come from here. */
   readonly #kept: number[][] = [];
   readonly #waiters = new Fifo<BudgetWaiter>();
+  readonly #backend: AioContext['backend'];
+  readonly #rest: Timer;
+  readonly #spares: Memory[] = [];
   #waking = false;
   #inUse = 0;
+  /** Blocks handed out since the rest timer looked last. */
+  #recent = 0;
 
   /** `bytes` is rounded down to a power of two, at least 64 KiB. */
   constructor(context: AioContext, bytes: Bytes) {
@@ -42,6 +53,25 @@ export class ByteBudget {
     this.words = new Uint32Array(raw.buffer, skip, size / 4);
     this.#buddy = new Buddy(size, BLOCK_MIN);
     for (let block = BLOCK_MIN; block <= size; block *= 2) this.#kept.push([]);
+    this.#backend = context.backend;
+    this.#rest = context.timer(() => this.#rested(), 'nbd memory');
+  }
+
+  /** Receive memory for one connection: {@link giveReceiveMemory} it back. Bounded by the number of connections. */
+  takeReceiveMemory(bytes: Bytes): Memory {
+    const spare = this.#spares.pop();
+    if (spare?.bytes.length === bytes) return spare;
+    return this.#backend.memory(new Uint8Array(new SharedArrayBuffer(bytes)));
+  }
+
+  giveReceiveMemory(memory: Memory): void {
+    if (this.#spares.length < SPARES) this.#spares.push(memory);
+  }
+
+  /** The server has stopped. */
+  close(): void {
+    this.#rest.cancel();
+    this.#spares.length = 0;
   }
 
   get size(): Bytes {
@@ -64,7 +94,10 @@ export class ByteBudget {
       this.#mergeKept();
       at = this.#buddy.allocate(length);
     }
-    if (at >= 0) this.#inUse += BLOCK_MIN * 2 ** order;
+    if (at < 0) return -1;
+    this.#inUse += BLOCK_MIN * 2 ** order;
+    this.#recent++;
+    if (!this.#rest.armed) this.#rest.armIn(REST_NS);
     return at;
   }
 
@@ -100,6 +133,16 @@ export class ByteBudget {
       if (this.#waiters.peek() === waiter) break;
     }
     this.#waking = false;
+  }
+
+  #rested(): void {
+    if (this.#inUse > 0 || this.#recent > 0) {
+      this.#recent = 0;
+      this.#rest.armIn(REST_NS);
+      return;
+    }
+    this.#mergeKept();
+    this.#backend.release(this.memory, 0, this.memory.bytes.length);
   }
 
   #mergeKept(): void {

@@ -20,7 +20,7 @@ import type { BudgetWaiter, ByteBudget } from './budget.ts';
 import { checkCommand } from './command.ts';
 import type { Negotiated } from './handshake.ts';
 import type { ConnectionHooks, NbdLimits } from './limits.ts';
-import { CHUNK_PAYLOAD_MAX, ReceiveBuffer } from './receive-buffer.ts';
+import { CHUNK_BYTES, CHUNK_PAYLOAD_MAX, CHUNKS, ReceiveBuffer } from './receive-buffer.ts';
 import { ReplyQueue } from './reply.ts';
 import { HEADER_ROOM, NbdRequest, type RequestOwner } from './request.ts';
 
@@ -58,7 +58,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
   readonly #limits: NbdLimits;
   readonly #hooks: ConnectionHooks;
   readonly #buffer: ReceiveBuffer;
-  readonly #headers: Memory;
+  /** The receive chunks, then the headers of replies. */
+  readonly #memory: Memory;
   readonly #header = new RequestHeader();
   readonly #headerSize: number;
   readonly #receive: ReceiveOp;
@@ -95,10 +96,10 @@ export class Connection implements RequestOwner, BudgetWaiter {
     this.budget = budget;
     this.#hooks = hooks;
     this.#headerSize = negotiated.extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
-    this.#buffer = new ReceiveBuffer(context);
-    this.#headers = context.backend.memory(new Uint8Array(new SharedArrayBuffer(limits.maxRequests * HEADER_ROOM)));
+    this.#memory = budget.takeReceiveMemory(CHUNKS * CHUNK_BYTES + limits.maxRequests * HEADER_ROOM);
+    this.#buffer = new ReceiveBuffer(this.#memory);
     this.#receive = new ReceiveOp(this);
-    this.#replies = new ReplyQueue(negotiated, socket, this.#headers, budget, {
+    this.#replies = new ReplyQueue(negotiated, socket, this.#memory, budget, {
       sent: (request) => this.#release(request),
       idle: () => this.#advance(),
       failed: () => this.#fail(),
@@ -117,6 +118,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     stop.onRaise = undefined;
     stop.onResume = undefined;
     this.#replyBh.delete();
+    this.budget.giveReceiveMemory(this.#memory);
   }
 
   /** True while the export is drained: nothing is read (SEMANTICS D4). */
@@ -395,7 +397,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
       idle.payloadLength = 0;
       return idle;
     }
-    const request = new NbdRequest(this, this.#requests++ * HEADER_ROOM);
+    const request = new NbdRequest(this, CHUNKS * CHUNK_BYTES + this.#requests++ * HEADER_ROOM);
     request.flushAfter = () => this.negotiated.export.blk.submit(request);
     return request;
   }

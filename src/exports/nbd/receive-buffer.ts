@@ -4,7 +4,6 @@
  *
  *     chunk:  | consumed | parsed, in use by writes | pos: not yet parsed | fill: free |
  */
-import type { AioContext } from '../../aio/context.ts';
 import type { Memory } from '../../base/memory.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
 
@@ -23,8 +22,9 @@ export class ReceiveBuffer {
   #chunk = 0;
   readonly #pins = new Int32Array(CHUNKS);
 
-  constructor(context: AioContext) {
-    this.memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(CHUNKS * CHUNK_BYTES)));
+  /** Uses the first {@link CHUNKS} * {@link CHUNK_BYTES} of `memory`. */
+  constructor(memory: Memory) {
+    this.memory = memory;
   }
 
   /** Bytes that wait to be parsed. */

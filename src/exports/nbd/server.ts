@@ -202,6 +202,7 @@ export class NbdServer {
     await Promise.all(closing);
     while (this.#acceptLoops > 0 || this.#clients.size > 0) await this.#changed.promise;
     deadline.cancel();
+    this.budget.close();
     this.#memories.length = 0;
   }
 

@@ -1,0 +1,65 @@
+/** raw: the image is the file, or a window of it. It has no I/O code: everything is where `map` says. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
+import type { Child, Driver, DriverNode, Mapping, MapReason, OpenContext } from '../../block/driver.ts';
+
+export interface RawOptions {
+  /** Where the window begins in the file. Default 0. */
+  readonly offset?: Bytes;
+  /** How long it is. Default: up to the end of the file. */
+  readonly size?: Bytes;
+}
+
+class RawNode implements DriverNode {
+  readonly #file: Child;
+  readonly #offset: Bytes;
+  readonly #size: Bytes | undefined;
+
+  constructor(file: Child, offset: Bytes, size: Bytes | undefined) {
+    this.#file = file;
+    this.#offset = offset;
+    this.#size = size;
+    // Growing is up to the file; a window of a given size cannot.
+    if (size !== undefined) (this as DriverNode).grew = undefined as never;
+  }
+
+  get length(): Bytes {
+    return this.#size ?? Math.max(0, this.#file.length - this.#offset);
+  }
+
+  map(at: Offset, want: Bytes, _why: MapReason, out: Mapping): void {
+    out.data(want, this.#file, at + this.#offset);
+  }
+
+  grew(_end: Offset): void {}
+
+  async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
+    if (this.#size !== undefined) throw new BlockError(Errno.ENOTSUP, "Could not resize: the option 'size' fixes it");
+    await this.#file.truncate(length + this.#offset, prealloc);
+  }
+}
+
+export const rawDriver: Driver<RawOptions> = {
+  name: 'raw',
+  role: 'format',
+  children: { file: 'filtered' },
+  options: {
+    offset: { type: 'size', help: 'where the image begins in the file, in bytes' },
+    size: { type: 'size', help: 'length of the image in bytes (default: to the end of the file)' },
+  },
+  probe: () => 1,
+  async open(context: OpenContext, options: RawOptions): Promise<DriverNode> {
+    const { offset = 0, size } = options;
+    // Without a window it is a filter; with one the file has parts that are none of this image's business.
+    const whole = offset === 0 && size === undefined;
+    const file = await context.openChild('file', whole ? 'filtered' : 'data');
+    if (!file) throw new BlockError(Errno.EINVAL, "Could not open a 'raw' node: option 'file' is missing");
+    if (offset > file.length || (size !== undefined && size > file.length - offset)) {
+      throw new BlockError(
+        Errno.EINVAL,
+        `Could not open a 'raw' node: offset ${offset} and size ${size ?? 0} do not fit into ${file.length} bytes`,
+      );
+    }
+    return new RawNode(file, offset, size);
+  },
+};

@@ -1,0 +1,112 @@
+/** The NBD services of an IOThread, by number. */
+import type { AioSocket } from '../aio/backend.ts';
+import type { AioContext } from '../aio/context.ts';
+import type { SetupThread } from '../aio/iothread-worker.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { NbdServer, type NbdServerOptions } from '../exports/nbd/server.ts';
+import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import type { WorkerDisks } from './worker-disks.ts';
+
+/** Services in one thread at a time. */
+const MAX_SERVICES = 256;
+/** Milliseconds that clients get when the thread stops. */
+const THREAD_GRACE_MS = 5000;
+
+/** Tells of clients as they come and go. */
+class TellingServer extends NbdServer {
+  readonly #tell: (name: 'client' | 'disconnect', peer: string) => void;
+
+  constructor(context: AioContext, options: NbdServerOptions, tell: (name: string, peer: string) => void) {
+    super(context, options);
+    this.#tell = tell;
+  }
+
+  override async serve(socket: AioSocket): Promise<void> {
+    const { peer } = socket;
+    const served = super.serve(socket);
+    this.#tell('client', peer);
+    await served;
+    this.#tell('disconnect', peer);
+  }
+}
+
+export class WorkerNbd {
+  readonly #thread: SetupThread;
+  readonly #disks: WorkerDisks;
+  readonly #servers = new Map<number, NbdServer>();
+  #ids = 0;
+
+  constructor(thread: SetupThread, disks: WorkerDisks) {
+    this.#thread = thread;
+    this.#disks = disks;
+  }
+
+  get count(): number {
+    return this.#servers.size;
+  }
+
+  async start(message: NbdStartMessage): Promise<NbdStartReply> {
+    if (this.#servers.size >= MAX_SERVICES) {
+      throw new BlockError(Errno.EMFILE, `Could not serve: ${MAX_SERVICES} NBD services run in this IOThread`);
+    }
+    const { maxConnections, handshakeSeconds, byteBudget, listen, mode } = message;
+    const limits = {
+      ...(maxConnections === undefined ? {} : { maxConnections }),
+      ...(handshakeSeconds === undefined ? {} : { handshakeNs: handshakeSeconds * 1e9 }),
+      ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
+    };
+    const service = ++this.#ids;
+    const server: NbdServer = new TellingServer(this.#thread.context, { limits }, (name, peer) => {
+      this.#thread.emit(name, { service, peer, clients: server.clients.length });
+    });
+    this.#servers.set(service, server);
+    try {
+      for (const entry of message.exports) this.add(service, entry);
+      await server.listen(listen, mode === undefined ? {} : { mode });
+      return { service, addresses: server.addresses };
+    } catch (error) {
+      this.#servers.delete(service);
+      await server.stop(0);
+      throw error;
+    }
+  }
+
+  add(service: number, entry: ExportMessage): void {
+    const { name, description } = entry;
+    const blk = this.#disks.blk(entry.disk);
+    if (entry.writable && blk.readOnly) {
+      throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
+    }
+    const { writable } = entry;
+    this.#server(service).addExport({ name, description, blk, writable, allocationDepth: true, multiConn: true });
+  }
+
+  async remove(service: number, name: string, mode: 'safe' | 'hard'): Promise<void> {
+    await this.#server(service).removeExport(name, mode);
+  }
+
+  async stop(service: number, graceMs: number): Promise<NbdStats> {
+    const server = this.#server(service);
+    await server.stop(graceMs);
+    this.#servers.delete(service);
+    return statsOf(server);
+  }
+
+  async stopAll(): Promise<void> {
+    await Promise.all([...this.#servers.keys()].map((service) => this.stop(service, THREAD_GRACE_MS)));
+  }
+
+  stats(service: number): NbdStats {
+    return statsOf(this.#server(service));
+  }
+
+  #server(service: number): NbdServer {
+    const server = this.#servers.get(service);
+    if (!server) throw new BlockError(Errno.EBADF, `Could not use NBD service ${service}: it does not run`);
+    return server;
+  }
+}
+
+function statsOf(server: NbdServer): NbdStats {
+  return { clients: server.clients.length, connections: server.stats.accepted, ...server.traffic };
+}

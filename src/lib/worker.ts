@@ -1,0 +1,56 @@
+/** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
+import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
+import { registerDriver } from '../block/registry.ts';
+import { fileDriver } from '../drivers/file/driver.ts';
+import { nullDriver } from '../drivers/null-co/driver.ts';
+import { rawDriver } from '../drivers/raw/driver.ts';
+import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import { WorkerDisks } from './worker-disks.ts';
+import { WorkerNbd } from './worker-nbd.ts';
+
+type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
+
+export function setup(thread: SetupThread): Furnished {
+  registerDriver(nullDriver, 'null-aio');
+  registerDriver(fileDriver, 'host_device');
+  registerDriver(rawDriver);
+  const disks = new WorkerDisks(thread.context);
+  const nbd = new WorkerNbd(thread, disks);
+  const handlers: Handlers = {
+    memory: async ({ buffer }) => disks.share(buffer),
+    open: (args) => disks.open(args),
+    close: ({ disk }) => disks.close(disk),
+    read: (args) => disks.read(args),
+    write: (args) => disks.write(args),
+    flush: ({ disk }) => disks.blk(disk).flush(),
+    zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
+    discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
+    status: (args) => disks.status(args),
+    truncate: (args) => disks.truncate(args),
+    stat: async ({ disk }) => disks.stat(disk),
+    'nbd-start': (args) => nbd.start(args),
+    'nbd-add': async (args) => nbd.add(args.service, args.export),
+    'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
+    'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
+    'nbd-stats': async ({ service }) => nbd.stats(service),
+    stats: async () => stats(thread, disks, nbd),
+  };
+  return {
+    handlers: handlers as Furnished['handlers'],
+    async stop() {
+      await nbd.stopAll();
+      await disks.closeAll();
+    },
+  };
+}
+
+function stats({ name, context }: SetupThread, disks: WorkerDisks, nbd: WorkerNbd): ThreadStats {
+  const { backend } = context;
+  return {
+    name,
+    backend: { name: backend.name, detail: backend.detail },
+    loop: { ...context.stats },
+    disks: disks.count,
+    services: nbd.count,
+  };
+}

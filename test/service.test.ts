@@ -1,0 +1,105 @@
+/** serveNbd() as a program uses it. */
+import assert from 'node:assert/strict';
+import { existsSync, truncateSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { dirname } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { type BlockError, type Disk, IOThread, open, serveNbd } from '../src/index.ts';
+import { needs, peer, run, scratch } from './harness.ts';
+
+const MiB = 1024 * 1024;
+
+async function disk(t: TestContext, iothread?: IOThread): Promise<Disk> {
+  const path = `${scratch(t)}/disk.img`;
+  writeFileSync(path, '');
+  truncateSync(path, MiB);
+  const opened = await open(path, { iothread });
+  t.after(() => opened.close());
+  return opened;
+}
+
+function code(expected: string): (error: BlockError) => boolean {
+  return (error) => {
+    assert.equal(error.code, expected, error.message);
+    return true;
+  };
+}
+
+test('a service without an address has a socket of its own, which goes with it', needs('nbdinfo'), async (t) => {
+  const service = await serveNbd(await disk(t), { exportName: 'ünï' });
+  const [address] = service.addresses;
+  assert.ok(address?.kind === 'unix' && existsSync(address.path));
+  assert.equal((await peer('nbdinfo', '--size', service.uri)).trim(), String(MiB));
+  await service.stop();
+  await service.stop();
+  assert.equal(existsSync(dirname(address.path)), false);
+  const stats = await service.stats();
+  assert.equal(stats.clients, 0);
+  assert.ok(stats.connections >= 1);
+});
+
+test('what the program writes is what clients read, and the other way round', needs('qemu-io'), async (t) => {
+  const image = await disk(t);
+  await using service = await serveNbd(image, { host: '127.0.0.1', port: 0 });
+  await image.write(new Uint8Array(512).fill(0x5a), 0, 512, 1024);
+  await peer('qemu-io', '-f', 'raw', '-c', 'read -P 0x5a 1024 512', '-c', 'write -P 0xa5 0 512', service.uri);
+  const { buffer } = await image.read(new Uint8Array(512), 0, 512, 0);
+  assert.ok(buffer.every((byte) => byte === 0xa5));
+});
+
+test('clients are told of as they come and go', async (t) => {
+  await using service = await serveNbd(await disk(t), { host: 'localhost', port: 0 });
+  const [address] = service.addresses;
+  assert.ok(address?.kind === 'inet' && address.port > 0);
+  const events: string[] = [];
+  const gone = new Promise<void>((resolve) => {
+    service.on('client', () => events.push(`client ${service.clients}`));
+    service.on('disconnect', () => {
+      events.push(`disconnect ${service.clients}`);
+      resolve();
+    });
+  });
+  const socket = connect(address.port, address.host, () => socket.end());
+  socket.resume();
+  await gone;
+  assert.deepEqual(events, ['client 1', 'disconnect 0']);
+});
+
+test('exports come and go while a service runs', needs('nbdinfo'), async (t) => {
+  await using thread = await IOThread.start();
+  const first = await disk(t, thread);
+  const second = await disk(t, thread);
+  await using service = await serveNbd([{ disk: first, exportName: 'first' }], {});
+  await service.addExport({ disk: second, exportName: 'second', description: 'added' });
+  assert.equal(service.uris.length, 2);
+  await peer('nbdinfo', '--size', service.uris[1]!);
+  await assert.rejects(service.addExport({ disk: second, exportName: 'first' }), code('EEXIST'));
+  await service.removeExport('first');
+  assert.notEqual((await run('nbdinfo', ['--size', service.uri.replace('second', 'first')])).code, 0);
+  await second.close();
+  assert.equal(service.uris.length, 0);
+  await first.close();
+});
+
+test('closing a disk ends its service first', async (t) => {
+  const image = await disk(t);
+  const service = await serveNbd(image);
+  await image.close();
+  assert.equal(service.uris.length, 0);
+  await service.stop().catch((error: BlockError) => assert.equal(error.code, 'ESHUTDOWN'));
+});
+
+test('addresses that cannot be are refused with what is wrong', async (t) => {
+  const image = await disk(t);
+  const dir = scratch(t);
+  writeFileSync(`${dir}/file`, '');
+  await assert.rejects(serveNbd(image, { socket: `${dir}/${'x'.repeat(120)}` }), code('EINVAL'));
+  await assert.rejects(serveNbd(image, { socket: `${dir}/file` }), code('EADDRINUSE'));
+  await assert.rejects(serveNbd(image, { socket: `${dir}/none/nbd.sock` }), code('ENOENT'));
+  await assert.rejects(serveNbd(image, { socket: `${dir}/a`, port: 1 }), code('EINVAL'));
+  await assert.rejects(serveNbd(image, { port: 70_000 }), code('EINVAL'));
+  await assert.rejects(serveNbd([]), code('EINVAL'));
+  await using one = await serveNbd(image, { socket: `${dir}/nbd.sock`, exportName: 'one' });
+  await assert.rejects(serveNbd(image, { socket: `${dir}/nbd.sock` }), code('EADDRINUSE'));
+  assert.equal(one.uri, `nbd+unix:///one?socket=${dir}/nbd.sock`);
+});
