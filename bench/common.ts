@@ -1,9 +1,9 @@
 /**
  * What the benchmarks share: options, statistics, what /proc says of a process, tables, and the machine they ran on.
  */
-import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
-import { cpus, loadavg, release } from 'node:os';
+import { type ChildProcess, execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpus, loadavg, release, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -122,4 +122,30 @@ export async function until(what: string, timeoutMs: number, ready: () => boolea
 export function fillImage(path: string, bytes: number): void {
   const blockMib = Math.ceil(bytes / 2 ** 20);
   execFileSync('dd', ['if=/dev/urandom', `of=${path}`, 'bs=1M', `count=${blockMib}`, 'status=none']);
+}
+
+const children = new Set<ChildProcess>();
+const folders = new Set<string>();
+
+/** Whatever ends the benchmark, its servers and clients end with it and its images go. */
+function cleanUp(): void {
+  for (const child of children) child.kill('SIGKILL');
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+}
+
+process.on('exit', cleanUp);
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+
+/** Has a child ended with this program, if it has not ended before. */
+export function track<C extends ChildProcess>(child: C): C {
+  children.add(child);
+  child.once('exit', () => children.delete(child));
+  return child;
+}
+
+/** A new folder that is removed at the end. */
+export function workFolder(parent: string = tmpdir()): string {
+  const folder = mkdtempSync(join(parent, 'blockplane-bench-'));
+  folders.add(folder);
+  return folder;
 }

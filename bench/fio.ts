@@ -1,5 +1,6 @@
 /** One run of fio's nbd engine against a server, and what it says. */
 import { spawn } from 'node:child_process';
+import { track } from './common.ts';
 
 export interface Load {
   readonly name: string;
@@ -29,7 +30,7 @@ const EXTRA_MS = 30_000;
 
 function output(args: readonly string[], timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: timeoutMs });
+    const child = track(spawn('fio', args, { stdio: ['ignore', 'pipe', 'pipe'], timeout: timeoutMs }));
     let text = '';
     let words = '';
     child.stdout.setEncoding('utf8').on('data', (data: string) => {
@@ -67,7 +68,7 @@ export async function fio(
   const end =
     'seconds' in bound
       ? ['--time_based', `--runtime=${Math.round(bound.seconds * 1000)}ms`]
-      : ['--time_based', '--runtime=600', `--number_ios=${bound.operations}`];
+      : [`--io_size=${bound.operations * load.blockBytes}`];
   const timeoutMs = ('seconds' in bound ? bound.seconds * 1000 : 600_000) + EXTRA_MS;
   const text = await output([...base, ...shape, ...apart, ...end, '--output-format=json'], timeoutMs);
   // fio prints its notes before the JSON.

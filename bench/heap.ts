@@ -4,8 +4,6 @@
  * before and after, so what was allocated is the sum of what it grew between collections. fio sends the requests.
  */
 import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   figure,
@@ -17,7 +15,9 @@ import {
   options,
   residentMib,
   SKIPPED,
+  track,
   until,
+  workFolder,
 } from './common.ts';
 import { fio, type Load } from './fio.ts';
 
@@ -53,7 +53,7 @@ async function measure(aio: string, operations: number, folder: string): Promise
   const socket = join(folder, `${aio}.sock`);
   fillImage(image, IMAGE_BYTES);
   const args = ['--import', TRACE_GC, MAIN, 'serve', image, '--format', 'raw', '--socket', socket, '--aio', aio];
-  const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = track(spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] }));
   const trace = new HeapTrace();
   let ready = false;
   let rest = '';
@@ -115,23 +115,19 @@ async function main(): Promise<number> {
   }
   const operations = given.get('smoke') ? 20_000 : Number(given.get('operations'));
   console.log(machineLine(['fio']));
-  const folder = mkdtempSync(join(tmpdir(), 'blockplane-bench-'));
-  try {
-    const rows: string[][] = [];
-    for (const aio of String(given.get('aio')).split(',')) rows.push(...(await measure(aio, operations, folder)));
-    const head = [
-      'load',
-      'requests',
-      'heap bytes a request',
-      'collections',
-      'live growth MiB',
-      'RSS MiB',
-      'RSS growth MiB',
-    ];
-    console.log(`\n${markdownTable(head, rows)}`);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+  const folder = workFolder();
+  const rows: string[][] = [];
+  for (const aio of String(given.get('aio')).split(',')) rows.push(...(await measure(aio, operations, folder)));
+  const head = [
+    'load',
+    'requests',
+    'heap bytes a request',
+    'collections',
+    'live growth MiB',
+    'RSS MiB',
+    'RSS growth MiB',
+  ];
+  console.log(`\n${markdownTable(head, rows)}`);
   return 0;
 }
 

@@ -4,7 +4,7 @@
  * server's own processor time, user and system, of all its threads: with two cores and fio on one of them, it is what
  * scales.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -18,6 +18,7 @@ import {
   options,
   residentMib,
   SKIPPED,
+  workFolder,
 } from './common.ts';
 import { type FioResult, fio, type Load } from './fio.ts';
 import { pick, type Server, serve } from './peers.ts';
@@ -124,7 +125,7 @@ async function main(): Promise<number> {
   if (absent.length > 0) console.log(`absent here: ${absent.join(', ')}`);
 
   const bytes = number('size', 16) * 2 ** 20;
-  const folder = mkdtempSync(join(String(given.get('dir')), 'blockplane-bench-'));
+  const folder = workFolder(String(given.get('dir')));
   const servers: Server[] = [];
   try {
     for (const one of found) {
@@ -146,7 +147,6 @@ async function main(): Promise<number> {
     if (typeof file === 'string') writeFileSync(file, json(machine, samples, memory));
   } finally {
     for (const server of servers) await server.stop();
-    rmSync(folder, { recursive: true, force: true });
   }
   return 0;
 }

@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
-import { hasProgram, MAIN, until } from './common.ts';
+import { hasProgram, MAIN, track, until } from './common.ts';
 
 export interface Contestant {
   readonly name: string;
@@ -112,7 +112,7 @@ export async function serve(one: Contestant, folder: string, image: string, byte
   const socket = join(folder, `${one.name}.sock`);
   const [program, ...args] = one.command(image, socket, bytes);
   const began = performance.now();
-  const child = spawn(program!, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'pipe'] }));
   let words = '';
   let failed = '';
   child.stderr.on('data', (data: Uint8Array) => {

@@ -4,11 +4,10 @@
  * program.
  */
 import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { rmSync, truncateSync, writeFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { figure, MAIN, machineLine, markdownTable, median, options, residentMib } from './common.ts';
+import { figure, MAIN, machineLine, markdownTable, median, options, residentMib, track, workFolder } from './common.ts';
 import { attach } from './nbd-client.ts';
 import { type Contestant, pick, serve } from './peers.ts';
 
@@ -18,7 +17,7 @@ const BYTES = 64 * 2 ** 20;
 function firstLine(program: string, args: readonly string[]): Promise<number> {
   return new Promise((resolve, reject) => {
     const began = performance.now();
-    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = track(spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] }));
     let ms = Number.NaN;
     child.stdout.on('data', (data: Uint8Array) => {
       if (!Number.isNaN(ms) || !data.includes(10)) return;
@@ -79,31 +78,27 @@ async function main(): Promise<number> {
   const { found, absent } = pick(String(given.get('with')).split(','));
   console.log(machineLine(['qemu-nbd', 'nbdkit']));
   if (absent.length > 0) console.log(`absent here: ${absent.join(', ')}`);
-  const folder = mkdtempSync(join(tmpdir(), 'blockplane-bench-'));
-  try {
-    const image = join(folder, 'disk.raw');
-    writeFileSync(image, '');
-    truncateSync(image, BYTES);
-    const figures = new Map<string, Figures[]>(found.map((one) => [one.name, []]));
-    const bare: number[] = [];
-    const line: number[] = [];
-    for (let round = 0; round < rounds; round += 1) {
-      bare.push(await firstLine(process.execPath, ['-e', 'console.log()']));
-      if (found.some((one) => one.program === 'node')) {
-        line.push(await firstLine(process.execPath, [MAIN, 'serve', image, '--format', 'raw']));
-      }
-      for (const one of found) figures.get(one.name)!.push(await once(widened(one, clients), folder, image, clients));
+  const folder = workFolder();
+  const image = join(folder, 'disk.raw');
+  writeFileSync(image, '');
+  truncateSync(image, BYTES);
+  const figures = new Map<string, Figures[]>(found.map((one) => [one.name, []]));
+  const bare: number[] = [];
+  const line: number[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    bare.push(await firstLine(process.execPath, ['-e', 'console.log()']));
+    if (found.some((one) => one.program === 'node')) {
+      line.push(await firstLine(process.execPath, [MAIN, 'serve', image, '--format', 'raw']));
     }
-    const rows = [...figures].map(([name, list]) => {
-      const columns = [list.map((f) => f.readyMs), list.map((f) => f.idleMib), list.map((f) => f.loadedMib)];
-      return [name, ...columns.map((values) => figure(median(values)))];
-    });
-    console.log(`\n${markdownTable(['server', 'ready ms', 'RSS idle MiB', `RSS ${clients} clients MiB`], rows)}\n`);
-    console.log(`node, empty program, to its first line: ${figure(median(bare))} ms`);
-    if (line.length > 0) console.log(`blockplane serve, to the URI on stdout: ${figure(median(line))} ms`);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
+    for (const one of found) figures.get(one.name)!.push(await once(widened(one, clients), folder, image, clients));
   }
+  const rows = [...figures].map(([name, list]) => {
+    const columns = [list.map((f) => f.readyMs), list.map((f) => f.idleMib), list.map((f) => f.loadedMib)];
+    return [name, ...columns.map((values) => figure(median(values)))];
+  });
+  console.log(`\n${markdownTable(['server', 'ready ms', 'RSS idle MiB', `RSS ${clients} clients MiB`], rows)}\n`);
+  console.log(`node, empty program, to its first line: ${figure(median(bare))} ms`);
+  if (line.length > 0) console.log(`blockplane serve, to the URI on stdout: ${figure(median(line))} ms`);
   return 0;
 }
 

@@ -133,8 +133,10 @@ export async function serve(t: TestContext, args: readonly string[], options: Se
   });
   const served = new Served(child);
   t.after(async () => {
-    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL');
-    await served.exited;
+    // Killed only when it does not end in good order, since it could not remove its files then.
+    const timer = setTimeout(() => child.kill('SIGKILL'), 5000);
+    await served.stop();
+    clearTimeout(timer);
   });
   await served.printed(options.lines ?? 1);
   return served;

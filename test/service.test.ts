@@ -81,6 +81,21 @@ test('exports come and go while a service runs', needs('nbdinfo'), async (t) => 
   await first.close();
 });
 
+test('many services and many requests with one signal bring no warning about listeners', async (t) => {
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error): number => warnings.push(warning);
+  process.on('warning', onWarning);
+  t.after(() => process.off('warning', onWarning));
+  const image = await disk(t);
+  const { signal } = new AbortController();
+  const services = await Promise.all(Array.from({ length: 20 }, () => serveNbd(image, { signal })));
+  await Promise.all(services.map((service) => service.stop()));
+  const reads = Array.from({ length: 100 }, (_, i) => image.read({ buffer: new Uint8Array(512), position: i, signal }));
+  await Promise.all(reads);
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(warnings, []);
+});
+
 test('closing a disk ends its service first', async (t) => {
   const image = await disk(t);
   const service = await serveNbd(image);

@@ -3,21 +3,8 @@
  * `npm run bench -- NAME --help` lists its options.
  */
 import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
-
-/** The benchmarks are the files of bench/ that run by themselves. */
-const SHARED = new Set(['common', 'fio', 'nbd-client', 'peers']);
-
-/** Names of the benchmarks, in the order they run. */
-export function benchmarks() {
-  return readdirSync(join(root, 'bench'))
-    .filter((file) => file.endsWith('.ts') && !file.endsWith('.test.ts'))
-    .map((file) => file.slice(0, -'.ts'.length))
-    .filter((name) => !SHARED.has(name))
-    .sort();
-}
+import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
 
 async function main(args) {
   await ensureDependencies();
@@ -38,4 +25,9 @@ async function main(args) {
   return failed === 0 ? 0 : 1;
 }
 
-if (import.meta.filename === process.argv[1]) process.exitCode = await main(process.argv.slice(2));
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  say(error instanceof Error ? error.message : String(error));
+  process.exitCode = 1;
+}

@@ -141,3 +141,15 @@ export async function ensureDebian() {
   }
   for (const peer of missing) say(`Missing program '${peer.program}' (package ${peer.name}): skipped: ${peer.tests}`);
 }
+
+/** The benchmarks are the files of bench/ that run by themselves. */
+const SHARED = new Set(['common', 'fio', 'nbd-client', 'peers']);
+
+/** Names of the benchmarks, in the order they run. */
+export function benchmarks() {
+  return readdirSync(join(root, 'bench'))
+    .filter((file) => file.endsWith('.ts') && !file.endsWith('.test.ts'))
+    .map((file) => file.slice(0, -'.ts'.length))
+    .filter((name) => !SHARED.has(name))
+    .sort();
+}

@@ -6,8 +6,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';
-import { benchmarks } from './bench.mjs';
-import { ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
+import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
 
 const NODE_24 = '24.21.0';
 const FILE_TIMEOUT_MS = 120_000;

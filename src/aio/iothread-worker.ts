@@ -47,9 +47,8 @@ class ThreadServer {
     this.#context = context;
   }
 
-  async start(setupUrl: string): Promise<void> {
+  async start(module: SetupModule): Promise<void> {
     const context = this.#context;
-    const module = (await import(setupUrl)) as SetupModule;
     this.#furnished = await module.setup({
       name: this.#name,
       context,
@@ -140,11 +139,15 @@ async function main(): Promise<void> {
   const data = workerData as ThreadData;
   let server: ThreadServer | undefined;
   try {
-    const backend = await chooseBackend(data.aio);
+    // Side by side: each waits for files most of the time.
+    const [backend, module] = await Promise.all([
+      chooseBackend(data.aio),
+      import(data.setup) as Promise<SetupModule>,
+    ]);
     // A thread that dies of a bug must not leave the kernel writing to memory that is freed with it.
     process.on('exit', () => backend.abandon());
     server = new ThreadServer(data.name, new AioContext(backend, data));
-    await server.start(data.setup);
+    await server.start(module);
   } catch (error) {
     if (error instanceof Bug) throw error;
     post({ kind: 'failed', error: crossing(error) });

@@ -1,5 +1,6 @@
-/** The operations that a backend has in flight, by slot: what keeps "given away twice" and "completed twice" from going unseen. */
-import { assert } from '../base/assert.ts';
+/** The operations that a backend has in flight, by slot: so that one given away twice, or ended twice, does not go unseen. */
+import { assert, Bug } from '../base/assert.ts';
+import type { LoopHost } from './backend.ts';
 import type { AioOp } from './op.ts';
 
 /** What an operation in flight belongs to. */
@@ -51,5 +52,16 @@ export class OpTable {
 
   describe(): string[] {
     return this.list().map((op) => this.#owners[op.slot]!.describe(op));
+  }
+}
+
+/** Turns after which a context that is being stopped will never come to rest. */
+const MAX_LAST_TURNS = 10_000;
+
+/** Dispatches until nothing is ready: for a backend that stops. */
+export function dispatchRest(host: LoopHost): void {
+  for (let turns = 0; host.dispatch(); turns++) {
+    if (turns === MAX_LAST_TURNS)
+      throw new Bug('something starts operations again and again although the context stops');
   }
 }

@@ -13,6 +13,7 @@ import { socketConformance } from './seam-sockets.ts';
 export function seamConformance(name: string, makeBackend: () => AioBackend): void {
   const test = seamTests(name, makeBackend);
   loopConformance(test);
+  stopConformance(test);
   fileConformance(test);
   socketConformance(test);
 }
@@ -70,7 +71,9 @@ function loopConformance(test: DefineTest): void {
     }
     clearInterval(interval);
   });
+}
 
+function stopConformance(test: DefineTest): void {
   test('readiness of a descriptor is told, or refused with -ENOTSUP', async (seam) => {
     const op = new SeenOp();
     seam.backend.pollFd(op, 1, 4);

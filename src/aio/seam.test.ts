@@ -1,11 +1,11 @@
-/** Runs the seam's conformance suite on every backend that this system has; BLOCKPLANE_AIO=ring|pool leaves out the other. */
+/** Runs the seam's conformance suite on every backend there is; BLOCKPLANE_AIO=ring|pool leaves out the other. */
 import { test } from 'node:test';
 import { PoolBackend } from './pool/backend.ts';
 import { seamConformance } from './seam.conformance.ts';
 import { whyNoRing } from './select.ts';
 import { Sim } from './sim/sim.ts';
 
-const only = process.env['BLOCKPLANE_AIO'];
+const only = process.env.BLOCKPLANE_AIO;
 
 let seed = 1;
 seamConformance('sim', () => {

@@ -4,8 +4,8 @@
  *
  * The threads themselves are libuv's, and there is one set of them for the whole process: at most UV_THREADPOOL_SIZE
  * (4 unless the environment says otherwise, before node starts) pieces of work really run at once, over all contexts.
- * `max` bounds what one context hands to them, so that a busy one cannot fill libuv's queue for the others. libuv starts
- * its threads at first use and keeps them, so `min` is kept by nature; it is checked, because users set both.
+ * `max` bounds what one context hands to them, so that a busy one cannot fill libuv's queue for the others. libuv
+ * starts its threads at first use and keeps them, so `min` is kept by nature; it is checked, because users set both.
  */
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
@@ -32,7 +32,7 @@ export abstract class PoolTask {
   /** @internal */ op: AioOp | undefined;
   /** @internal */ pool: ThreadPool | undefined;
 
-  /** Gives the work to node. Must lead to one call of {@link finish} in this thread, at once or later; must not throw. */
+  /** Gives the work to node. Must lead to one call of {@link finish} in this thread, now or later; must not throw. */
   abstract start(): void;
 
   /** The work has ended with `result`: a count or 0, or a negative errno. */

@@ -1,6 +1,6 @@
 /**
  * A seeded source of pseudo-random numbers: xoshiro128** (Blackman and Vigna, "Scrambled linear pseudorandom number
- * generators", 2018; public domain). Same seed, same numbers, on every machine. For tests and simulation, never for keys.
+ * generators", 2018; public domain). Same seed, same numbers, everywhere. For tests and simulation, never for keys.
  */
 export class Prng {
   #a: number;
@@ -11,7 +11,7 @@ export class Prng {
   /** Any integer; only its low 53 bits count. */
   constructor(seed: number) {
     // splitmix32 spreads the seed: a state of all zeroes would stay so, and near seeds must not give near numbers.
-    let state = (seed % 2 ** 32 ^ (Math.floor(seed / 2 ** 32) * 0x9e37_79b9)) | 0;
+    let state = (seed % 2 ** 32) | 0;
     const next = (): number => {
       state = (state + 0x9e37_79b9) | 0;
       let z = state ^ (state >>> 16);
@@ -21,9 +21,20 @@ export class Prng {
       return z ^ (z >>> 15);
     };
     this.#a = next();
+    state ^= Math.imul(Math.floor(seed / 2 ** 32), 0x85eb_ca6b);
     this.#b = next();
     this.#c = next();
     this.#d = next() | 1;
+  }
+
+  /** A source in a given state, which must not be all zeroes. */
+  static ofState(a: number, b: number, c: number, d: number): Prng {
+    const prng = new Prng(0);
+    prng.#a = a;
+    prng.#b = b;
+    prng.#c = c;
+    prng.#d = d;
+    return prng;
   }
 
   /** 0..2^32-1. */

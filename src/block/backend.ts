@@ -1,6 +1,6 @@
 /**
- * BlockBackend: the user's side of a graph (SEMANTICS B1-B7). An export, a job or a program holds one. All of it belongs
- * to the home context of its root node.
+ * BlockBackend: the user's side of a graph (SEMANTICS B1-B7). An export, a job or a program holds one. All of it
+ * belongs to the home context of its root node.
  */
 import type { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';
@@ -9,8 +9,8 @@ import { BlockError, Errno, errnoText, ioError } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Iov } from '../base/memory.ts';
 import { type Bytes, isOffset, type Offset } from '../base/units.ts';
-import { drain, Drained, kickDrain } from './drain.ts';
-import { type Limits, type MaybePromise, Perm, PERM_ALL, RequestFlags } from './driver.ts';
+import { Drained, drain, kickDrain } from './drain.ts';
+import { type Limits, type MaybePromise, PERM_ALL, Perm, RequestFlags } from './driver.ts';
 import { start } from './fast.ts';
 import { attach, detach, type NodeOptions, openNode, releaseNode } from './graph.ts';
 import { truncateNode } from './io.ts';

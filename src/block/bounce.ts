@@ -2,8 +2,8 @@
  * Memory of the block layer's own, for what cannot go straight between the caller and the disk: padding of unaligned
  * requests, unaligned memory, zeroes. Bounded: who finds none waits, first come, first served.
  *
- * There is one pool for every height of the graph. A request may hold memory of its own height while it asks for some
- * further down, never the other way round, so that waiting cannot go round in a circle.
+ * There is one pool for every height of the graph and use. A request may hold memory of one rank while it asks for some
+ * of a lower rank, never the other way round, so that waiting cannot go round in a circle.
  */
 import type { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';
@@ -14,7 +14,7 @@ import { alignUp, KiB, MiB } from '../base/units.ts';
 import type { MaybePromise } from './driver.ts';
 
 export const BOUNCE_SLOT = 64 * KiB;
-/** Per height of the graph; a graph of raw over file has two. */
+/** Per rank, made when the first request needs it. */
 export const BOUNCE_POOL = 4 * MiB;
 /** The most that one request may ask for. */
 export const BOUNCE_MAX = 2 * MiB + 2 * BOUNCE_SLOT;
@@ -105,18 +105,22 @@ function memoryOf(context: AioContext): ContextMemory {
   return memory;
 }
 
-/** The pool of nodes of that height. */
-export function bouncePool(context: AioContext, height: number): BouncePool {
+/** What memory is for, in the order in which a request on one node may ask for it while it holds the next. */
+export const BounceUse = { TRANSFER: 0, MARGINS: 1, PADDING: 2 } as const;
+
+/** The pool for one use on nodes of that height. */
+export function bouncePool(context: AioContext, height: number, use: number): BouncePool {
   const { pools } = memoryOf(context);
-  let pool = pools[height];
+  const rank = height * 3 + use;
+  let pool = pools[rank];
   if (!pool) {
     pool = new BouncePool(context);
-    pools[height] = pool;
+    pools[rank] = pool;
   }
   return pool;
 }
 
-/** `length` zero bytes to write from, as runs of one shared buffer, at most `maxRuns` of them (so it may be shorter). */
+/** `length` zero bytes to write from: runs of one shared buffer, at most `maxRuns` of them (so it may be shorter). */
 export function zeroIov(context: AioContext, length: number, maxRuns: number): Iov {
   const memory = memoryOf(context);
   if (!memory.zero) {

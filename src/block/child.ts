@@ -1,9 +1,10 @@
 /** An edge of the graph: what a driver holds of its child node, and what the child node knows of its parent. */
-import type { Iov } from '../base/memory.ts';
+
 import { BlockError, Errno } from '../base/errors.ts';
+import type { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { busy, quiesce, unquiesce } from './drain.ts';
-import { type Child, type ChildRole, type Limits, Perm, PERM_ALL } from './driver.ts';
+import { type Child, type ChildRole, type Limits, PERM_ALL, Perm } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
 import { flushNode } from './flush.ts';
 import { readNode, truncateNode, writeNode } from './io.ts';

@@ -1,10 +1,11 @@
 /**
- * Drain (SEMANTICS D1, D5, D6): no request is in flight on a node or on anything above it, and none may start, until the
- * drained section ends. Beginning is two steps, quiesce (atomic) and wait; ending never waits. Nestable, counted.
+ * Drain (SEMANTICS D1, D5, D6): no request is in flight on a node or on anything above it, and none may start, until
+ * the drained section ends. Beginning is two steps, quiesce (atomic) and wait; ending never waits. Nestable, counted.
  */
-import { assert } from '../base/assert.ts';
+
 import type { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';
+import { assert } from '../base/assert.ts';
 import type { BlockNode } from './node.ts';
 
 /** Those who wait for something to go quiet, on this thread. */

@@ -3,7 +3,8 @@
  * define, `block/` emulates or refuses, decided once when the node opens.
  *
  * A **protocol** driver moves bytes (file, null-co, nbd). A **format** driver says where bytes are, with `map` and
- * `reserve`; `block/` moves them. A **filter** is a format whose map is the identity, or that does something on the way.
+ * `reserve`; `block/` moves them. A **filter** is a format whose map is the identity, or that does something on the
+ * way.
  *
  * The block layer guarantees to every function below: ranges lie inside `length` (writes inside the length too, after a
  * truncate), offsets and lengths are aligned to `limits.alignment`, are not 0, and do not exceed `limits.maxTransfer`;
@@ -207,8 +208,8 @@ export interface OpenContext {
   readonly nodeName: string;
   readonly readOnly: boolean;
   readonly common: CommonOptions;
-  /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before now:
-   *  to be awaited between freeing a range in the metadata and giving it to somebody else. */
+  /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before
+   *  now: to be awaited between freeing a range in the metadata and giving it to somebody else. */
   grace(): MaybePromise<void>;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;

@@ -70,13 +70,7 @@ async function zeroUnaligned(
   if (to < stop) await writePadded(node, tracked, to, zeroIov(node.aio, stop - to, 1024), 0);
 }
 
-async function zeroAligned(
-  node: BlockNode,
-  tracked: Tracked,
-  at: Offset,
-  length: Bytes,
-  flags: number,
-): Promise<void> {
+async function zeroAligned(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
   const max = node.limits.maxZero || length;
   for (let done = 0; done < length; done += max) {
     const part = Math.min(max, length - done);
@@ -87,13 +81,7 @@ async function zeroAligned(
 }
 
 /** A format that has nothing to say about zeroes hands them to where its data is. */
-async function zeroMapped(
-  node: BlockNode,
-  tracked: Tracked,
-  at: Offset,
-  length: Bytes,
-  flags: number,
-): Promise<void> {
+async function zeroMapped(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
   const mapping = new Mapping();
   for (let done = 0; done < length; ) {
     const pending = node.impl.map!(at + done, length - done, 'write', mapping);

@@ -3,10 +3,11 @@
  * down to a leaf that takes the request as its operation. Whatever does not fit goes, from one place, to the coroutine
  * path, which ends in the same `done`.
  */
+
+import { spawn } from '../aio/op.ts';
 import { Bug } from '../base/assert.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
-import { spawn } from '../aio/op.ts';
 import type { BlockChild } from './child.ts';
 import { RequestFlags } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';

@@ -1,7 +1,7 @@
 /** Flush (SEMANTICS R8): one at a time on a node, skipped when nothing was written since, then the children. */
 import { Gate } from '../aio/op.ts';
-import type { BlockNode } from './node.ts';
 import { kickDrain } from './drain.ts';
+import type { BlockNode } from './node.ts';
 
 /** Everything that had completed on `node` before the call is on stable storage when it resolves. */
 export async function flushNode(node: BlockNode): Promise<void> {

@@ -36,6 +36,8 @@ async function openAt(aio: AioContext, options: NodeOptions, depth: number): Pro
     node.opened(await driver.open(openContext(node, options, depth), own));
   } catch (error) {
     try {
+      // The driver may be open: its limits can be refused after that.
+      await node.impl?.close?.();
       await detachChildren(node);
     } finally {
       freeName(name);

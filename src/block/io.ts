@@ -1,23 +1,22 @@
 /**
- * The coroutine path: the same rules as the fast path, with waiting. Every function is one request on one node: tracked,
- * ordered against serialising ones, padded to the node's alignment, split to its limits, and moved by the driver or to
- * where `map` says. Errors are BlockErrors.
+ * The coroutine path: the same rules as the fast path, with waiting. Every function is one request on one node:
+ * tracked, ordered against serialising ones, padded to the node's alignment, split to its limits, and moved by the
+ * driver or to where `map` says. Errors are BlockErrors.
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
 import { alignUp, type Bytes, type Offset } from '../base/units.ts';
+import { BounceUse, bouncePool } from './bounce.ts';
 import type { BlockChild } from './child.ts';
-import { Mapping, type Reservation, RequestFlags } from './driver.ts';
-import { bouncePool } from './bounce.ts';
+import { Mapping, RequestFlags, type Reservation } from './driver.ts';
 import { zeroNode } from './emulate.ts';
 import { flushNode } from './flush.ts';
 import { Joiner } from './joiner.ts';
 import type { BlockNode } from './node.ts';
 import { readPadded, writePadded } from './pad.ts';
 import { RequestKind } from './request.ts';
-import { begin, end, hold, serialise, Tracked, TRACKED_TRUNCATE, unhold, waitConflicts } from './tracked.ts';
+import { begin, end, hold, serialise, TRACKED_TRUNCATE, Tracked, unhold, waitConflicts } from './tracked.ts';
 import { appendIov, readLeaf, writeLeaf } from './transfer.ts';
-
 
 /** Waits, where it has to, until a request that has begun may go on. */
 export async function admit(node: BlockNode, tracked: Tracked, flags: number): Promise<void> {
@@ -141,17 +140,12 @@ export async function writeAligned(
   return unstable && fua;
 }
 
-/** In place where `map` allows it, through a reservation elsewhere. True when metadata has changed. */
-async function writeMapped(
-  node: BlockNode,
-  tracked: Tracked,
-  at: Offset,
-  iov: Iov,
-  flags: number,
-): Promise<boolean> {
+/** In place where `map` allows it, through a reservation elsewhere. True when FUA is left to a flush: several parts, or
+ *  metadata has changed. */
+async function writeMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Iov, flags: number): Promise<boolean> {
   const mapping = new Mapping();
   const parts = new Joiner();
-  let linked = false;
+  let unstable = false;
   for (let done = 0; done < iov.length && !parts.failed; ) {
     const want = iov.length - done;
     const pending = node.impl.map!(at + done, want, 'write', mapping);
@@ -159,20 +153,22 @@ async function writeMapped(
     let length = Math.min(mapping.length, want);
     if (mapping.kind === 'data') {
       const child = mapping.child as BlockChild;
-      await parts.add(writeExtent(tracked, child, mapping.at, iov.slice(done, length), flags));
+      const whole = length === iov.length;
+      if (!whole) unstable = true;
+      await parts.add(writeExtent(tracked, child, mapping.at, iov.slice(done, length), whole ? flags : 0));
     } else if (node.impl.reserve) {
       const reservation = await node.impl.reserve(at + done, want, flags);
       length = Math.min(reservation.length, want);
-      linked = true;
+      unstable = true;
       await parts.add(writeReserved(node, tracked, at + done, iov.slice(done, length), reservation));
     } else {
-      linked = true;
+      unstable = true;
       await parts.add(writeLeaf(node, at + done, iov.slice(done, length), 0));
     }
     done += length;
   }
   await parts.join();
-  return linked;
+  return unstable;
 }
 
 async function writeExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov, flags: number): Promise<void> {
@@ -200,7 +196,7 @@ async function writeReserved(
     await room.commit();
     return;
   }
-  const bounce = await bouncePool(node.aio, node.height).acquire(head + tail);
+  const bounce = await bouncePool(node.aio, node.height, BounceUse.MARGINS).acquire(head + tail);
   try {
     const whole = bounce.iov.slice(0, head);
     if (head > 0) await readAligned(node, tracked, at - head, whole.slice(0, head));

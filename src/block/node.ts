@@ -5,7 +5,7 @@
 import type { AioContext } from '../aio/context.ts';
 import type { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { isPowerOfTwo, MiB, type Bytes, type Offset } from '../base/units.ts';
+import { type Bytes, isPowerOfTwo, MiB, type Offset } from '../base/units.ts';
 import type { BlockChild } from './child.ts';
 import type { CommonOptions, Driver, DriverNode, Limits, MaybePromise } from './driver.ts';
 import { grace, type Tracked } from './tracked.ts';
@@ -98,7 +98,8 @@ export class BlockNode {
   /** Takes over what the driver has opened. */
   opened(impl: DriverNode): void {
     this.impl = impl;
-    if (impl.readOnly) this.readOnly = true;
+    const below = this.children.some((child) => child.role !== 'cow' && child.node.readOnly);
+    if (impl.readOnly || (below && this.common['auto-read-only'])) this.readOnly = true;
     this.refreshLimits();
   }
 
@@ -109,7 +110,10 @@ export class BlockNode {
     const inherited = below ? { alignment: below.alignment, optimal: below.optimal } : {};
     const limits = { ...DEFAULT_LIMITS, ...inherited, ...own };
     if (!isPowerOfTwo(limits.alignment) || limits.alignment > MiB) {
-      throw new BlockError(Errno.EINVAL, `Could not open node '${this.name}': bad request alignment ${limits.alignment}`);
+      throw new BlockError(
+        Errno.EINVAL,
+        `Could not open node '${this.name}': bad request alignment ${limits.alignment}`,
+      );
     }
     this.limits = limits;
     this.alignment = own.alignment ?? 1;

@@ -4,7 +4,7 @@
  */
 import { Iov } from '../base/memory.ts';
 import type { Offset } from '../base/units.ts';
-import { bouncePool } from './bounce.ts';
+import { BounceUse, bouncePool } from './bounce.ts';
 import { readAligned, writeAligned } from './io.ts';
 import type { BlockNode } from './node.ts';
 import { serialise, type Tracked, waitConflicts } from './tracked.ts';
@@ -16,7 +16,7 @@ export async function readPadded(node: BlockNode, tracked: Tracked, at: Offset, 
   const head = at % unit;
   const over = (at + iov.length) % unit;
   const tail = over === 0 ? 0 : unit - over;
-  const bounce = await bouncePool(node.aio, node.height).acquire(head + tail);
+  const bounce = await bouncePool(node.aio, node.height, BounceUse.PADDING).acquire(head + tail);
   try {
     const whole = bounce.iov.slice(0, head);
     appendIov(whole, iov, 0, iov.length);
@@ -45,7 +45,7 @@ export async function writePadded(
   const whole = head + iov.length + tail;
   const firstBlock = head > 0 ? unit : 0;
   const lastBlock = tail > 0 && !(head > 0 && whole === unit) ? unit : 0;
-  const bounce = await bouncePool(node.aio, node.height).acquire(firstBlock + lastBlock);
+  const bounce = await bouncePool(node.aio, node.height, BounceUse.PADDING).acquire(firstBlock + lastBlock);
   try {
     const edges = bounce.iov;
     if (edges.length === whole) {

@@ -1,11 +1,12 @@
 /**
- * Permissions (SEMANTICS B1, B2): what each user of a node needs, and what it lets others do. A change is worked out for
- * the whole graph below first, then the drivers agree (file locks), then it takes effect; or nothing changes at all.
+ * Permissions (SEMANTICS B1, B2): what each user of a node needs, and what it lets others do. A change is worked out
+ * for the whole graph below first, then the drivers agree (file locks), then it takes effect; or nothing
+ * changes at all.
  */
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockChild } from './child.ts';
-import { Perm, PERM_ALL } from './driver.ts';
+import { PERM_ALL, Perm } from './driver.ts';
 import type { BlockNode, NodeParent } from './node.ts';
 
 const NAMES: readonly (readonly [number, string])[] = [
@@ -108,21 +109,13 @@ export class PermChange {
 
   /** Checks one node's users against each other and hands their needs on to its children. */
   #check(node: BlockNode): Wish {
-    const users = [...node.parents, ...(this.#added.get(node) ?? [])].filter((user) => !this.#removed.has(user));
+    // New users first, so that a refusal is about them.
+    const users = [...(this.#added.get(node) ?? []), ...node.parents].filter((user) => !this.#removed.has(user));
     for (const user of users) {
-      const mine = this.#wishOf(user);
-      if (node.readOnly && (mine.perm & (Perm.WRITE | Perm.RESIZE)) !== 0) {
-        throw new BlockError(Errno.EPERM, `Could not use node '${node.name}' for ${user.describe}: it is read-only`);
+      if (node.readOnly && (this.#wishOf(user).perm & (Perm.WRITE | Perm.RESIZE)) !== 0) {
+        throw refusal(node, user, 'it is read-only');
       }
-      for (const other of users) {
-        const refused = mine.perm & ~this.#wishOf(other).shared;
-        if (other === user || refused === 0) continue;
-        throw new BlockError(
-          Errno.EPERM,
-          `Could not use node '${node.name}' for ${user.describe}: ` +
-            `${other.describe} does not share '${permNames(refused)}'`,
-        );
-      }
+      for (const other of users) if (other !== user) this.#checkPair(node, user, other);
     }
     const total = cumulative(users, (user) => this.#wishOf(user));
     for (const child of node.children) {
@@ -131,9 +124,23 @@ export class PermChange {
     return total;
   }
 
+  /** The message is about the one whose wishes are new. */
+  #checkPair(node: BlockNode, needs: NodeParent, shares: NodeParent): void {
+    const refused = permNames(this.#wishOf(needs).perm & ~this.#wishOf(shares).shared);
+    if (refused === '') return;
+    if (this.#wishes.has(needs)) throw refusal(node, needs, `${shares.describe} does not share '${refused}'`);
+    throw refusal(node, shares, `it would not share '${refused}', which ${needs.describe} uses`);
+  }
+
   #wishOf(user: NodeParent): Wish {
     return this.#wishes.get(user) ?? user;
   }
+}
+
+function refusal(node: BlockNode, user: NodeParent, why: string): BlockError {
+  return new BlockError(Errno.EPERM, `Could not use node '${node.name}' for ${user.describe}: ${why}`, {
+    where: { node: node.name },
+  });
 }
 
 /** What matters is why the change failed; a driver that cannot go back keeps what it has. */

@@ -30,7 +30,10 @@ export function reserveName(wanted: string | undefined): string {
     do name = `#block${String(autoNames++).padStart(3, '0')}`;
     while (nodes.has(name));
   } else if (!/^[A-Za-z][A-Za-z0-9._-]{0,30}$/.test(name)) {
-    throw new BlockError(Errno.EINVAL, `Bad node-name '${name}': 1 to 31 letters, digits, '-', '.' or '_', a letter first`);
+    throw new BlockError(
+      Errno.EINVAL,
+      `Bad node-name '${name}': 1 to 31 letters, digits, '-', '.' or '_', a letter first`,
+    );
   } else if (nodes.has(name)) {
     throw new BlockError(Errno.EEXIST, `A node named '${name}' exists already`);
   }

@@ -16,8 +16,8 @@ export const RequestKind = { READ: 0, WRITE: 1, FLUSH: 2, DISCARD: 3, ZERO: 4, C
 export const Phase = { IDLE: 0, QUEUED: 1, LEAF: 2, ENDING: 3, SLOW: 4 } as const;
 
 /**
- * Set `kind`, `at`, `length`, `flags` and (reads and writes) fill `iov`, then `blk.submit(request)`. The object, its iov
- * and the memory in it belong to the block layer until `done`. Offsets and lengths in bytes; for reads and writes
+ * Set `kind`, `at`, `length`, `flags` and (reads and writes) fill `iov`, then `blk.submit(request)`. The object, its
+ * iov and the memory in it belong to the block layer until `done`. Offsets and lengths in bytes; for reads and writes
  * `iov.length` must be `length`.
  */
 export abstract class BlockRequest extends AioOp {

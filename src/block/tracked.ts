@@ -2,8 +2,9 @@
  * Requests in flight on a node (SEMANTICS R1, R2): an intrusive list, so that beginning and ending a request allocates
  * nothing. Two overlapping requests of which at least one is serialising are ordered: the later one waits.
  */
-import { BlockError, Errno } from '../base/errors.ts';
+
 import { Gate } from '../aio/op.ts';
+import { BlockError, Errno } from '../base/errors.ts';
 import { kickDrain } from './drain.ts';
 import type { BlockNode } from './node.ts';
 
@@ -98,7 +99,7 @@ export async function waitConflicts(self: Tracked, noWait = false): Promise<void
   }
 }
 
-/** A request that `self` has to wait for, or null. One that waits itself is passed over: it sees `self` when it wakes. */
+/** A request that `self` has to wait for, or null. One that waits itself is passed over: it sees `self` on waking. */
 export function conflict(self: Tracked): Tracked | null {
   const node = self.node!;
   if (node.serialising === 0) return null;

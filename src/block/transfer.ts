@@ -1,9 +1,9 @@
 /** Moving bytes of a leaf, on the coroutine path: short results, limits, and memory that the leaf cannot use. */
 import { WaitOp } from '../aio/op.ts';
 import { Errno, ioError } from '../base/errors.ts';
-import { Iov } from '../base/memory.ts';
+import type { Iov } from '../base/memory.ts';
 import { MiB, type Offset } from '../base/units.ts';
-import { bouncePool } from './bounce.ts';
+import { BounceUse, bouncePool } from './bounce.ts';
 import { isIovAligned } from './fast.ts';
 import type { BlockNode } from './node.ts';
 
@@ -34,7 +34,7 @@ export async function readLeaf(node: BlockNode, at: Offset, iov: Iov): Promise<v
     await readRaw(node, at, iov);
     return;
   }
-  const pool = bouncePool(node.aio, node.height);
+  const pool = bouncePool(node.aio, node.height, BounceUse.TRANSFER);
   for (let done = 0; done < iov.length; ) {
     const bounce = await pool.acquire(Math.min(BOUNCE_PIECE, iov.length - done));
     try {
@@ -52,7 +52,7 @@ export async function writeLeaf(node: BlockNode, at: Offset, iov: Iov, flags: nu
     await writeRaw(node, at, iov, flags);
     return;
   }
-  const pool = bouncePool(node.aio, node.height);
+  const pool = bouncePool(node.aio, node.height, BounceUse.TRANSFER);
   for (let done = 0; done < iov.length; ) {
     const bounce = await pool.acquire(Math.min(BOUNCE_PIECE, iov.length - done));
     try {

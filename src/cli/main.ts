@@ -9,16 +9,14 @@ import type { RawServeOptions } from './serve-options.ts';
 const EXIT_USAGE = 2;
 
 function version(): string {
-  // dist/src/cli/main.js or src/cli/main.ts
-  for (const up of ['../../package.json', '../../../package.json']) {
+  // Beside src or above dist/src: wherever the package begins.
+  for (let at = new URL('.', import.meta.url), up = 0; up < 6; up++, at = new URL('..', at)) {
     try {
-      const { name, version } = JSON.parse(readFileSync(new URL(up, import.meta.url), 'utf8')) as Record<
-        string,
-        string
-      >;
-      if (name === 'blockplane' && version) return version;
+      const text = readFileSync(new URL('package.json', at), 'utf8');
+      const { name, version } = JSON.parse(text) as { readonly name?: string; readonly version?: string };
+      if (name === PROGRAM && version) return version;
     } catch {
-      // Not there: the other place.
+      // Not here.
     }
   }
   return 'unknown';
@@ -50,8 +48,10 @@ Examples:
   blockplane serve --listen 127.0.0.1:10809 --export-name disk --read-only disk.img
   blockplane serve --iothreads 2 --socket /run/nbd.sock a.img b.img   # a: nbd.sock, b: nbd.sock.io1`;
 
-/** Runs one command line (without node and the script) and answers its exit code: 0, 1 for a failure, 2 for bad usage. */
+/** Runs one command line (without node and the script); answers its exit code: 0, 1 for a failure, 2 for bad usage. */
 export async function main(argv: readonly string[]): Promise<number> {
+  // Somebody who has read enough, as `| head -1` has.
+  process.stdout.on('error', () => undefined);
   const early = await startEarly(argv);
   const { Command, CommanderError } = await import('commander');
   let exitCode = 0;
@@ -118,6 +118,5 @@ function isEntry(): boolean {
 }
 
 if (isEntry()) {
-  process.stdout.on('error', () => undefined);
   process.exitCode = await main(process.argv.slice(2));
 }

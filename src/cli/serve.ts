@@ -170,7 +170,7 @@ class ServeCommand {
     (this.#options.progress === 'json' ? process.stderr : process.stdout).write(text);
   }
 
-  /** Clients first, then everything to stable storage, then the threads. The first failure is told after all is done. */
+  /** Clients first, then everything to stable storage, then the threads. A failure is told after all is done. */
   async #stop(progress: Progress): Promise<void> {
     await Promise.all(this.#services.map((service) => service.stop()));
     await progress.stop();

@@ -5,24 +5,53 @@ export interface Abortable {
   readonly signal?: AbortSignal | undefined;
 }
 
+interface Watch {
+  readonly callbacks: Set<() => void>;
+  readonly listener: () => void;
+}
+
+const watches = new WeakMap<AbortSignal, Watch>();
+
+/**
+ * Calls `callback` once when the signal fires; the answer takes that back. All share one listener of the signal: one a
+ * request would have node warn of a leak as soon as there are eleven.
+ */
+export function onAbort(signal: AbortSignal, callback: () => void): () => void {
+  const { callbacks, listener } = watches.get(signal) ?? watch(signal);
+  callbacks.add(callback);
+  return () => {
+    if (!callbacks.delete(callback) || callbacks.size > 0) return;
+    watches.delete(signal);
+    signal.removeEventListener('abort', listener);
+  };
+}
+
+function watch(signal: AbortSignal): Watch {
+  const callbacks = new Set<() => void>();
+  const listener = (): void => {
+    watches.delete(signal);
+    for (const callback of [...callbacks]) callback();
+  };
+  const made = { callbacks, listener };
+  watches.set(signal, made);
+  signal.addEventListener('abort', listener, { once: true });
+  return made;
+}
+
 /**
  * `promise`, or a rejection with the signal's reason as soon as it fires. What was begun is not undone: it goes on and
  * its outcome is dropped.
  */
 export async function abortable<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (!signal) return promise;
-  if (signal.aborted) {
-    promise.catch(() => undefined);
-    throw signal.reason;
-  }
+  promise.catch(() => undefined);
+  if (signal.aborted) throw signal.reason;
   const gate = new Gate<never>();
-  const onAbort = (): void => gate.fail(signal.reason);
-  signal.addEventListener('abort', onAbort, { once: true });
+  gate.promise.catch(() => undefined);
+  const off = onAbort(signal, () => gate.fail(signal.reason));
   try {
     return await Promise.race([promise, gate.promise]);
   } finally {
-    signal.removeEventListener('abort', onAbort);
-    gate.promise.catch(() => undefined);
-    promise.catch(() => undefined);
+    off();
   }
 }

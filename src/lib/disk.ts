@@ -238,18 +238,20 @@ export class Disk {
   }
 
   async #close(): Promise<void> {
-    try {
-      await Promise.all([...this.#dependents].map((stop) => stop()));
-      while (this.#pending > 0) {
-        this.#idle ??= new Gate();
-        await this.#idle.promise;
-      }
-      await this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
-        if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
-      });
-    } finally {
-      await this.#use.release();
+    const failures: unknown[] = [];
+    const attempt = (step: Promise<unknown>): Promise<unknown> => step.catch((error) => failures.push(error));
+    await Promise.all([...this.#dependents].map((stop) => attempt(stop())));
+    while (this.#pending > 0) {
+      this.#idle ??= new Gate();
+      await this.#idle.promise;
     }
+    // A thread that has stopped has closed its disks itself.
+    const closing = this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
+      if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
+    });
+    await attempt(closing);
+    await attempt(this.#use.release());
+    if (failures.length > 0) throw failures[0];
   }
 
   #assertOpen(): void {

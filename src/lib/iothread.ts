@@ -50,6 +50,8 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
 
   private constructor(thread: AioThread, memory: Bytes) {
     super();
+    // Each service listens for the end of its thread.
+    this.setMaxListeners(0);
     this.#thread = thread;
     this.#memory = memory;
     this.name = thread.name;

@@ -3,7 +3,7 @@ import { EventEmitter } from 'node:events';
 import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
-import type { Abortable } from './abort.ts';
+import { type Abortable, onAbort } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import { type ListenTarget, listenOf } from './listen.ts';
@@ -46,6 +46,8 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   readonly #exports = new Map<string, () => void>();
   readonly #directory: PrivateDirectory | undefined;
   readonly #onCrash = (error: Error): void => this.#crashed(error);
+  /** @internal Runs once when it has ended. */
+  onEnd: (() => void) | undefined;
   #stopping: Promise<void> | undefined;
   #clients = 0;
   #last: NbdStats | undefined;
@@ -98,8 +100,8 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   }
 
   /**
-   * Offers a disk no longer. 'safe' (EBUSY while a client uses it) or 'hard' (default; its clients are disconnected once
-   * their requests in flight have ended).
+   * Offers a disk no longer. 'safe': EBUSY while a client uses it. 'hard' (default): its clients are disconnected once
+   * their requests in flight have ended.
    */
   async removeExport(name: string, mode: 'safe' | 'hard' = 'hard'): Promise<void> {
     const detach = this.#exports.get(name);
@@ -142,6 +144,8 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     this.iothread.off('crash', this.#onCrash);
     this.iothread.listen(this.#id, undefined);
     this.#directory?.remove();
+    this.onEnd?.();
+    this.onEnd = undefined;
   }
 
   #crashed(error: Error): void {
@@ -168,6 +172,14 @@ function exportMessage(entry: DiskExport): ExportMessage {
 function checkNumber(value: number | undefined, name: string): void {
   if (value === undefined || (Number.isFinite(value) && value >= 0)) return;
   throw new BlockError(Errno.EINVAL, `${name}: ${value} is not a number from 0 on`);
+}
+
+async function stopOnAbort(service: NbdService, signal: AbortSignal | undefined): Promise<void> {
+  if (!signal) return;
+  service.onEnd = onAbort(signal, () => void service.stop().catch(() => undefined));
+  if (!signal.aborted) return;
+  await service.stop();
+  throw signal.reason;
 }
 
 /**
@@ -215,11 +227,7 @@ export async function serveNbd(
     entries.forEach(({ disk }, i) => {
       service.attach(disk, exports[i]!.name);
     });
-    options.signal?.addEventListener('abort', () => void service.stop().catch(() => undefined), { once: true });
-    if (options.signal?.aborted) {
-      await service.stop();
-      throw options.signal.reason;
-    }
+    await stopOnAbort(service, options.signal);
     return service;
   } catch (error) {
     directory?.remove();

@@ -20,7 +20,7 @@ export interface OpenOptions extends TargetOptions, Abortable {
  *
  * ```ts
  * const disk = await open('disk.img', { cache: 'none' });
- * const part = await open({ driver: 'raw', offset: 1048576, size: 4096, file: { driver: 'file', filename: 'disk.img' } });
+ * const part = await open({ driver: 'raw', offset: 512, size: 4096, file: { driver: 'file', filename: 'disk.img' } });
  * ```
  */
 export async function open(target: string | BlockdevOptions, options: OpenOptions = {}): Promise<Disk> {

@@ -16,9 +16,12 @@ export interface Problem {
   readonly text: string;
 }
 
-/** Tests, and what only they use: `x.test.ts`, `testing.ts`, `testing-x.ts`. */
+/**
+ * Tests, and what only they use: `x.test.ts`, `x.conformance.ts`, `testing.ts`, `testing-x.ts`, a raw client, a seam's
+ * cases.
+ */
 export function isTest(file: string): boolean {
-  return /(\.test|\/testing(-[\w-]+)?)\.ts$/.test(file);
+  return /(\.test|\.conformance|\/(testing|testing-[\w-]+|seam-[\w-]+|raw-client))\.ts$/.test(file);
 }
 
 export type ImportTable = ReadonlyMap<string, readonly string[]>;
@@ -68,7 +71,7 @@ export function resolveSpecifier(file: string, specifier: string): string {
     if (part === '..') parts.pop();
     else if (part !== '.') parts.push(part);
   }
-  const path = parts.join('/').replace(/\.js$/, '.ts');
+  const path = parts.join('/').replace(/\.(js)?$/, '.ts');
   return path.endsWith('.ts') ? path : `${path}.ts`;
 }
 
@@ -130,5 +133,9 @@ export function deadFiles(files: ReadonlyMap<string, Scan>, entries: ReadonlySet
   }
   return [...files.keys()]
     .filter((file) => file.startsWith('src/') && !isTest(file) && !entries.has(file) && !used.has(file))
-    .map((file) => ({ file, line: 1, text: 'nothing imports this file: use it, or delete it with its tests' }));
+    .map((file) => ({
+      file,
+      line: 1,
+      text: 'only tests import this file: use it, delete it, or name it testing-NAME.ts',
+    }));
 }

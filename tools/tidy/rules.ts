@@ -73,7 +73,7 @@ const BANS: readonly Ban[] = [
     instead: 'offsets are numbers up to 2^53-1, 64-bit fields two u32 halves',
   },
   {
-    pattern: /(\bas|[:<,|&(])\s*any\b(?!\s*\()/,
+    pattern: /(\bas|[:<|])\s*any\b(?!\s*\()|,\s*any\s*[>,]/,
     within: 'code',
     where: ANY,
     instead: 'name the type, or take unknown and check it',

@@ -4,7 +4,9 @@
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
-import type { Nanoseconds } from '../../base/units.ts';
+import type { Bytes, Nanoseconds } from '../../base/units.ts';
+import { addressOf, native } from '../../native/lib.ts';
+import { releasePages } from '../../native/mmap.ts';
 import type {
   AioBackend,
   AioFile,
@@ -57,23 +59,30 @@ export class PoolBackend implements AioBackend {
 
   poll(block: boolean): boolean {
     if (block) {
-      throw new BlockError(Errno.ENOTSUP, "Could not wait in a synchronous turn: the pool backend is driven by node's loop");
+      throw new BlockError(
+        Errno.ENOTSUP,
+        "Could not wait in a synchronous turn: the pool backend is driven by node's loop",
+      );
     }
     return this.#loop.poll();
   }
-
-  /** Nothing to do: libuv waits for what its pool has begun before the memory of a thread is freed. */
-  abandon(): void {}
-
-  /** Nothing to do: there is no way to tell the system without the native layer. */
-  release(): void {}
 
   stop(): Promise<void> {
     return this.#loop.stop();
   }
 
+  abandon(): void {
+    this.#loop.abandon();
+  }
+
   memory(bytes: Uint8Array): Memory {
-    return { bytes, view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), address: 0 };
+    // node itself needs no address; giving pages back does.
+    const address = native() && bytes.buffer instanceof SharedArrayBuffer ? addressOf(bytes) : 0;
+    return { bytes, view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), address };
+  }
+
+  release(memory: Memory, at: number, length: Bytes): void {
+    if (memory.address !== 0) releasePages(memory.address + at, length);
   }
 
   async openFile(path: string, options: OpenFileOptions): Promise<AioFile> {

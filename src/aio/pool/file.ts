@@ -1,7 +1,7 @@
 /**
- * Files through node:fs, in libuv's threads. What node:fs lacks (holes, fallocate, locks, device geometry) comes from the
- * native layer where there is one, as calls that the kernel answers from memory; without it a file is all data, takes no
- * locks and cannot be punched.
+ * Files through node:fs, in libuv's threads. What node:fs lacks (holes, fallocate, locks, device geometry) comes from
+ * the native layer where there is one, as calls that the kernel answers from memory; without it a file is all data,
+ * takes no locks and cannot be punched.
  */
 import {
   close,
@@ -191,13 +191,11 @@ class PoolFile implements AioFile, OpOwner, PoolResource {
     return `allocate of '${this.path}'`;
   }
 
-  abandon(): void {}
+  endWaiting(): void {}
 
   allocate(op: AioOp, mode: AllocateMode, at: Offset, length: Bytes): void {
     if (!this.#loop.begin(op, this)) return;
-    const result = this.canAllocate
-      ? nativeFile.fallocate(this.fd, ALLOCATE_MODES[mode], at, length)
-      : -Errno.ENOTSUP;
+    const result = this.canAllocate ? nativeFile.fallocate(this.fd, ALLOCATE_MODES[mode], at, length) : -Errno.ENOTSUP;
     this.#loop.end(op, result === -Errno.ENOSYS || result === -Errno.ENODEV ? -Errno.ENOTSUP : result);
   }
 

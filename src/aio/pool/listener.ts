@@ -92,7 +92,7 @@ class PoolListener implements AioListener, OpOwner, PoolResource {
   readonly #loop: PoolLoop;
   readonly #server: net.Server;
   readonly #backlog: number;
-  /** Connections that nobody has accepted yet. node cannot be told to leave them to the kernel, so the backlog is here. */
+  /** Connections that nobody has accepted yet. node cannot leave them to the kernel, so the backlog is here. */
   readonly #waiting = new Fifo<net.Socket>();
   #acceptor: AioOp | undefined;
   #accepted: net.Socket | undefined;
@@ -136,7 +136,7 @@ class PoolListener implements AioListener, OpOwner, PoolResource {
     this.#loop.resources.delete(this);
   }
 
-  abandon(): void {
+  endWaiting(): void {
     this.#end(-Errno.ECANCELED);
   }
 

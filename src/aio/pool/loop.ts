@@ -1,6 +1,6 @@
 /**
  * How libuv drives an AioContext: one setImmediate for a turn that is due, one timer for the next deadline, and
- * Atomics.waitAsync for what other threads schedule meanwhile. libuv itself stays free for everything else in the thread.
+ * Atomics.waitAsync for what other threads schedule meanwhile. libuv stays free for everything else in the thread.
  */
 import { assert } from '../../base/assert.ts';
 import { Errno } from '../../base/errors.ts';
@@ -8,7 +8,7 @@ import type { Nanoseconds } from '../../base/units.ts';
 import type { LoopHost } from '../backend.ts';
 import { SharedWord } from '../context-shared.ts';
 import { type AioOp, Gate } from '../op.ts';
-import { type OpOwner, OpTable } from '../op-table.ts';
+import { dispatchRest, type OpOwner, OpTable } from '../op-table.ts';
 import { ThreadPool } from '../thread-pool.ts';
 
 /** The longest node takes for a timer (2^31-1 ms). */
@@ -17,7 +17,7 @@ const MAX_TIMER_MS = 0x7fff_ffff;
 /** What is open on a backend, and has to go when it stops. */
 export interface PoolResource {
   /** Ends operations that may wait for ever. */
-  abandon(): void;
+  endWaiting(): void;
   close(): Promise<void>;
 }
 
@@ -97,20 +97,25 @@ export class PoolLoop {
     if (this.#state !== 'running') return;
     this.#state = 'stopping';
     for (const op of this.ops.list()) this.cancel(op);
-    for (const resource of [...this.resources]) resource.abandon();
+    for (const resource of [...this.resources]) resource.endWaiting();
     while (this.ops.size > 0) {
       this.#idle = new Gate();
       await this.#idle.promise;
     }
-    while (this.host.dispatch());
+    dispatchRest(this.host);
     await Promise.all([...this.resources].map((resource) => resource.close()));
-    while (this.host.dispatch());
+    dispatchRest(this.host);
+    this.abandon();
+    // The waiter that is left would hold on to the context.
+    if (this.#watching) Atomics.notify(this.host.shared, SharedWord.NOTIFY);
+  }
+
+  /** Ends the driving, and nothing else: node waits for its threads, and keeps the memory they use until then. */
+  abandon(): void {
     this.#state = 'stopped';
     clearImmediate(this.#immediate);
     clearTimeout(this.#timer);
     clearInterval(this.#keepAlive);
-    // The waiter that is left would hold on to the context.
-    if (this.#watching) Atomics.notify(this.host.shared, SharedWord.NOTIFY);
   }
 
   readonly #turn = (): void => {
@@ -148,7 +153,7 @@ export class PoolLoop {
     this.wake();
   };
 
-  // The sleeper's side of context-shared.ts. NOTIFY is read before SLEEPING is set: whoever sees the 1 changes it later.
+  // The sleeper's side of context-shared.ts. NOTIFY is read before SLEEPING is set: who sees the 1 changes it later.
   #sleep(): void {
     const host = this.host;
     const shared = host.shared as Int32Array<SharedArrayBuffer>;

@@ -132,7 +132,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#endRecv(this.#received);
   }
 
-  abandon(): void {
+  endWaiting(): void {
     this.shutdown();
   }
 

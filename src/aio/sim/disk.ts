@@ -154,8 +154,7 @@ export class DiskFile {
   testLock(owner: object, kind: 'read' | 'write', at: Offset, length: Bytes): boolean {
     const end = length === 0 ? Infinity : at + length;
     return this.#locks.some(
-      (lock) =>
-        lock.owner !== owner && lock.at < end && lock.end > at && (kind === 'write' || lock.kind === 'write'),
+      (lock) => lock.owner !== owner && lock.at < end && lock.end > at && (kind === 'write' || lock.kind === 'write'),
     );
   }
 

@@ -41,7 +41,7 @@ export class EventQueue {
   shift(): SimEvent | undefined {
     for (;;) {
       const event = this.#shift();
-      if (!event || !event.cancelled) return event;
+      if (!event?.cancelled) return event;
     }
   }
 

@@ -1,7 +1,8 @@
 /** What goes wrong in a simulated world: by chance, or at a given operation. */
-import type { Bytes, Nanoseconds } from '../../base/units.ts';
+
 import { Errno } from '../../base/errors.ts';
 import type { Prng } from '../../base/prng.ts';
+import type { Bytes, Nanoseconds } from '../../base/units.ts';
 
 export type FaultOp = 'read' | 'write' | 'datasync' | 'allocate' | 'truncate' | 'recv' | 'send' | 'connect';
 
@@ -79,7 +80,8 @@ export class FaultSource {
     if (chances) {
       const socket = op === 'recv' || op === 'send' || op === 'connect';
       if (this.#prng.chance(chances.error ?? 0)) errno = chances.errno ?? (socket ? Errno.ECONNRESET : Errno.EIO);
-      if (length > 1 && this.#prng.chance(chances.short ?? 0)) limit = Math.min(limit, this.#prng.between(1, length - 1));
+      if (length > 1 && this.#prng.chance(chances.short ?? 0))
+        limit = Math.min(limit, this.#prng.between(1, length - 1));
       if (this.#prng.chance(chances.slow ?? 0)) delayNs += SLOW_NS;
     }
     return { errno, limit, delayNs };

@@ -138,7 +138,10 @@ class FileNode implements DriverNode {
       return;
     }
     if (this.#direct && length % this.#stat.alignment !== 0) {
-      throw this.#failed(`resize to ${length} bytes, not a multiple of ${this.#stat.alignment} (cache.direct),`, Errno.EINVAL);
+      throw this.#failed(
+        `resize to ${length} bytes, not a multiple of ${this.#stat.alignment} (cache.direct),`,
+        Errno.EINVAL,
+      );
     }
     this.#forgetData();
     await this.#file.truncate(length);
@@ -208,7 +211,10 @@ class FileNode implements DriverNode {
 /** The file system or device does not do that, here at least. */
 function isRefusal(result: number): boolean {
   return (
-    result === -Errno.ENOTSUP || result === -Errno.EINVAL || result === -Errno.ENOSYS || result === -Errno.ENODEV ||
+    result === -Errno.ENOTSUP ||
+    result === -Errno.EINVAL ||
+    result === -Errno.ENOSYS ||
+    result === -Errno.ENODEV ||
     result === -Errno.EPERM
   );
 }
@@ -248,7 +254,11 @@ function checkFile(context: OpenContext, file: AioFile, stat: FileStat, readOnly
     throw refuse(path, Errno.ENOTSUP, `cache.direct is not possible with the ${context.aio.backend.name} backend`);
   }
   if (!readOnly && stat.size % stat.alignment !== 0) {
-    throw refuse(path, Errno.EINVAL, `with cache.direct its size, ${stat.size}, must be a multiple of ${stat.alignment}`);
+    throw refuse(
+      path,
+      Errno.EINVAL,
+      `with cache.direct its size, ${stat.size}, must be a multiple of ${stat.alignment}`,
+    );
   }
 }
 

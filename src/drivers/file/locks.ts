@@ -1,6 +1,7 @@
 /**
- * Image locks (SEMANTICS L7), shared with QEMU: one byte of the file for each permission that is used, one for each that
- * is not shared, both held as OFD read locks. Whoever uses what another holds the "not shared" byte of, has a conflict.
+ * Image locks (SEMANTICS L7), shared with QEMU: one byte of the file for each permission that is used, one for each
+ * that is not shared, both held as OFD read locks. Whoever uses what another holds the "not shared"
+ * byte of, has a conflict.
  */
 import type { AioFile } from '../../aio/backend.ts';
 import { BlockError, Errno } from '../../base/errors.ts';

@@ -1,4 +1,4 @@
-/** null-co (and null-aio): swallows writes; reads are zeroes, or whatever was in the memory. For tests and measuring. */
+/** null-co (and null-aio): swallows writes; reads are zeroes, or what was in the memory. For tests and measuring. */
 import type { AioContext } from '../../aio/context.ts';
 import { type AioOp, Gate } from '../../aio/op.ts';
 import type { Iov } from '../../base/memory.ts';

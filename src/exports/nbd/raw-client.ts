@@ -87,6 +87,13 @@ export class RawClient {
     if (!this.socket.destroyed) this.socket.write(Buffer.concat(parts));
   }
 
+  /** Leaves with a TCP reset. Node never ends a socket that is reset while it is ending already. */
+  async reset(): Promise<void> {
+    if (this.#over || !this.socket.writable) this.socket.destroy();
+    else this.socket.resetAndDestroy();
+    await this.closed;
+  }
+
   /** Leaves without a word. */
   async destroy(): Promise<void> {
     this.socket.destroy();

@@ -1,0 +1,180 @@
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { AioContext } from '../aio/context.ts';
+import { PoolBackend } from '../aio/pool/backend.ts';
+import { Errno } from '../base/errors.ts';
+import { MiB } from '../base/units.ts';
+import { nullDriver } from '../drivers/null-co/driver.ts';
+import { BlockBackend } from './backend.ts';
+import { drain, drainAll, kickDrain } from './drain.ts';
+import { openNode, releaseNode, replaceChild } from './graph.ts';
+import { allNodes, nodeByName, registerDriver } from './registry.ts';
+import { registerTestDrivers, settle, testDisk, testIov, until } from './testing.ts';
+import { tableDriver, tables } from './testing-format.ts';
+
+let context: AioContext;
+before(() => {
+  registerTestDrivers();
+  registerDriver(tableDriver);
+  registerDriver(nullDriver);
+  context = new AioContext(new PoolBackend());
+});
+after(() => context.stop());
+
+test('D1 a drain quiesces the parents before the driver, waits for both, and ends the other way round', async () => {
+  const disk = testDisk('d1', MiB);
+  const blk = await BlockBackend.open(context, {
+    driver: 'table',
+    'node-name': 'd1-top',
+    size: MiB,
+    file: { driver: 'memory', disk: 'd1', 'node-name': 'd1-file' },
+  });
+  const table = tables.get('d1-top')!;
+  const order: string[] = [];
+  let exportBusy = true;
+  blk.user = {
+    onDrainBegin: () => order.push(`user begin, driver ${table.drains.length}`),
+    onDrainEnd: () => order.push(`user end, driver ${table.drains.length}`),
+    drainBusy: () => exportBusy,
+  };
+  table.table.set(0, 0);
+  disk.hold('read');
+  const read = blk.read(0, testIov(context, [512]));
+  await settle();
+  let drained = false;
+  // The lowest node: everything above it stops too.
+  const draining = drain(nodeByName('d1-file')).then((section) => {
+    drained = true;
+    return section;
+  });
+  assert.deepEqual(order, ['user begin, driver 0']);
+  assert.deepEqual(table.drains, ['begin']);
+  disk.release('read');
+  await read;
+  await settle();
+  assert.equal(drained, false, 'the export is busy');
+  exportBusy = false;
+  table.busy = true;
+  kickDrain();
+  await settle();
+  assert.equal(drained, false, "the driver's own work goes on");
+  table.busy = false;
+  kickDrain();
+  const section = await draining;
+  const nested = await drain(nodeByName('d1-file'));
+  section.end();
+  await settle();
+  assert.deepEqual(table.drains, ['begin'], 'counted');
+  nested.end();
+  assert.deepEqual(table.drains, ['begin', 'end']);
+  assert.deepEqual(order, ['user begin, driver 0', 'user end, driver 2']);
+  assert.equal(nodeByName('d1-file').quiesce + blk.root!.quiesce + blk.quiesce, 0);
+  await blk.close();
+});
+
+test('D1 draining a parent leaves the other users of its child alone', async () => {
+  testDisk('shared', MiB);
+  const shared = 15;
+  const file = await openNode(context, { driver: 'memory', disk: 'shared', 'node-name': 'shared0' });
+  const one = await BlockBackend.open(context, 'shared0', { perm: 1, shared });
+  const two = await BlockBackend.open(
+    context,
+    { driver: 'table', size: MiB, file: 'shared0', 'read-only': true },
+    {
+      perm: 1,
+      shared,
+    },
+  );
+  const section = await drain(two.root!);
+  await one.read(0, testIov(context, [512]));
+  section.end();
+  await one.close();
+  await two.close();
+  await releaseNode(file);
+});
+
+test('D3 whoever uses a backend is asked to stop, asked whether it is quiet, and told to go on', async () => {
+  const blk = await BlockBackend.open(context, { driver: 'null-co' });
+  const calls: string[] = [];
+  let busy = true;
+  blk.user = {
+    onDrainBegin: () => calls.push('pause'),
+    onDrainEnd: () => calls.push('resume'),
+    drainBusy: () => {
+      calls.push('busy?');
+      return busy;
+    },
+  };
+  const draining = blk.drain();
+  await settle();
+  busy = false;
+  kickDrain();
+  (await draining).end();
+  assert.deepEqual(calls, ['pause', 'busy?', 'busy?', 'resume']);
+  await blk.close();
+});
+
+test('D5 drainAll quiesces every node before it waits for any; then none is in flight or opened', async () => {
+  const disks = [0, 1, 2].map((n) => testDisk(`all${n}`, MiB));
+  const blks = await Promise.all(
+    disks.map((_, n) => BlockBackend.open(context, { driver: 'memory', disk: `all${n}`, 'node-name': `all${n}` })),
+  );
+  for (const disk of disks) disk.hold('write');
+  const writes = blks.map((blk) => blk.write(0, testIov(context, [512])));
+  const draining = drainAll(context, allNodes());
+  assert.ok(blks.every((blk) => blk.quiesce === 1 && blk.root!.quiesce === 1));
+  disks[0]!.release('write');
+  disks[2]!.release('write');
+  await settle();
+  disks[1]!.release('write');
+  const section = await draining;
+  assert.ok(allNodes().every((node) => node.inFlight === 0));
+  await Promise.all(writes);
+  await assert.rejects(openNode(context, { driver: 'null-co' }), { errno: Errno.EBUSY });
+  section.end();
+  section.end();
+  assert.ok(blks.every((blk) => blk.quiesce === 0));
+  await Promise.all(blks.map((blk) => blk.close()));
+});
+
+test('D6 who is attached to a drained node is quiesced, and let go when the drain ends', async () => {
+  testDisk('d6', MiB);
+  const file = await openNode(context, { driver: 'memory', disk: 'd6', 'node-name': 'd6-file' });
+  const section = await drain(file);
+  const blk = await BlockBackend.open(context, { driver: 'table', size: MiB, file: 'd6-file' });
+  assert.equal(blk.quiesce, 1);
+  assert.equal(blk.root!.quiesce, 1);
+  let done = false;
+  const read = blk.read(0, testIov(context, [512])).then(() => {
+    done = true;
+  });
+  await settle();
+  assert.equal(done, false);
+  section.end();
+  await read;
+  assert.equal(blk.quiesce + blk.root!.quiesce, 0);
+
+  // Into the place of a drained node, and out of it again.
+  testDisk('d6b', MiB);
+  const other = await openNode(context, { driver: 'memory', disk: 'd6b', 'node-name': 'd6-other' });
+  const drained = await drain(other);
+  await replaceChild(blk.root!.children[0]!, other);
+  assert.equal(blk.quiesce, 1);
+  await replaceChild(blk.root!.children[0]!, file);
+  assert.equal(blk.quiesce, 0);
+  drained.end();
+  await blk.read(0, testIov(context, [512]));
+  await blk.close();
+  await releaseNode(other);
+  await releaseNode(file);
+});
+
+test('D6 a node may be closed inside a drained section', async () => {
+  const disk = testDisk('gone', MiB);
+  const node = await openNode(context, { driver: 'memory', disk: 'gone' });
+  const section = await drain(node);
+  await releaseNode(node);
+  assert.equal(disk.closed, true);
+  section.end();
+  await until(() => node.quiesce === 0);
+});

@@ -1,0 +1,56 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { magicOf } from './magic.ts';
+import { blockdevOf, isProbed, nameOf } from './options.ts';
+
+test('a file name becomes raw over file, with the options where they belong', () => {
+  assert.deepEqual(blockdevOf('disk.img'), { driver: 'raw', file: { driver: 'file', filename: 'disk.img' } });
+  const options = { readOnly: true, forceShare: true, cache: 'none', discard: 'unmap', detectZeroes: 'on' } as const;
+  assert.deepEqual(blockdevOf('disk.img', options), {
+    driver: 'raw',
+    'read-only': true,
+    'force-share': true,
+    discard: 'unmap',
+    'detect-zeroes': 'on',
+    cache: { direct: true, 'no-flush': false },
+    file: { driver: 'file', filename: 'disk.img' },
+  });
+});
+
+test('a tree keeps what it says itself, and takes the rest', () => {
+  const tree = { driver: 'null-co', size: 4096, discard: 'ignore' } as const;
+  assert.deepEqual(blockdevOf(tree, { discard: 'unmap', readOnly: true }), { ...tree, 'read-only': true });
+  assert.equal(nameOf({ driver: 'raw', file: { driver: 'file', filename: 'x' } }), 'x');
+  assert.equal(nameOf({ driver: 'raw', file: 'node0' }), 'node0');
+});
+
+test('only a file name without a format is probed', () => {
+  assert.equal(isProbed('disk.img', undefined), true);
+  assert.equal(isProbed('disk.img', 'raw'), false);
+  assert.equal(isProbed('null-co://', undefined), false);
+  assert.equal(isProbed({ driver: 'file', filename: 'x' }, undefined), false);
+});
+
+test('what cannot be a file name or a mode is refused', () => {
+  assert.throws(() => blockdevOf(''), /empty/);
+  assert.throws(() => blockdevOf('a\0b'), /NUL/);
+  assert.throws(() => blockdevOf('a', { format: 'qcow2' as never }), /Unknown format 'qcow2'/);
+  assert.throws(() => blockdevOf('a', { discard: 'yes' as never }), /Unknown discard mode 'yes'/);
+});
+
+test('other formats are known by their magic; zeroes and a boot sector are none', () => {
+  const head = (text: string, at = 0): Uint8Array => {
+    const bytes = new Uint8Array(512);
+    for (let i = 0; i < text.length; i++) bytes[at + i] = text.charCodeAt(i);
+    return bytes;
+  };
+  assert.equal(magicOf(head('QFI\xfb\0\0\0\x03')), 'qcow2');
+  assert.equal(magicOf(head('QFI\xfb\xff')), 'qcow');
+  assert.equal(magicOf(head('KDMV')), 'vmdk');
+  assert.equal(magicOf(head('vhdxfile')), 'vhdx');
+  assert.equal(magicOf(head('\x7f\x10\xda\xbe', 0x40)), 'vdi');
+  assert.equal(magicOf(head('LUKS\xba\xbe')), 'luks');
+  assert.equal(magicOf(head('')), undefined);
+  assert.equal(magicOf(head('\x55\xaa', 510)), undefined);
+  assert.equal(magicOf(new Uint8Array(3)), undefined);
+});
