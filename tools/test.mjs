@@ -46,10 +46,43 @@ function totals(tapFile) {
   return { pass, fail: count('fail') + count('cancelled'), skip: count('skipped') + count('todo'), note: '' };
 }
 
+/**
+ * Ends the test files of a runner that run far too long. Newer releases of Node hold single tests to --test-timeout,
+ * not files, and a file that blocks its thread would hold up the run. Only where /proc is.
+ */
+function watchFiles(pid) {
+  const seen = new Map();
+  const timer = setInterval(() => {
+    let children = '';
+    try {
+      children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1');
+    } catch {
+      // No such system, or the runner has just ended.
+    }
+    for (const child of children.split(' ').filter(Boolean)) {
+      if (!seen.has(child)) seen.set(child, Date.now());
+      if (Date.now() - seen.get(child) < FILE_TIMEOUT_MS + 5000) continue;
+      say(`Ending test file, process ${child}: longer than ${FILE_TIMEOUT_MS / 1000} seconds`);
+      seen.set(child, Date.now());
+      killChild(Number(child));
+    }
+  }, 1000);
+  return () => clearInterval(timer);
+}
+
+function killChild(pid) {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // It ended by itself meanwhile.
+  }
+}
+
 /** Runs a program with its output shown; resolves to its exit code, or 1 when it had to be ended. */
 function runShown(program, args, env, timeout) {
   return new Promise((resolve) => {
     const child = spawn(program, args, { cwd: root, env, stdio: ['ignore', 'inherit', 'inherit'] });
+    const stopWatching = args.includes('--test') ? watchFiles(child.pid) : () => undefined;
     // The runner ends its own children and still prints its totals, when it is let.
     const timer = setTimeout(() => {
       say(`Ending '${args.at(-1)}' and what else runs: longer than ${timeout / 1000} seconds`);
@@ -59,10 +92,12 @@ function runShown(program, args, env, timeout) {
     child.on('error', (error) => {
       say(`Could not run '${program}': ${error.message}`);
       clearTimeout(timer);
+      stopWatching();
       resolve(1);
     });
     child.on('exit', (code) => {
       clearTimeout(timer);
+      stopWatching();
       resolve(code ?? 1);
     });
   });

@@ -75,7 +75,8 @@ export interface AioBackend {
   /** Stops driving. Every operation has ended, or is cancelled and waited for. The backend is dead afterwards. */
   stop(): Promise<void>;
 
-  /** The thread is about to die with operations in flight: ends them without completing them, so that the kernel does not
+  /** The thread is about to die with operations in flight: ends them without completing them, so that the kernel does
+   * not
    *  write to memory that is freed with the thread. Synchronous, waits at most a second; nothing works afterwards. */
   abandon(): void;
 

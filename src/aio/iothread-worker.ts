@@ -140,10 +140,7 @@ async function main(): Promise<void> {
   let server: ThreadServer | undefined;
   try {
     // Side by side: each waits for files most of the time.
-    const [backend, module] = await Promise.all([
-      chooseBackend(data.aio),
-      import(data.setup) as Promise<SetupModule>,
-    ]);
+    const [backend, module] = await Promise.all([chooseBackend(data.aio), import(data.setup) as Promise<SetupModule>]);
     // A thread that dies of a bug must not leave the kernel writing to memory that is freed with it.
     process.on('exit', () => backend.abandon());
     server = new ThreadServer(data.name, new AioContext(backend, data));

@@ -62,8 +62,7 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     this.#worker = new Worker(new URL(`./iothread-worker${here.slice(here.lastIndexOf('.'))}`, here), {
       name: options.name,
       workerData: data,
-      // Meant for the program given by --eval or stdin; a worker refuses it.
-      execArgv: process.execArgv.filter((arg) => !arg.startsWith('--input-type')),
+      ...threadArgv(),
     });
     this.threadId = this.#worker.threadId;
     this.#worker.on('message', (message: FromThread) => this.#receive(message));
@@ -221,6 +220,14 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     this.#exited.open();
     if (started && !this.#stopped) this.emit('crash', death);
   }
+}
+
+/**
+ * Meant for the program given by --eval or stdin; a worker refuses it. Without it the worker inherits ours as they are.
+ */
+function threadArgv(): { execArgv?: string[] } {
+  const kept = process.execArgv.filter((arg) => !arg.startsWith('--input-type'));
+  return kept.length === process.execArgv.length ? {} : { execArgv: kept };
 }
 
 function rebuildError(error: CrossingError): Error {

@@ -1,4 +1,4 @@
-/** The operations that a backend has in flight, by slot: so that one given away twice, or ended twice, does not go unseen. */
+/** The operations that a backend has in flight, by slot: one given away twice, or ended twice, does not go unseen. */
 import { assert, Bug } from '../base/assert.ts';
 import type { LoopHost } from './backend.ts';
 import type { AioOp } from './op.ts';

@@ -33,6 +33,8 @@ export function takeResumed(): boolean {
 export abstract class AioOp {
   /** The backend's bookkeeping: -1 at rest. */
   slot = -1;
+  /** The backend's own operation that stands for this one while it is in flight, where there is one. */
+  proxy: AioOp | null = null;
   /** The result: a count of bytes or 0, or a negative errno. Runs once, in the home context; must not throw. */
   abstract complete(result: number): void;
 }

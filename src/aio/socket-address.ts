@@ -15,7 +15,7 @@ export function describeAddress(address: SocketAddress): string {
 /** Throws ENAMETOOLONG for a path that would be cut short, EINVAL for a host that is not a literal address. */
 export function checkAddress(address: SocketAddress, what: string): void {
   if (address.kind === 'unix') {
-    if (Buffer.byteLength(address.path) <= UNIX_PATH_MAX) return;
+    if (new TextEncoder().encode(address.path).length <= UNIX_PATH_MAX) return;
     throw new BlockError(Errno.ENAMETOOLONG, `Could not ${what} '${address.path}': ${errnoText(Errno.ENAMETOOLONG)}`);
   }
   if (isIP(address.host) !== 0) return;

@@ -1,4 +1,6 @@
-/** A broken promise inside Blockplane itself. Never caught except at the top of a thread, which then ends the process. */
+/**
+ * A broken promise inside Blockplane itself. Never caught except at the top of a thread, which then ends the process.
+ */
 export class Bug extends Error {
   override readonly name = 'Bug';
 }

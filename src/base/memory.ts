@@ -12,8 +12,8 @@ export interface Memory {
 }
 
 /**
- * A scatter list: runs of (memory, at, length). It is owned by one request, filled, used and reset in place, so that the
- * hot path allocates nothing. Whoever is given an Iov may use it until the operation it was given for has ended.
+ * A scatter list: runs of (memory, at, length). It is owned by one request, filled, used and reset in place, so that
+ * the hot path allocates nothing. Whoever is given an Iov may use it until the operation it was given for has ended.
  */
 export class Iov {
   readonly memories: Memory[] = [];

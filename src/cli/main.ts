@@ -74,7 +74,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .option('-U, --force-share', 'ignore the locks of other programs; only with --read-only')
     .option('--aio <backend>', 'ring (io_uring) or pool (node); default: ring where the system allows it')
     .option('--cache <mode>', 'writeback (default), none, writethrough, directsync or unsafe')
-    .option('--discard <mode>', 'ignore (default) or unmap')
+    .option('--discard <mode>', 'unmap (default) or ignore')
     .option('--detect-zeroes <mode>', 'off (default), on or unmap')
     .option('--iothread <name>', 'IOThread of an image; repeat for each IMAGE, same name same thread', collect, [])
     .option('--iothreads <count>', 'spread the images over so many IOThreads (default: 1)')

@@ -103,7 +103,8 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   if (/^null-(co|aio):\/\/$/.test(target)) {
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
-  return { ...top, driver, file: { driver: 'file', filename: target } };
+  // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
+  return { discard: 'unmap', ...top, driver, file: { driver: 'file', filename: target } };
 }
 
 /** The name a tree goes by in messages: its file's, or its driver's. */

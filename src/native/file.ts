@@ -28,6 +28,10 @@ export const OpenFlag = {
 } as const;
 
 /** Modes of {@link fallocate} (linux/falloc.h); 0 allocates and grows the file. */
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0o4000;
+
 export const FallocateMode = { KEEP_SIZE: 1, PUNCH_HOLE: 2, COLLAPSE_RANGE: 8, ZERO_RANGE: 16 } as const;
 
 const SEEK_END = 2;
@@ -90,6 +94,13 @@ export function extent(fd: number, at: Offset, limit: Bytes): number {
 
 export function fallocate(fd: number, mode: number, at: Offset, length: Bytes): number {
   return check(libc().fallocate(fd, mode, at, length));
+}
+
+/** Clears O_NONBLOCK, which an open that must not wait (for the other end of a FIFO) has set. */
+export function setBlocking(fd: number): number {
+  const flags = check(libc().fcntl(fd, F_GETFL, 0));
+  if (flags < 0) return flags;
+  return check(libc().fcntl(fd, F_SETFL, Math.floor(flags / (2 * O_NONBLOCK)) * 2 * O_NONBLOCK + (flags % O_NONBLOCK)));
 }
 
 export function ftruncate(fd: number, size: Bytes): number {

@@ -210,7 +210,10 @@ export class Uring {
     return result === -1 ? -this.#errno() : result;
   }
 
-  /** Index of the next completion's words, or -1. Read {@link user}, {@link result}, {@link flags}, then {@link advance}. */
+  /**
+   * Index of the next completion's words, or -1. Read {@link user}, {@link result}, {@link flags}, then {@link
+   * advance}.
+   */
   next(): number {
     if (Atomics.load(this.#ring, this.#cqTailAt) === this.#head) return -1;
     return (this.#head & this.#cqMask) * 4;

@@ -1,6 +1,6 @@
 /**
- * libuv's loop of this thread, as the ring's loop needs it: the descriptor that becomes readable when libuv has work, and
- * when Node's next timer is due. All symbols are exported by the node binary itself.
+ * libuv's loop of this thread, as the ring's loop needs it: the descriptor that becomes readable when libuv has work,
+ * and when Node's next timer is due. All symbols are exported by the node binary itself.
  */
 import { native } from './lib.ts';
 
@@ -9,7 +9,9 @@ const UV_TIMER = 13;
 export interface UvLoop {
   /** Readable when libuv has something to do (its epoll descriptor). */
   readonly fd: number;
-  /** Milliseconds until Node's next timer, Infinity without one. At most a wrong guess of 10 ms where it cannot be told. */
+  /**
+   * Milliseconds until Node's next timer, Infinity without one. At most a wrong guess of 10 ms where it cannot be told.
+   */
   timerDueMs(): number;
 }
 
@@ -38,8 +40,8 @@ export function uvLoop(): UvLoop | undefined {
       walk(loop, visit, 0);
       return found;
     };
-    // Node multiplexes all its timers on one uv_timer_t that lives as long as the environment: it is the one that becomes
-    // active with the first setTimeout. Timers that were active before may belong to somebody who frees them.
+    // Node multiplexes all its timers on one uv_timer_t that lives as long as the environment: it is the one that
+    // becomes active with the first setTimeout. Timers that were active before may belong to somebody who frees them.
     const before = activeTimers();
     const probe = setTimeout(() => {}, 1 << 30);
     const appeared = [...activeTimers()].filter((handle) => !before.has(handle));

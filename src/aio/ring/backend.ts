@@ -1,11 +1,11 @@
 /**
  * The ring backend: the thread sleeps in io_uring_enter, and everything else wakes it through the ring: files, sockets,
- * other threads (an eventfd), and libuv itself (its epoll descriptor), so that promises, MessagePorts, timers and Node's
- * own sockets work beside it.
+ * other threads (an eventfd), and libuv itself (its epoll descriptor), so that promises, MessagePorts, timers and
+ * Node's own sockets work beside it.
  *
- * One turn: reap completions and run them, run bottom halves and timers, submit all that was prepared meanwhile with one
- * system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a coroutine
- * has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
+ * One turn: reap completions and run them, run bottom halves and timers, submit all that was prepared meanwhile with
+ * one system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a
+ * coroutine has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
  */
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
@@ -110,8 +110,8 @@ export class RingBackend implements AioBackend {
   }
 
   wake(): void {
-    // The loop is either inside a turn, which looks for new work before it sleeps, or in libuv's hands with an immediate
-    // pending: nothing is ever asleep while JavaScript of this thread runs.
+    // The loop is either inside a turn, which looks for new work before it sleeps, or in libuv's hands with an
+    // immediate pending: nothing is ever asleep while JavaScript of this thread runs.
   }
 
   async stop(): Promise<void> {
@@ -175,9 +175,10 @@ export class RingBackend implements AioBackend {
   }
 
   cancel(op: AioOp): void {
-    if (op.slot < 0) return;
+    const { slot } = op.proxy ?? op;
+    if (slot < 0) return;
     this.room();
-    this.ring.prepare(Op.ASYNC_CANCEL, -1, op.slot, 0, 0, 0, USER_CANCEL);
+    this.ring.prepare(Op.ASYNC_CANCEL, -1, slot, 0, 0, 0, USER_CANCEL);
   }
 
   pollFd(op: AioOp, fd: number, events: number): void {
@@ -265,7 +266,8 @@ export class RingBackend implements AioBackend {
         continue;
       }
       if (this.#spin()) continue;
-      // libuv gets its turn before every sleep: what JavaScript gave it since the last visit is not yet in its epoll set.
+      // libuv gets its turn before every sleep: what JavaScript gave it since the last visit is not yet in its epoll
+      // set.
       if (!fresh) return;
       this.#sleep();
       fresh = false;

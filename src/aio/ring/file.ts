@@ -1,5 +1,5 @@
 /** Files on the ring: reads, writes, fdatasync and fallocate are ring operations; the rest is control path. */
-import { close, constants, fstat, ftruncate, open, type Stats } from 'node:fs';
+import { close, constants, ftruncate, open } from 'node:fs';
 import { promisify } from 'node:util';
 import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
@@ -14,7 +14,6 @@ import { IOV_MAX } from './iov-table.ts';
 
 const openFd = promisify(open);
 const closeFd = promisify(close);
-const statFd = promisify(fstat) as (fd: number) => Promise<Stats>;
 const truncateFd = promisify(ftruncate);
 
 const RWF_DSYNC = 2;
@@ -27,9 +26,15 @@ const ALLOCATE_MODES: Record<AllocateMode, number> = {
   allocate: 0,
 };
 
+function refusal(path: string, errno: number, why = errnoText(errno), cause?: unknown): BlockError {
+  return new BlockError(errno, `Could not open '${path}': ${why}`, { where: { path, op: 'open' }, cause });
+}
+
 export async function openRingFile(backend: RingBackend, path: string, options: OpenFileOptions): Promise<AioFile> {
+  // Without O_NONBLOCK a FIFO would keep us waiting for its other end.
   const flags =
     (options.writable ? constants.O_RDWR : constants.O_RDONLY) |
+    constants.O_NONBLOCK |
     (options.direct ? constants.O_DIRECT : 0) |
     (options.create ? constants.O_CREAT : 0) |
     (options.truncate ? constants.O_TRUNC : 0) |
@@ -38,18 +43,18 @@ export async function openRingFile(backend: RingBackend, path: string, options: 
   try {
     fd = await openFd(path, flags, 0o644);
   } catch (error) {
-    const errno = errnoOf(error);
-    throw new BlockError(errno, `Could not open '${path}': ${errnoText(errno)}`, {
-      where: { path, op: 'open' },
-      cause: error,
-    });
+    throw refusal(path, errnoOf(error), undefined, error);
   }
-  const stats = await statFd(fd);
-  if (stats.isDirectory()) {
+  const stat = nativeFile.fstat(fd);
+  let bad: BlockError | undefined;
+  if (typeof stat === 'number') bad = refusal(path, stat);
+  else if (stat.kind === 'directory') bad = refusal(path, Errno.EISDIR);
+  else if (stat.kind === 'other') bad = refusal(path, Errno.ENOTSUP, 'It is neither a file nor a device');
+  // With it, the ring would answer EAGAIN instead of waiting for the disk.
+  else if (nativeFile.setBlocking(fd) < 0) bad = refusal(path, Errno.EINVAL);
+  if (bad) {
     await closeFd(fd);
-    throw new BlockError(Errno.EISDIR, `Could not open '${path}': ${errnoText(Errno.EISDIR)}`, {
-      where: { path, op: 'open' },
-    });
+    throw bad;
   }
   return new RingFile(backend, path, fd, options.direct === true);
 }
@@ -117,29 +122,24 @@ class RingFile implements AioFile {
   }
 
   async stat(): Promise<FileStat> {
-    const stats = await statFd(this.fd);
-    const kind = stats.isFile()
-      ? 'file'
-      : stats.isBlockDevice()
-        ? 'block'
-        : stats.isCharacterDevice()
-          ? 'char'
-          : stats.isDirectory()
-            ? 'directory'
-            : 'other';
+    const stat = nativeFile.fstat(this.fd);
+    if (typeof stat === 'number') throw new BlockError(stat, `Could not look at '${this.path}': ${errnoText(stat)}`);
+    const size = stat.kind === 'block' ? nativeFile.deviceSize(this.fd) : stat.size;
+    if (size < 0) throw new BlockError(size, `Could not get the size of '${this.path}': ${errnoText(size)}`);
     return {
-      kind,
-      size: kind === 'block' ? nativeFile.deviceSize(this.fd) : stats.size,
-      allocated: stats.blocks * 512,
-      alignment: this.#alignment(kind === 'block', stats.blksize),
-      dev: stats.dev,
-      ino: stats.ino,
+      kind: stat.kind,
+      size,
+      allocated: stat.blocks * 512,
+      alignment: this.#direct ? stat.directOffsetAlign || this.#guessAlignment(stat.kind) : 1,
+      dev: stat.dev,
+      ino: stat.ino,
     };
   }
 
-  #alignment(device: boolean, blockSize: number): number {
-    if (!this.#direct) return 1;
-    return device ? nativeFile.deviceBlockSize(this.fd) : Math.min(blockSize, 4096);
+  /** Where the file system does not say what O_DIRECT needs. */
+  #guessAlignment(kind: FileStat['kind']): number {
+    const sector = kind === 'block' ? nativeFile.deviceBlockSize(this.fd) : 0;
+    return sector > 0 ? sector : 4096;
   }
 
   async lock(kind: 'read' | 'write' | 'none', at: Offset, length: Bytes): Promise<boolean> {

@@ -44,6 +44,7 @@ class SendOp extends AioOp {
   go(user: AioOp, iov: Iov): void {
     assert(!this.#user, 'a socket has one send at a time');
     this.#user = user;
+    user.proxy = this;
     this.#iov = iov;
     this.#done = 0;
     this.#socket.sendMessage(this, iov);
@@ -58,6 +59,7 @@ class SendOp extends AioOp {
       return;
     }
     this.#user = undefined;
+    user.proxy = null;
     this.#iov = undefined;
     user.complete(result < 0 ? result : this.#done);
   }
@@ -149,6 +151,7 @@ class RingListener implements AioListener {
       return;
     }
     this.#user = op;
+    op.proxy = this.#op;
     this.#backend.begin(this.#op, Op.ACCEPT, this.#fd, 0, 0, 0, SOCK_CLOEXEC);
   }
 
@@ -156,6 +159,7 @@ class RingListener implements AioListener {
   acceptEnded(result: number): void {
     const user = this.#user!;
     this.#user = undefined;
+    user.proxy = null;
     if (this.#closed) {
       if (result >= 0) close(result);
       user.complete(-Errno.ECANCELED);

@@ -1,6 +1,7 @@
 /**
- * The payload memory of all connections of a server: one region of a fixed size, handed out in power-of-two blocks. When
- * it is used up, connections wait in the order they came; memory never grows. Home thread only, nothing here suspends.
+ * The payload memory of all connections of a server: one region of a fixed size, handed out in power-of-two blocks.
+ * When it is used up, connections wait in the order they came; memory never grows. Home thread only, nothing here
+ * suspends.
  */
 import type { AioContext } from '../../aio/context.ts';
 import type { Timer } from '../../aio/timers.ts';
@@ -20,6 +21,12 @@ const REST_NS = 1_000_000_000;
 /** Receive memories that are kept for the next clients. */
 const SPARES = 16;
 
+/**
+ * A connection's own block, outside the common stock: whatever the other clients hold (and never read), each connection
+ * has memory for one request of this length and so is served, if slowly.
+ */
+export const LIFELINE: Bytes = 64 * KiB;
+
 /** Somebody who waits for memory. */
 export interface BudgetWaiter {
   /** Memory may be there now: try again, in this call, and wait again if it is not. */
@@ -34,6 +41,7 @@ export class ByteBudget {
   /** Free blocks by order, not merged: the common sizes come from here. */
   readonly #kept: number[][] = [];
   readonly #waiters = new Fifo<BudgetWaiter>();
+  readonly #lifelines: number[] = [];
   readonly #backend: AioContext['backend'];
   readonly #rest: Timer;
   readonly #spares: Memory[] = [];
@@ -42,17 +50,19 @@ export class ByteBudget {
   /** Blocks handed out since the rest timer looked last. */
   #recent = 0;
 
-  /** `bytes` is rounded down to a power of two, at least 64 KiB. */
-  constructor(context: AioContext, bytes: Bytes) {
+  /** `bytes` is rounded down to a power of two, at least 64 KiB; `lifelines` blocks of {@link LIFELINE} come on top. */
+  constructor(context: AioContext, bytes: Bytes, lifelines = 0) {
     const size = 2 ** Math.floor(Math.log2(Math.max(bytes, 64 * KiB)));
+    const all = size + lifelines * LIFELINE;
     // Shared buffers begin at a multiple of 16 only: blocks are to be page-aligned in memory.
-    const raw = new Uint8Array(new SharedArrayBuffer(size + BLOCK_MIN));
+    const raw = new Uint8Array(new SharedArrayBuffer(all + BLOCK_MIN));
     const address = context.backend.memory(raw).address;
     const skip = (BLOCK_MIN - (address % BLOCK_MIN)) % BLOCK_MIN;
-    this.memory = context.backend.memory(raw.subarray(skip, skip + size));
-    this.words = new Uint32Array(raw.buffer, skip, size / 4);
+    this.memory = context.backend.memory(raw.subarray(skip, skip + all));
+    this.words = new Uint32Array(raw.buffer, skip, all / 4);
     this.#buddy = new Buddy(size, BLOCK_MIN);
     for (let block = BLOCK_MIN; block <= size; block *= 2) this.#kept.push([]);
+    for (let at = size; at < all; at += LIFELINE) this.#lifelines.push(at);
     this.#backend = context.backend;
     this.#rest = context.timer(() => this.#rested(), 'nbd memory');
   }
@@ -74,6 +84,15 @@ export class ByteBudget {
     this.#spares.length = 0;
   }
 
+  /** The offset of a lifeline, for as long as the caller likes; -1 when there is none left. */
+  takeLifeline(): Offset {
+    return this.#lifelines.pop() ?? -1;
+  }
+
+  giveLifeline(at: Offset): void {
+    if (at >= 0) this.#lifelines.push(at);
+  }
+
   get size(): Bytes {
     return this.#buddy.bytes;
   }
@@ -83,7 +102,9 @@ export class ByteBudget {
     return this.#inUse;
   }
 
-  /** The offset in {@link memory} of a block of at least `length` bytes; -1 when there is none, or others wait already. */
+  /**
+   * The offset in {@link memory} of a block of at least `length` bytes; -1 when there is none, or others wait already.
+   */
   allocate(length: Bytes): Offset {
     if (this.#waiters.length > 0 && !this.#waking) return -1;
     const order = orderOf(length);

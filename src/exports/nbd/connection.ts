@@ -16,7 +16,7 @@ import { RequestKind } from '../../block/request.ts';
 import { Command, CommandFlag, EXTENDED_REQUEST_SIZE, REQUEST_SIZE } from '../../proto/nbd/constants.ts';
 import { decodeExtendedRequest, decodeRequest, RequestHeader } from '../../proto/nbd/request.ts';
 import { blockStatus, STATUS_BYTES } from './block-status.ts';
-import type { BudgetWaiter, ByteBudget } from './budget.ts';
+import { type BudgetWaiter, type ByteBudget, LIFELINE } from './budget.ts';
 import { checkCommand } from './command.ts';
 import type { Negotiated } from './handshake.ts';
 import type { ConnectionHooks, NbdLimits } from './limits.ts';
@@ -77,6 +77,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
   #receiving = false;
   #parsing = false;
   #waitingForBudget = false;
+  readonly #lifelineAt: number;
+  #lifelineBusy = false;
   /** No more requests are read: the client has said so, or left, or we stop. */
   #closing = false;
   /** The socket is of no use any more. */
@@ -95,6 +97,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     this.#limits = limits;
     this.budget = budget;
     this.#hooks = hooks;
+    this.#lifelineAt = budget.takeLifeline();
     this.#headerSize = negotiated.extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
     this.#memory = budget.takeReceiveMemory(CHUNKS * CHUNK_BYTES + limits.maxRequests * HEADER_ROOM);
     this.#buffer = new ReceiveBuffer(this.#memory);
@@ -115,6 +118,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     if (stop.raised) this.#closing = true;
     this.#advance();
     await this.#ended.promise;
+    this.budget.giveLifeline(this.#lifelineAt);
     stop.onRaise = undefined;
     stop.onResume = undefined;
     this.#replyBh.delete();
@@ -130,6 +134,11 @@ export class Connection implements RequestOwner, BudgetWaiter {
 
   received(result: number): void {
     this.#receiving = false;
+    if (this.#dead) {
+      // What came in with the end is of no use: there is nobody to answer.
+      this.#lost();
+      return;
+    }
     if (result <= 0) {
       if (result === -Errno.EINTR || result === -Errno.EAGAIN) this.#advance();
       else this.#lost();
@@ -219,7 +228,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
       return false;
     }
     const blockLength = this.#answerBytes(header);
-    const blockAt = blockLength > 0 ? this.budget.allocate(blockLength) : 0;
+    const blockAt = blockLength > 0 ? this.#allocate(blockLength) : 0;
     if (blockAt < 0) {
       this.#waitForBudget();
       return false;
@@ -234,6 +243,24 @@ export class Connection implements RequestOwner, BudgetWaiter {
     if (header.type === Command.BLOCK_STATUS) return STATUS_BYTES;
     if (header.type !== Command.READ || header.length > this.#limits.maxPayload) return 0;
     return Math.max(0, header.length);
+  }
+
+  #allocate(length: number): number {
+    const at = this.budget.allocate(length);
+    if (at >= 0 || length > LIFELINE || this.#lifelineBusy || this.#lifelineAt < 0) return at;
+    this.#lifelineBusy = true;
+    return this.#lifelineAt;
+  }
+
+  #free(at: number, length: number): void {
+    if (at !== this.#lifelineAt) {
+      this.budget.free(at, length);
+      return;
+    }
+    this.#lifelineBusy = false;
+    if (!this.#waitingForBudget) return;
+    this.budget.forget(this);
+    this.budgetFreed();
   }
 
   #waitForBudget(): void {
@@ -310,7 +337,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     const buffer = this.#buffer;
     const here = buffer.available;
     const rest = request.length - here;
-    const blockAt = this.budget.allocate(rest);
+    const blockAt = this.#allocate(rest);
     if (blockAt < 0) {
       this.#waitForBudget();
       return false;
@@ -406,7 +433,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     if (request.blockLength > 0) {
       const { blockAt, blockLength } = request;
       request.blockLength = 0;
-      this.budget.free(blockAt, blockLength);
+      this.#free(blockAt, blockLength);
     }
     request.iov.reset();
     this.#busy--;

@@ -1,7 +1,7 @@
 /**
- * The server's side of the handshake: fixed newstyle, from the greeting to the transmission phase (NBD protocol, section
- * "Newstyle negotiation" and "Option types"). One coroutine; whatever the client does, it ends: options, bytes and time
- * are bounded, and a shutdown of the socket ends each of its waits.
+ * The server's side of the handshake: fixed newstyle, from the greeting to the transmission phase (NBD protocol,
+ * section "Newstyle negotiation" and "Option types"). One coroutine; whatever the client does, it ends: options, bytes
+ * and time are bounded, and a shutdown of the socket ends each of its waits.
  */
 import type { AioSocket } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';

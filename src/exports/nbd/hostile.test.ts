@@ -1,7 +1,7 @@
 /**
- * Clients that mean harm, or behave as if. Each test is named after a row of the threat list or a CVE of another server,
- * runs against a whole server on a unix socket, and ends with the same question: does everybody else still get served,
- * and has everything that the client made us hold come back?
+ * Clients that mean harm, or behave as if. Each test is named after a row of the threat list or a CVE of another
+ * server, runs against a whole server on a unix socket, and ends with the same question: does everybody else still get
+ * served, and has everything that the client made us hold come back?
  */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';

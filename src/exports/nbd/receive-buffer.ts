@@ -1,6 +1,6 @@
 /**
- * Where a connection receives. A few chunks in turn: writes are submitted from the chunk they arrived in, without a copy,
- * and a chunk is received into again only when nobody uses its bytes.
+ * Where a connection receives. A few chunks in turn: writes are submitted from the chunk they arrived in, without a
+ * copy, and a chunk is received into again only when nobody uses its bytes.
  *
  *     chunk:  | consumed | parsed, in use by writes | pos: not yet parsed | fill: free |
  */
@@ -9,7 +9,9 @@ import { type Bytes, KiB } from '../../base/units.ts';
 
 export const CHUNK_BYTES = 64 * KiB;
 export const CHUNKS = 4;
-/** A payload up to this length is received into a chunk; a longer one gets a block of its own for what is not there yet. */
+/**
+ * A payload up to this length is received into a chunk; a longer one gets a block of its own for what is not there yet.
+ */
 export const CHUNK_PAYLOAD_MAX = 32 * KiB;
 /** Less free room than this at a chunk's end is not worth a receive. */
 const ROOM_MIN = 8 * KiB;
@@ -46,7 +48,9 @@ export class ReceiveBuffer {
     this.#pins[chunk]!--;
   }
 
-  /** Room for the next receive; 0 when every chunk is in use. `need`: bytes from `pos` on that must fit in one piece. */
+  /**
+   * Room for the next receive; 0 when every chunk is in use. `need`: bytes from `pos` on that must fit in one piece.
+   */
   room(need: Bytes): Bytes {
     const end = (this.#chunk + 1) * CHUNK_BYTES;
     if (this.available === 0 && this.#pins[this.#chunk] === 0) {

@@ -1,6 +1,6 @@
 /**
- * Replies of one connection: those that are ready leave together, in one gather send; while it is under way the next ones
- * collect. The order is that in which requests ended, as the protocol allows.
+ * Replies of one connection: those that are ready leave together, in one gather send; while it is under way the next
+ * ones collect. The order is that in which requests ended, as the protocol allows.
  */
 import type { AioSocket } from '../../aio/backend.ts';
 import { AioOp } from '../../aio/op.ts';

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import type { AioListener } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import type { AioOp } from '../../aio/op.ts';
@@ -209,7 +208,7 @@ inContext('accepting goes on after errors, rested and without spinning', async (
   assert.equal(listener.sockets[0]!.shut, true);
 });
 
-test('limits that cannot work are refused', () => {
+inContext('limits that cannot work are refused', (context) => {
   assert.deepEqual(resolveLimits(), DEFAULT_LIMITS);
   for (const limits of [
     { maxPayload: 1000 },
@@ -221,5 +220,6 @@ test('limits that cannot work are refused', () => {
     { handshakeNs: Number.NaN },
   ]) {
     assert.throws(() => resolveLimits(limits), { code: 'EINVAL' }, JSON.stringify(limits));
+    assert.throws(() => new NbdServer(context, { limits }), { code: 'EINVAL' });
   }
 });

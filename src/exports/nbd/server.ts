@@ -13,7 +13,7 @@ import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
 import { handshake, longestHandshakeMessage, type Negotiated } from './handshake.ts';
 import { handshakeMemorySize } from './handshake-stream.ts';
-import { DEFAULT_LIMITS, type NbdLimits, type NbdTraffic, StopSignal } from './limits.ts';
+import { type NbdLimits, type NbdTraffic, resolveLimits, StopSignal } from './limits.ts';
 
 /** How long accepting rests after an error (out of descriptors, say). */
 const ACCEPT_PAUSE_NS: Nanoseconds = 100e6;
@@ -87,8 +87,8 @@ export class NbdServer {
   /** Throws EINVAL for limits that cannot work. */
   constructor(context: AioContext, options: NbdServerOptions = {}) {
     this.context = context;
-    this.limits = { ...DEFAULT_LIMITS, ...options.limits };
-    this.budget = new ByteBudget(context, this.limits.maxBuffered);
+    this.limits = resolveLimits(options.limits);
+    this.budget = new ByteBudget(context, this.limits.maxBuffered, this.limits.maxConnections || 256);
     this.#exports = new ExportList(this.limits.maxExports);
     this.#onClientEnd = options.onClientEnd ?? (() => {});
   }
@@ -119,8 +119,8 @@ export class NbdServer {
   }
 
   /**
-   * Takes an export away. `safe` refuses with EBUSY while clients use it; `hard` cuts them off. Resolves once no request
-   * of theirs is in flight. Rejects with ENOENT for a name that is not there.
+   * Takes an export away. `safe` refuses with EBUSY while clients use it; `hard` cuts them off. Resolves once no
+   * request of theirs is in flight. Rejects with ENOENT for a name that is not there.
    */
   async removeExport(name: string, mode: 'safe' | 'hard' = 'safe'): Promise<void> {
     const entry = this.#exports.find(name);
@@ -230,7 +230,8 @@ export class NbdServer {
     alarm.cancel();
   }
 
-  /** True when there is room for one more. Otherwise the oldest handshake has to leave, if not now then in the time that
+  /** True when there is room for one more. Otherwise the oldest handshake has to leave, if not now then in the time
+   * that
    *  `later` is told. */
   #makeRoom(later: (ns: Nanoseconds) => void): boolean {
     const { maxConnections } = this.limits;

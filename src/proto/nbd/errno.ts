@@ -36,7 +36,9 @@ export function toNbdError(errno: number): number {
   }
 }
 
-/** The positive Linux errno for an NBD error; an unknown error is EINVAL, as the specification asks of clients. 0 for 0. */
+/**
+ * The positive Linux errno for an NBD error; an unknown error is EINVAL, as the specification asks of clients. 0 for 0.
+ */
 export function fromNbdError(error: number): number {
   switch (error) {
     case 0:
