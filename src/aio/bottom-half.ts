@@ -33,18 +33,23 @@ export class BottomHalf {
 
   /** Runs the callback once in the next turn; a no-op while it is pending already. */
   schedule(): void {
-    assert(!this.deleted, `bottom half '${this.name}' was scheduled after it was deleted`);
     if (this.pending && !this.idle) return;
+    this.#assertAlive();
     this.idle = false;
     this.#owner.enqueue(this);
   }
 
   /** The same, without hurry: does not count as progress, runs within 10 ms. */
   scheduleIdle(): void {
-    assert(!this.deleted, `bottom half '${this.name}' was scheduled after it was deleted`);
     if (this.pending) return;
+    this.#assertAlive();
     this.idle = true;
     this.#owner.enqueue(this);
+  }
+
+  // Not assert(): its message would be put together on every call.
+  #assertAlive(): void {
+    if (this.deleted) throw new Bug(`bottom half '${this.name}' was scheduled after it was deleted`);
   }
 
   /** It does not run unless scheduled again. */

@@ -9,6 +9,8 @@
 import { assert, Bug } from './assert.ts';
 import { type Bytes, isPowerOfTwo, type Offset } from './units.ts';
 
+const MAX_BYTES = 2 ** 30;
+
 export class Buddy {
   readonly bytes: Bytes;
   readonly unit: Bytes;
@@ -19,6 +21,8 @@ export class Buddy {
   /** Manages `bytes` in blocks of at least `unit`; both powers of two. */
   constructor(bytes: Bytes, unit: Bytes) {
     assert(isPowerOfTwo(bytes) && isPowerOfTwo(unit) && unit <= bytes, 'buddy: sizes must be powers of two');
+    // Offsets in memory, not on a disk: they stay small integers, which cost no allocation when they are passed on.
+    assert(bytes <= MAX_BYTES, 'buddy: at most 1 GiB');
     this.bytes = bytes;
     this.unit = unit;
     this.#orders = Math.log2(bytes / unit);
@@ -46,8 +50,8 @@ export class Buddy {
       node = goLeft ? 2 * node : 2 * node + 1;
     }
     best[node] = 0;
-    this.#used += this.unit * 2 ** order;
-    const offset = (node - 2 ** (this.#orders - order)) * 2 ** order * this.unit;
+    this.#used += this.unit << order;
+    const offset = (node - (1 << (this.#orders - order))) * (this.unit << order);
     this.#repair(node, order);
     return offset;
   }
@@ -55,16 +59,16 @@ export class Buddy {
   /** Gives back a block by the offset that {@link allocate} answered. Anything else is a bug. */
   free(offset: Offset): void {
     const best = this.#best;
-    let node = 2 ** this.#orders + offset / this.unit;
+    let node = (1 << this.#orders) + offset / this.unit;
     let order = 0;
     while (node > 0 && best[node] !== 0) {
       node = node >> 1;
       order++;
     }
-    const start = (node - 2 ** (this.#orders - order)) * 2 ** order * this.unit;
+    const start = (node - (1 << (this.#orders - order))) * (this.unit << order);
     if (node === 0 || start !== offset) throw new Bug(`buddy: no block at ${offset} to free`);
     best[node] = order + 1;
-    this.#used -= this.unit * 2 ** order;
+    this.#used -= this.unit << order;
     this.#repair(node, order);
   }
 

@@ -3,6 +3,7 @@
  * to submit and wait. Facts: io_uring(7), io_uring_setup(2), io_uring_enter(2). All methods: the thread that made it.
  */
 import { assert } from '../base/assert.ts';
+import type { Memory } from '../base/memory.ts';
 import { close } from './file.ts';
 import { addressOf, type Native, viewOf } from './lib.ts';
 import { mapShared } from './mmap.ts';
@@ -144,11 +145,16 @@ export class Uring {
     return (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) >>> 0 < this.entries;
   }
 
-  /** Writes one submission entry. `user` comes back with the completion (0..2^31-1). There must be {@link room}. */
+  /**
+   * Writes one submission entry; there must be {@link room}. Its address is that of `memory` at `memoryAt`, or the number
+   * `memoryAt` itself without a memory (an address as an argument would be a number on the heap, for every entry).
+   * `user` comes back with the completion (0..2^31-1).
+   */
   prepare(
     op: number,
     fd: number,
-    address: number,
+    memory: Memory | null,
+    memoryAt: number,
     length: number,
     offset: number,
     opFlags: number,
@@ -157,6 +163,7 @@ export class Uring {
     const at = (this.#tail & this.#sqMask) * SQE_WORDS;
     const sqes = this.#sqes;
     const offsetHigh = Math.floor(offset / TWO_32);
+    const address = memory === null ? memoryAt : memory.address + memoryAt;
     const addressHigh = Math.floor(address / TWO_32);
     sqes[at] = op;
     sqes[at + 1] = fd;

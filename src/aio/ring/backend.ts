@@ -9,6 +9,7 @@
  */
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
+import { FreeList } from '../../base/free-list.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
 import * as eventfd from '../../native/eventfd.ts';
@@ -48,6 +49,8 @@ const USER_CANCEL = 0x7fff0003;
 const ABANDON_NS = 1_000_000_000;
 const CANCEL_ALL = 1;
 const CANCEL_ANY = 4;
+/** How many busy turns between two looks at the clock. */
+const TURNS_PER_CLOCK = 8;
 /** How many looks at the ring between two looks at the clock while spinning. */
 const LOOKS_PER_CLOCK = 32;
 
@@ -60,7 +63,7 @@ export class RingBackend implements AioBackend {
   readonly #uv: UvLoop;
   readonly #eventfd: number;
   readonly #slots: (AioOp | undefined)[] = [];
-  readonly #free: number[] = [];
+  readonly #free = new FreeList<number>();
   #host!: LoopHost;
   #inFlight = 0;
   #immediate: NodeJS.Immediate | undefined;
@@ -133,7 +136,7 @@ export class RingBackend implements AioBackend {
     this.#running = false;
     const deadline = this.now() + ABANDON_NS;
     this.room();
-    this.ring.prepare(Op.ASYNC_CANCEL, -1, 0, 0, 0, CANCEL_ALL | CANCEL_ANY, USER_CANCEL);
+    this.ring.prepare(Op.ASYNC_CANCEL, -1, null, 0, 0, 0, CANCEL_ALL | CANCEL_ANY, USER_CANCEL);
     while (this.#inFlight > 0 && this.now() < deadline) {
       this.#submit(true, ABANDON_NS / 10);
       for (let at = this.ring.next(); at >= 0; at = this.ring.next()) {
@@ -147,8 +150,17 @@ export class RingBackend implements AioBackend {
 
   // Operations: what file.ts and socket.ts use.
 
-  /** Prepares an operation that ends in `op.complete`. */
-  begin(op: AioOp, code: number, fd: number, address: number, length: number, offset: number, flags: number): void {
+  /** Prepares an operation that ends in `op.complete`. The arguments are those of {@link Uring.prepare}. */
+  begin(
+    op: AioOp,
+    code: number,
+    fd: number,
+    memory: Memory | null,
+    memoryAt: number,
+    length: number,
+    offset: number,
+    flags: number,
+  ): void {
     assert(op.slot < 0, 'an operation was started twice');
     const slot = this.#take(op);
     if (slot < 0) {
@@ -156,7 +168,7 @@ export class RingBackend implements AioBackend {
       return;
     }
     this.room();
-    this.ring.prepare(code, fd, address, length, offset, flags, slot);
+    this.ring.prepare(code, fd, memory, memoryAt, length, offset, flags, slot);
     this.#host.stats.operations++;
   }
 
@@ -178,11 +190,11 @@ export class RingBackend implements AioBackend {
     const { slot } = op.proxy ?? op;
     if (slot < 0) return;
     this.room();
-    this.ring.prepare(Op.ASYNC_CANCEL, -1, slot, 0, 0, 0, USER_CANCEL);
+    this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
   }
 
   pollFd(op: AioOp, fd: number, events: number): void {
-    this.begin(op, Op.POLL_ADD, fd, 0, 0, 0, events);
+    this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
   }
 
   openFile(path: string, options: OpenFileOptions): Promise<AioFile> {
@@ -220,7 +232,7 @@ export class RingBackend implements AioBackend {
   }
 
   #take(op: AioOp): number {
-    let slot = this.#free.pop();
+    let slot = this.#free.take();
     if (slot === undefined) {
       slot = this.#slots.length;
       if (slot >= MAX_SLOTS) return -1;
@@ -248,6 +260,7 @@ export class RingBackend implements AioBackend {
   /** Turn after turn, until somebody else has to run. */
   #stay(): void {
     const leave = this.now() + STAY_NS;
+    let looks = 0;
     let fresh = true;
     this.#host.stats.turns++;
     for (;;) {
@@ -262,7 +275,8 @@ export class RingBackend implements AioBackend {
       if (progress || this.ring.completed) {
         this.#spunNs = 0;
         fresh = false;
-        if (this.now() > leave) return;
+        // The clock is looked at now and then only: its value is a number on the heap.
+        if (++looks % TURNS_PER_CLOCK === 0 && this.now() > leave) return;
         continue;
       }
       if (this.#spin()) continue;
@@ -357,7 +371,7 @@ export class RingBackend implements AioBackend {
       }
       const op = this.#slots[user]!;
       this.#slots[user] = undefined;
-      this.#free.push(user);
+      this.#free.give(user);
       op.slot = -1;
       this.#inFlight--;
       this.#host.stats.completions++;
@@ -379,11 +393,11 @@ export class RingBackend implements AioBackend {
   // Multishot polls report every write to the eventfd, so that its count need not be read.
   #armWake(): void {
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#eventfd, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
+    this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
   }
 
   #armLibuv(): void {
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, 0, POLL_MULTISHOT, 0, 1, USER_LIBUV);
+    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, POLL_MULTISHOT, 0, 1, USER_LIBUV);
   }
 }

@@ -85,7 +85,7 @@ class RingFile implements AioFile {
 
   #transfer(op: AioOp, one: number, many: number, iov: Iov, at: Offset, flags: number): void {
     if (iov.count === 1) {
-      this.#backend.begin(op, one, this.fd, iov.memories[0]!.address + iov.offsets[0]!, iov.lengths[0]!, at, flags);
+      this.#backend.begin(op, one, this.fd, iov.memories[0]!, iov.offsets[0]!, iov.lengths[0]!, at, flags);
       return;
     }
     if (iov.count > IOV_MAX) {
@@ -93,17 +93,17 @@ class RingFile implements AioFile {
       return;
     }
     const vector = this.#backend.iovs.put(iov);
-    if (vector === 0) this.#backend.later(op, -Errno.EAGAIN);
-    else this.#backend.begin(op, many, this.fd, vector, iov.count, at, flags);
+    if (vector < 0) this.#backend.later(op, -Errno.EAGAIN);
+    else this.#backend.begin(op, many, this.fd, this.#backend.iovs.memory, vector, iov.count, at, flags);
   }
 
   datasync(op: AioOp): void {
-    this.#backend.begin(op, Op.FSYNC, this.fd, 0, 0, 0, FSYNC_DATASYNC);
+    this.#backend.begin(op, Op.FSYNC, this.fd, null, 0, 0, 0, FSYNC_DATASYNC);
   }
 
   allocate(op: AioOp, mode: AllocateMode, at: Offset, length: Bytes): void {
     // fallocate's arguments in an entry: off = offset, addr = length, len = mode.
-    this.#backend.begin(op, Op.FALLOCATE, this.fd, length, ALLOCATE_MODES[mode], at, 0);
+    this.#backend.begin(op, Op.FALLOCATE, this.fd, null, length, ALLOCATE_MODES[mode], at, 0);
   }
 
   extent(at: Offset, limit: Bytes): number {

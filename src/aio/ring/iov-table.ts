@@ -2,7 +2,7 @@
  * Native iovec arrays and message headers for operations that take a list of runs. The kernel copies them when an entry
  * is submitted (IORING_FEAT_SUBMIT_STABLE), so the table is a stack that empties with every submission.
  */
-import type { Iov } from '../../base/memory.ts';
+import type { Iov, Memory } from '../../base/memory.ts';
 
 /** iovecs that can wait for one submission: 64 sends of IOV_MAX runs. */
 const CAPACITY = 65536;
@@ -13,7 +13,7 @@ const TWO_32 = 0x1_0000_0000;
 export const IOV_MAX = 1024;
 
 export interface IovTableOwner {
-  memory(bytes: Uint8Array): { readonly address: number };
+  memory(bytes: Uint8Array): Memory;
   room(): void;
   flush(): void;
 }
@@ -21,14 +21,15 @@ export interface IovTableOwner {
 export class IovTable {
   readonly #owner: IovTableOwner;
   readonly #words: Uint32Array;
-  readonly #address: number;
+  /** What the offsets that this gives out are in. */
+  readonly memory: Memory;
   #top = 0;
 
   constructor(owner: IovTableOwner) {
     this.#owner = owner;
     const bytes = new Uint8Array(new SharedArrayBuffer(CAPACITY * IOVEC_BYTES));
     this.#words = new Uint32Array(bytes.buffer);
-    this.#address = owner.memory(bytes).address;
+    this.memory = owner.memory(bytes);
   }
 
   /** Told by the backend after each submission. */
@@ -36,10 +37,10 @@ export class IovTable {
     if (all) this.#top = 0;
   }
 
-  /** Address of an iovec array of `iov`'s runs, valid until the next submission; 0 when the table is full. */
+  /** Where an iovec array of `iov`'s runs is, valid until the next submission; -1 when the table is full. */
   put(iov: Iov): number {
     const at = this.#take(iov.count * IOVEC_BYTES);
-    if (at < 0) return 0;
+    if (at < 0) return -1;
     const words = this.#words;
     for (let i = 0, word = at / 4; i < iov.count; i++, word += 4) {
       const address = iov.memories[i]!.address + iov.offsets[i]!;
@@ -49,15 +50,16 @@ export class IovTable {
       words[word + 2] = iov.lengths[i]!;
       words[word + 3] = 0;
     }
-    return this.#address + at;
+    return at;
   }
 
-  /** Address of a msghdr that sends `iov`; 0 when the table is full. */
+  /** Where a msghdr that sends `iov` is; -1 when the table is full. */
   putMessage(iov: Iov): number {
     this.reserve(MSGHDR_BYTES + iov.count * IOVEC_BYTES);
     const header = this.#take(MSGHDR_BYTES);
-    const vector = this.put(iov);
-    if (header < 0 || vector === 0) return 0;
+    const table = this.put(iov);
+    if (header < 0 || table < 0) return -1;
+    const vector = this.memory.address + table;
     const words = this.#words;
     const word = header / 4;
     words.fill(0, word, word + MSGHDR_BYTES / 4);
@@ -65,7 +67,7 @@ export class IovTable {
     words[word + 4] = vector - high * TWO_32;
     words[word + 5] = high;
     words[word + 6] = iov.count;
-    return this.#address + header;
+    return header;
   }
 
   /** Submits what is prepared when `bytes` would not fit. */

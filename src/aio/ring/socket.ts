@@ -81,7 +81,7 @@ class RingSocket implements AioSocket {
   }
 
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
-    this.#backend.begin(op, Op.RECV, this.#fd, memory.address + at, length, 0, all ? MSG_WAITALL : 0);
+    this.#backend.begin(op, Op.RECV, this.#fd, memory, at, length, 0, all ? MSG_WAITALL : 0);
   }
 
   send(op: AioOp, iov: Iov): void {
@@ -92,13 +92,14 @@ class RingSocket implements AioSocket {
   /** @internal */
   sendMessage(op: AioOp, iov: Iov): void {
     if (iov.count === 1) {
-      const address = iov.memories[0]!.address + iov.offsets[0]!;
-      this.#backend.begin(op, Op.SEND, this.#fd, address, iov.lengths[0]!, 0, MSG_WAITALL | MSG_NOSIGNAL);
+      const flags = MSG_WAITALL | MSG_NOSIGNAL;
+      this.#backend.begin(op, Op.SEND, this.#fd, iov.memories[0]!, iov.offsets[0]!, iov.lengths[0]!, 0, flags);
       return;
     }
-    const message = this.#backend.iovs.putMessage(iov);
-    if (message === 0) this.#backend.later(op, -Errno.EAGAIN);
-    else this.#backend.begin(op, Op.SENDMSG, this.#fd, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
+    const { iovs } = this.#backend;
+    const message = iovs.putMessage(iov);
+    if (message < 0) this.#backend.later(op, -Errno.EAGAIN);
+    else this.#backend.begin(op, Op.SENDMSG, this.#fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
   }
 
   shutdown(): void {
@@ -152,7 +153,7 @@ class RingListener implements AioListener {
     }
     this.#user = op;
     op.proxy = this.#op;
-    this.#backend.begin(this.#op, Op.ACCEPT, this.#fd, 0, 0, 0, SOCK_CLOEXEC);
+    this.#backend.begin(this.#op, Op.ACCEPT, this.#fd, null, 0, 0, 0, SOCK_CLOEXEC);
   }
 
   /** @internal */
@@ -241,7 +242,7 @@ export async function connectRing(backend: RingBackend, address: SocketAddress):
   const op = new WaitOp();
   const ended = op.wait();
   // CONNECT takes the length of the address in the offset field.
-  backend.begin(op, Op.CONNECT, fd, memory.address, 0, length, 0);
+  backend.begin(op, Op.CONNECT, fd, memory, 0, 0, length, 0);
   const result = await ended;
   assert(memory.bytes === name, 'the address lives until the kernel has read it');
   if (result < 0) {

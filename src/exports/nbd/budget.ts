@@ -8,6 +8,7 @@ import type { Timer } from '../../aio/timers.ts';
 import { assert } from '../../base/assert.ts';
 import { Buddy } from '../../base/buddy.ts';
 import { Fifo } from '../../base/fifo.ts';
+import { FreeList } from '../../base/free-list.ts';
 import type { Memory } from '../../base/memory.ts';
 import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 
@@ -39,7 +40,9 @@ export class ByteBudget {
   readonly words: Uint32Array;
   readonly #buddy: Buddy;
   /** Free blocks by order, not merged: the common sizes come from here. */
-  readonly #kept: number[][] = [];
+  readonly #kept: FreeList<number>[] = [];
+  /** The size of a block of each order. */
+  readonly #blockBytes: number[] = [];
   readonly #waiters = new Fifo<BudgetWaiter>();
   readonly #lifelines: number[] = [];
   readonly #backend: AioContext['backend'];
@@ -61,7 +64,10 @@ export class ByteBudget {
     this.memory = context.backend.memory(raw.subarray(skip, skip + all));
     this.words = new Uint32Array(raw.buffer, skip, all / 4);
     this.#buddy = new Buddy(size, BLOCK_MIN);
-    for (let block = BLOCK_MIN; block <= size; block *= 2) this.#kept.push([]);
+    for (let block = BLOCK_MIN; block <= size; block *= 2) {
+      this.#kept.push(new FreeList());
+      this.#blockBytes.push(block);
+    }
     for (let at = size; at < all; at += LIFELINE) this.#lifelines.push(at);
     this.#backend = context.backend;
     this.#rest = context.timer(() => this.#rested(), 'nbd memory');
@@ -109,14 +115,14 @@ export class ByteBudget {
     if (this.#waiters.length > 0 && !this.#waking) return -1;
     const order = orderOf(length);
     const kept = this.#kept[order];
-    assert(kept, `a block of ${length} bytes is larger than the budget`);
-    let at = kept.length > 0 ? kept.pop()! : this.#buddy.allocate(length);
+    assert(kept, 'a block is larger than the budget');
+    let at = kept.length > 0 ? kept.take()! : this.#buddy.allocate(length);
     if (at < 0) {
       this.#mergeKept();
       at = this.#buddy.allocate(length);
     }
     if (at < 0) return -1;
-    this.#inUse += BLOCK_MIN * 2 ** order;
+    this.#inUse += this.#blockBytes[order]!;
     this.#recent++;
     if (!this.#rest.armed) this.#rest.armIn(REST_NS);
     return at;
@@ -125,10 +131,10 @@ export class ByteBudget {
   /** Gives back a block of `length` bytes (as asked for). Wakes the first who waits. */
   free(at: Offset, length: Bytes): void {
     const order = orderOf(length);
-    const block = BLOCK_MIN * 2 ** order;
+    const block = this.#blockBytes[order]!;
     this.#inUse -= block;
     const kept = this.#kept[order]!;
-    if ((kept.length + 1) * block <= KEEP_BYTES && this.#waiters.length === 0) kept.push(at);
+    if ((kept.length + 1) * block <= KEEP_BYTES && this.#waiters.length === 0) kept.give(at);
     else this.#buddy.free(at);
     if (this.#waiters.length > 0) this.#wake();
   }
@@ -168,8 +174,7 @@ export class ByteBudget {
 
   #mergeKept(): void {
     for (const kept of this.#kept) {
-      for (const at of kept) this.#buddy.free(at);
-      kept.length = 0;
+      for (let at = kept.take(); at !== undefined; at = kept.take()) this.#buddy.free(at);
     }
   }
 }

@@ -11,6 +11,7 @@ import type { BottomHalf } from '../../aio/bottom-half.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { AioOp, Gate, spawn } from '../../aio/op.ts';
 import { Errno } from '../../base/errors.ts';
+import { FreeList } from '../../base/free-list.ts';
 import type { Memory } from '../../base/memory.ts';
 import { RequestKind } from '../../block/request.ts';
 import { Command, CommandFlag, EXTENDED_REQUEST_SIZE, REQUEST_SIZE } from '../../proto/nbd/constants.ts';
@@ -65,7 +66,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
   readonly #receive: ReceiveOp;
   readonly #replies: ReplyQueue;
   readonly #replyBh: BottomHalf;
-  readonly #idle: NbdRequest[] = [];
+  readonly #idle = new FreeList<NbdRequest>();
   readonly #ended = new Gate();
   #requests = 0;
   #busy = 0;
@@ -418,7 +419,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
 
   #take(): NbdRequest {
     this.#busy++;
-    const idle = this.#idle.pop();
+    const idle = this.#idle.take();
     if (idle) {
       idle.headerLength = 0;
       idle.payloadLength = 0;
@@ -437,7 +438,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     }
     request.iov.reset();
     this.#busy--;
-    this.#idle.push(request);
+    this.#idle.give(request);
     this.#hooks.traffic.bytesOut += request.headerLength + request.payloadLength;
   }
 
