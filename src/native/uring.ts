@@ -146,7 +146,8 @@ export class Uring {
   }
 
   /**
-   * Writes one submission entry; there must be {@link room}. Its address is that of `memory` at `memoryAt`, or the number
+   * Writes one submission entry; there must be {@link room}. Its address is that of `memory` at `memoryAt`, or the
+   * number
    * `memoryAt` itself without a memory (an address as an argument would be a number on the heap, for every entry).
    * `user` comes back with the completion (0..2^31-1).
    */

@@ -425,9 +425,11 @@ export class Connection implements RequestOwner, BudgetWaiter {
       idle.payloadLength = 0;
       return idle;
     }
-    const request = new NbdRequest(this, CHUNKS * CHUNK_BYTES + this.#requests++ * HEADER_ROOM);
-    request.flushAfter = () => this.negotiated.export.blk.submit(request);
-    return request;
+    return new NbdRequest(this, CHUNKS * CHUNK_BYTES + this.#requests++ * HEADER_ROOM);
+  }
+
+  submitAgain(request: NbdRequest): void {
+    this.negotiated.export.blk.submit(request);
   }
 
   #release(request: NbdRequest): void {

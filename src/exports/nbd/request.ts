@@ -9,6 +9,8 @@ export const HEADER_ROOM = 128;
 export interface RequestOwner {
   /** The request has ended with 0 or a negative errno: reply to it. */
   requestDone(request: NbdRequest, error: number): void;
+  /** The request has become another one: submit it. */
+  submitAgain(request: NbdRequest): void;
 }
 
 export class NbdRequest extends BlockRequest {
@@ -43,14 +45,11 @@ export class NbdRequest extends BlockRequest {
       // A discard that has to be on stable storage is a discard and a flush.
       this.kind = RequestKind.FLUSH;
       this.flags = 0;
-      this.flushAfter();
+      this.owner.submitAgain(this);
       return;
     }
     this.owner.requestDone(this, error);
   }
-
-  /** Set by the owner. */
-  flushAfter: () => void = () => {};
 
   /** The block layer's flags for the command's. */
   setFlags(zeroes: boolean): void {
