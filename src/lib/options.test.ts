@@ -4,7 +4,11 @@ import { magicOf } from './magic.ts';
 import { blockdevOf, isProbed, nameOf } from './options.ts';
 
 test('a file name becomes raw over file, with the options where they belong', () => {
-  assert.deepEqual(blockdevOf('disk.img'), { driver: 'raw', file: { driver: 'file', filename: 'disk.img' } });
+  assert.deepEqual(blockdevOf('disk.img'), {
+    discard: 'unmap',
+    driver: 'raw',
+    file: { driver: 'file', filename: 'disk.img' },
+  });
   const options = { readOnly: true, forceShare: true, cache: 'none', discard: 'unmap', detectZeroes: 'on' } as const;
   assert.deepEqual(blockdevOf('disk.img', options), {
     driver: 'raw',

@@ -14,7 +14,8 @@ import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
 import * as eventfd from '../../native/eventfd.ts';
 import { close } from '../../native/file.ts';
-import { addressOf, native } from '../../native/lib.ts';
+import { native } from '../../native/lib.ts';
+import { memoryOf } from '../../native/memory.ts';
 import { releasePages } from '../../native/mmap.ts';
 import { CQE_F_MORE, Op, POLL_MULTISHOT, Uring } from '../../native/uring.ts';
 import { type UvLoop, uvLoop } from '../../native/uv.ts';
@@ -93,11 +94,7 @@ export class RingBackend implements AioBackend {
   }
 
   memory(bytes: Uint8Array): Memory {
-    return {
-      bytes,
-      view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength),
-      address: addressOf(bytes),
-    };
+    return memoryOf(bytes);
   }
 
   release(memory: Memory, at: number, length: number): void {

@@ -99,12 +99,15 @@ test('2011-1925 an unknown export name ends EXPORT_NAME, and is ERR_UNKNOWN for 
   }
 });
 
+/** The bytes that a text of hex digits stands for, as a u32 in hex. */
+function hexLength(payload: string): string {
+  return (payload.replaceAll(' ', '').length / 2).toString(16).padStart(8, '0');
+}
+
 test('GO answers block sizes, size and flags, then ACK, byte for byte', async () => {
   const outcome = await converse(concat(MODERN, go('disk')));
   const reply = (type: string, payload: string): Uint8Array =>
-    hex(
-      `0003e889045565a9 00000007 ${type} ${(payload.replaceAll(' ', '').length / 2).toString(16).padStart(8, '0')} ${payload}`,
-    );
+    hex(`0003e889045565a9 00000007 ${type} ${hexLength(payload)} ${payload}`);
   const expected = concat(
     GREETING,
     reply('00000003', '0003 00000001 00001000 02000000'),
