@@ -187,6 +187,12 @@ export interface AioSocket {
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void;
   /** Sends all of `iov` (at most IOV_MAX runs); completes with its length or a negative errno. One at a time. */
   send(op: AioOp, iov: Iov): void;
+  /**
+   * Like {@link send}, but begins once `first` has ended with all that it was asked for; if that ends otherwise, this
+   * completes with -ECANCELED. `first` is the operation that was given to this backend last, in this turn. False, and
+   * nothing is begun, where the backend cannot (only ring can): send later then.
+   */
+  sendAfter(op: AioOp, iov: Iov, first: AioOp): boolean;
   /** Both directions end: pending operations complete (0 or an error), the peer sees the end. Idempotent. */
   shutdown(): void;
   /** Every operation on it must have ended. */

@@ -53,6 +53,7 @@ const SQ_TASKRUN = 4;
 const SYS_ENTER = 426;
 const PARAMS_BYTES = 120;
 const SQE_WORDS = 16;
+const SQE_IO_LINK = 4;
 
 const CONTROL_BYTES = 64;
 const ARG_AT = 0;
@@ -181,6 +182,18 @@ export class Uring {
     sqes[at + 12] = 0;
     sqes[at + 13] = 0;
     this.#tail = (this.#tail + 1) >>> 0;
+  }
+
+  /** True when the entry written last is not submitted yet, so that {@link linkLast} can still change it. */
+  isLast(user: number): boolean {
+    if (this.toSubmit === 0) return false;
+    return this.#sqes[((this.#tail - 1) & this.#sqMask) * SQE_WORDS + 8] === user;
+  }
+
+  /** The entry written next starts when the one written last has done all it was asked, or else is cancelled. */
+  linkLast(): void {
+    const at = ((this.#tail - 1) & this.#sqMask) * SQE_WORDS;
+    this.#sqes[at] = (this.#sqes[at]! | (SQE_IO_LINK << 8)) >>> 0;
   }
 
   /** True when {@link next} would find a completion. */

@@ -122,6 +122,11 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     socket.uncork();
   }
 
+  /** There is nothing to chain with: the caller sends when the first operation has ended. */
+  sendAfter(): boolean {
+    return false;
+  }
+
   shutdown(): void {
     if (this.#shut) return;
     this.#shut = true;

@@ -61,6 +61,8 @@ export class RingBackend implements AioBackend {
   readonly wakeHandle: WakeHandle;
   readonly ring: Uring;
   readonly iovs: IovTable;
+  /** Descriptors that Node.js does not know of, for {@link abandon}. */
+  readonly fds = new Set<number>();
   readonly #uv: UvLoop;
   readonly #eventfd: number;
   readonly #slots: (AioOp | undefined)[] = [];
@@ -143,6 +145,7 @@ export class RingBackend implements AioBackend {
     }
     this.ring.close();
     close(this.#eventfd);
+    for (const fd of this.fds) close(fd);
   }
 
   // Operations: what file.ts and socket.ts use.
@@ -217,12 +220,10 @@ export class RingBackend implements AioBackend {
   // The loop.
 
   poll(block: boolean): boolean {
+    if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
     let progress = this.#reap();
     if (this.#host.dispatch()) progress = true;
-    if (progress || !block) {
-      if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
-      return this.#reap() || progress;
-    }
+    if (progress || !block) return progress;
     this.#sleep();
     progress = this.#reap();
     return this.#host.dispatch() || progress;
@@ -261,15 +262,12 @@ export class RingBackend implements AioBackend {
     let fresh = true;
     this.#host.stats.turns++;
     for (;;) {
+      // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
+      if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
       if (this.#host.dispatch()) progress = true;
-      if (takeResumed() || !this.#running) return;
-      if (this.ring.toSubmit > 0) {
-        this.#submit(false, 0);
-        progress = true;
-      }
-      if (this.#visitLibuv) return;
-      if (progress || this.ring.completed) {
+      if (takeResumed() || !this.#running || this.#visitLibuv) return;
+      if (progress || this.ring.toSubmit > 0 || this.ring.completed) {
         this.#spunNs = 0;
         fresh = false;
         // The clock is looked at now and then only: its value is a number on the heap.
@@ -354,7 +352,6 @@ export class RingBackend implements AioBackend {
 
   #reap(): boolean {
     const ring = this.ring;
-    if (!ring.completed && ring.taskWork) this.#submit(false, 0);
     let count = 0;
     for (let at = ring.next(); at >= 0; at = ring.next()) {
       const user = ring.user(at);

@@ -3,7 +3,7 @@ import { chmodSync, unlinkSync } from 'node:fs';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
-import { close } from '../../native/file.ts';
+import { close, setBlocking } from '../../native/file.ts';
 import { encodeAddress, SOCKADDR_MAX } from '../../native/sockaddr.ts';
 import * as net from '../../native/socket.ts';
 import { Op } from '../../native/uring.ts';
@@ -50,6 +50,16 @@ class SendOp extends AioOp {
     this.#socket.sendMessage(this, iov);
   }
 
+  goAfter(user: AioOp, iov: Iov, first: AioOp): boolean {
+    assert(!this.#user, 'a socket has one send at a time');
+    if (!this.#socket.sendLinked(this, iov, first)) return false;
+    this.#user = user;
+    user.proxy = this;
+    this.#iov = iov;
+    this.#done = 0;
+    return true;
+  }
+
   complete(result: number): void {
     const user = this.#user!;
     const iov = this.#iov!;
@@ -76,6 +86,7 @@ class RingSocket implements AioSocket {
   constructor(backend: RingBackend, fd: number, peer: string) {
     this.#backend = backend;
     this.#fd = fd;
+    backend.fds.add(fd);
     this.peer = peer;
     this.#send = new SendOp(this);
   }
@@ -87,6 +98,22 @@ class RingSocket implements AioSocket {
   send(op: AioOp, iov: Iov): void {
     assert(iov.count <= IOV_MAX, 'a send has at most IOV_MAX runs');
     this.#send.go(op, iov);
+  }
+
+  sendAfter(op: AioOp, iov: Iov, first: AioOp): boolean {
+    return this.#send.goAfter(op, iov, first);
+  }
+
+  /** @internal */
+  sendLinked(op: AioOp, iov: Iov, first: AioOp): boolean {
+    const { iovs, ring } = this.#backend;
+    if (first.slot < 0 || iov.count > IOV_MAX || !ring.room) return false;
+    const message = iovs.putMessage(iov);
+    // Putting it there may have submitted what was prepared.
+    if (message < 0 || !ring.isLast(first.slot)) return false;
+    ring.linkLast();
+    this.#backend.begin(op, Op.SENDMSG, this.#fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
+    return true;
   }
 
   /** @internal */
@@ -111,6 +138,7 @@ class RingSocket implements AioSocket {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#backend.fds.delete(this.#fd);
     close(this.#fd);
   }
 }
@@ -140,6 +168,7 @@ class RingListener implements AioListener {
   constructor(backend: RingBackend, fd: number, address: SocketAddress, unlink: string) {
     this.#backend = backend;
     this.#fd = fd;
+    backend.fds.add(fd);
     this.address = address;
     this.#unlink = unlink;
     this.#op = new AcceptOp(this);
@@ -191,6 +220,7 @@ class RingListener implements AioListener {
       this.#backend.cancel(this.#op);
       await ended;
     }
+    this.#backend.fds.delete(this.#fd);
     close(this.#fd);
     if (this.#unlink !== '') {
       try {
@@ -257,6 +287,8 @@ export function adoptRingSocket(backend: RingBackend, fd: number): AioSocket {
 }
 
 export function adoptRingListener(backend: RingBackend, fd: number): AioListener {
+  // On a non-blocking listener the ring would answer EAGAIN instead of waiting.
+  setBlocking(fd);
   const address = net.getsockname(fd);
   if (typeof address === 'number') {
     throw new BlockError(address, `Could not take over descriptor ${fd}: ${errnoText(address)}`);

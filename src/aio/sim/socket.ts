@@ -88,6 +88,11 @@ export class SimSocket implements AioSocket, SimOwner {
     this.#deliverIn(0);
   }
 
+  /** There is nothing to chain with: the caller sends when the first operation has ended. */
+  sendAfter(): boolean {
+    return false;
+  }
+
   shutdown(): void {
     if (this.#shut) return;
     this.#shut = true;

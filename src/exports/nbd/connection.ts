@@ -77,6 +77,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
   #skip = 0;
   #receiving = false;
   #parsing = false;
+  /** The read that was parsed last, in this call; the only request in flight when the client waits for each answer. */
+  #lone: NbdRequest | null = null;
   #waitingForBudget = false;
   readonly #lifelineAt: number;
   #lifelineBusy = false;
@@ -105,6 +107,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     this.#receive = new ReceiveOp(this);
     this.#replies = new ReplyQueue(negotiated, socket, this.#memory, budget, {
       sent: (request) => this.#release(request),
+      unsent: (request, error) => this.#reply(request, error),
       idle: () => this.#advance(),
       failed: () => this.#fail(),
     });
@@ -164,10 +167,12 @@ export class Connection implements RequestOwner, BudgetWaiter {
   #advance(): void {
     if (this.#parsing) return;
     this.#parsing = true;
+    this.#lone = null;
     while (!this.#dead && this.#parseOne()) {
       // One message after the other.
     }
     this.#parsing = false;
+    if (this.#lone !== null && this.#busy === 1) this.#replies.sendWith(this.#lone);
     if (!this.#receiving && !this.#dead && this.#wantsInput()) this.#startReceive();
     this.#endIfDone();
   }
@@ -390,8 +395,12 @@ export class Connection implements RequestOwner, BudgetWaiter {
         spawn(this.#blockStatus(request));
         return;
     }
-    if (request.length === 0 && request.kind !== RequestKind.FLUSH) this.requestDone(request, 0);
-    else blk.submit(request);
+    if (request.length === 0 && request.kind !== RequestKind.FLUSH) {
+      this.requestDone(request, 0);
+      return;
+    }
+    blk.submit(request);
+    if (request.kind === RequestKind.READ) this.#lone = request;
   }
 
   async #blockStatus(request: NbdRequest): Promise<void> {
@@ -408,6 +417,10 @@ export class Connection implements RequestOwner, BudgetWaiter {
       request.message = request.failure instanceof Error ? request.failure.message : '';
       request.failure = null;
     }
+    if (!this.#replies.takes(request, error)) this.#reply(request, error);
+  }
+
+  #reply(request: NbdRequest, error: number): void {
     if (this.#dead) {
       this.#release(request);
       this.#endIfDone();

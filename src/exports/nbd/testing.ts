@@ -71,6 +71,10 @@ export class MemorySocket implements AioSocket {
     this.#endSend(this.shut ? -Errno.EPIPE : length);
   }
 
+  sendAfter(): boolean {
+    return false;
+  }
+
   shutdown(): void {
     this.shut = true;
     this.#pump();
