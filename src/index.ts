@@ -24,6 +24,7 @@ export { type OpenOptions, open } from './lib/open.ts';
 export type {
   BlockdevOptions,
   CacheMode,
+  CustomOptions,
   DetectZeroes,
   Discard,
   FileOptions,
@@ -33,4 +34,5 @@ export type {
   RawOptions,
   TargetOptions,
 } from './lib/options.ts';
+export { customNode } from './lib/options.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';

@@ -22,7 +22,7 @@ function projectRoot(): string {
 const root = projectRoot();
 
 /** What package.json and the command line start, and the two files it publishes for authors of drivers. */
-const ENTRIES = new Set(['src/index.ts', 'src/cli/main.ts', 'src/block/conformance.ts', 'src/block/driver.ts']);
+const ENTRIES = new Set(['src/index.ts', 'src/cli/main.ts', 'src/lib/conformance.ts', 'src/lib/driver-api.ts']);
 
 /**
  * Coroutine tools for authors of drivers, complete before every one of them has a user of our own (docs/SEMANTICS.md,

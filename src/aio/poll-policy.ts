@@ -41,8 +41,10 @@ export class AdaptivePolling implements PollPolicy {
       return;
     }
     this.#sinceHitNs += blockNs;
-    if (this.#sinceHitNs > POLL_IDLE_NS) this.pollNs = 0;
-    else if (blockNs > this.maxNs) this.pollNs = this.#shrink === 0 ? 0 : Math.floor(this.pollNs / this.#shrink);
+    if (this.#sinceHitNs > POLL_IDLE_NS) {
+      this.pollNs = 0;
+      this.#sinceHitNs = 0;
+    } else if (blockNs > this.maxNs) this.pollNs = this.#shrink === 0 ? 0 : Math.floor(this.pollNs / this.#shrink);
     else
       this.pollNs =
         this.pollNs === 0 ? Math.min(POLL_START_NS, this.maxNs) : Math.min(this.pollNs * this.#grow, this.maxNs);

@@ -15,7 +15,13 @@ export async function chooseBackend(want?: BackendChoice): Promise<AioBackend> {
   const reason = await whyNoRing();
   if (reason === undefined) {
     const { RingBackend } = await import('./ring/backend.ts');
-    return new RingBackend();
+    try {
+      return new RingBackend();
+    } catch (error) {
+      // The probe's small ring works, the real one does not: out of descriptors or locked memory, say.
+      if (choice === 'ring' || !(error instanceof BlockError)) throw error;
+      return poolBackend(`no io_uring: ${error.message}`);
+    }
   }
   if (choice === 'ring') throw new BlockError(Errno.ENOTSUP, `Could not use io_uring: ${reason}`);
   return poolBackend(`no io_uring: ${reason}`);

@@ -12,6 +12,7 @@ import { type Bytes, isOffset, type Offset } from '../base/units.ts';
 import { Drained, drain, kickDrain } from './drain.ts';
 import { type Limits, type MaybePromise, PERM_ALL, Perm, RequestFlags } from './driver.ts';
 import { start } from './fast.ts';
+import { flushNode } from './flush.ts';
 import { attach, detach, type NodeOptions, openNode, releaseNode } from './graph.ts';
 import { truncateNode } from './io.ts';
 import type { BlockNode, NodeParent } from './node.ts';
@@ -34,10 +35,11 @@ export interface BlockBackendOptions {
   readonly allowWriteBeyondEnd?: boolean;
 }
 
-/** What the owner of a BlockBackend does when it is drained, and when its size changes. */
+/** What a user of a BlockBackend does when it is drained, and when its size changes. */
 export interface BackendUser {
-  /** Stop taking in new requests; synchronous. */
+  /** Stop taking in new requests; synchronous. Not counted: what was called last holds. */
   onDrainBegin?(): void;
+  /** Go on. Comes to every user, also to one that was added inside the drained section. */
   onDrainEnd?(): void;
   /** True while requests that it took in have not reached the BlockBackend or come back. Call {@link kickDrain} when
    *  that has changed. */
@@ -61,7 +63,8 @@ export class BlockBackend implements NodeParent {
   readonly context: AioContext;
   perm: number;
   shared: number;
-  user: BackendUser = {};
+  /** Who uses it: exports, jobs. One that comes in while it is drained looks at `quiesce` itself. */
+  readonly users = new Set<BackendUser>();
   writethrough: boolean;
   readonly allowWriteBeyondEnd: boolean;
   /** Requests are not held back while drained: for who makes requests inside its own drained section. */
@@ -71,6 +74,8 @@ export class BlockBackend implements NodeParent {
   /** Requests that went to the coroutine path, and all. */
   readonly stats = { requests: 0, slow: 0 };
   #root: BlockNode | null = null;
+  #leaving: Promise<void> | null = null;
+  #flushLast = false;
   #wanted: { perm: number; shared: number };
   readonly #readOnly: boolean;
   readonly #queue = new Fifo<BlockRequest>();
@@ -154,31 +159,52 @@ export class BlockBackend implements NodeParent {
   }
 
   /** Takes the node out once its requests have ended. */
-  async remove(): Promise<void> {
-    const root = this.#root;
-    if (!root) return;
-    using _drained = await drain(root);
-    this.#root = null;
-    await detach(this, root);
+  remove(): Promise<void> {
+    return this.#leave(false);
   }
 
-  /** Asks for other permissions; on failure nothing has changed. */
+  /** Asks for other permissions; on failure nothing has changed. Who gives up writing has its writes flushed first. */
   async setPermissions(perm: number, shared: number): Promise<void> {
     const root = this.#root;
     if (root) {
+      // Nothing that is in flight may meet a permission that is gone.
+      const lets = this.perm & ~perm & (Perm.WRITE | Perm.RESIZE);
+      using _drained = lets === 0 ? undefined : await drain(root);
+      if (lets !== 0 && this.#root === root && !root.readOnly) await flushNode(root);
       using _section = await graphSection();
-      await new PermChange().set(this, root, perm, shared).apply();
+      if (this.#root === root) await new PermChange().set(this, root, perm, shared).apply();
     }
     this.#wanted = { perm, shared };
   }
 
-  /** Ends: waits for requests, flushes, lets go of the node. Rejects with what the last flush failed with. */
-  async close(): Promise<void> {
-    if (!this.#root) return;
+  /** Ends: waits for requests, flushes, lets go of the node. Rejects with what the last flush failed with. May be
+   *  called inside a drained section; what waits there ends with ENOMEDIUM. */
+  close(): Promise<void> {
+    return this.#leave(true);
+  }
+
+  /** Who comes while it goes on waits for the same end. */
+  async #leave(flush: boolean): Promise<void> {
+    const root = this.#root;
+    if (!root) return;
+    if (flush) this.#flushLast = true;
+    this.#leaving ??= this.#takeOut(root);
+    await this.#leaving;
+  }
+
+  async #takeOut(root: BlockNode): Promise<void> {
     try {
-      if (!this.readOnly) await this.flush();
+      using _drained = await drain(root);
+      try {
+        // Not through the queue: the drained section may be the caller's own.
+        if (this.#flushLast && !this.readOnly) await flushNode(root);
+      } finally {
+        this.#root = null;
+        await detach(this, root);
+      }
     } finally {
-      await this.remove();
+      this.#leaving = null;
+      this.#flushLast = false;
     }
   }
 
@@ -235,21 +261,28 @@ export class BlockBackend implements NodeParent {
   // NodeParent.
 
   drainBegin(): void {
-    if (this.quiesce++ === 0) this.user.onDrainBegin?.();
+    if (this.quiesce++ > 0) return;
+    for (const user of this.users) user.onDrainBegin?.();
   }
 
   drainEnd(): void {
     if (--this.quiesce > 0) return;
     while (this.#queue.length > 0 && this.quiesce === 0) this.#start(this.#queue.shift()!);
-    this.user.onDrainEnd?.();
+    for (const user of this.users) {
+      // One of them may have begun the next drained section.
+      if (this.quiesce > 0) return;
+      user.onDrainEnd?.();
+    }
   }
 
   drainBusy(): boolean {
-    return this.inFlight > 0 || (this.user.drainBusy?.() ?? false);
+    if (this.inFlight > 0) return true;
+    for (const user of this.users) if (user.drainBusy?.()) return true;
+    return false;
   }
 
   resized(): void {
-    this.user.onResize?.(this.length);
+    for (const user of this.users) user.onResize?.(this.length);
   }
 
   /** `using drained = await blk.drain()`: nothing is in flight until the block ends; what comes waits. Must not be

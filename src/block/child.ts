@@ -1,5 +1,6 @@
 /** An edge of the graph: what a driver holds of its child node, and what the child node knows of its parent. */
 
+import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
@@ -17,8 +18,8 @@ export class BlockChild implements Child, NodeParent {
   node: BlockNode;
   perm = 0;
   shared = PERM_ALL;
-  /** True while this edge has quiesced its parent (the child node is drained). */
-  quiescedParent = false;
+  /** How often the child node has begun a drain without ending it: an end may come after the next beginning. */
+  quiesced = 0;
 
   /** @internal Use attachChild() of graph.ts. */
   constructor(parent: BlockNode, name: string, role: ChildRole, node: BlockNode) {
@@ -82,15 +83,12 @@ export class BlockChild implements Child, NodeParent {
   }
 
   drainBegin(): void {
-    if (this.quiescedParent) return;
-    this.quiescedParent = true;
-    quiesce(this.parent);
+    if (this.quiesced++ === 0) quiesce(this.parent);
   }
 
   drainEnd(): void {
-    if (!this.quiescedParent) return;
-    this.quiescedParent = false;
-    unquiesce(this.parent);
+    assert(this.quiesced > 0, `${this.describe} has not begun a drain`);
+    if (--this.quiesced === 0) unquiesce(this.parent);
   }
 
   drainBusy(): boolean {

@@ -32,11 +32,11 @@ test('D1 a drain quiesces the parents before the driver, waits for both, and end
   const table = tables.get('d1-top')!;
   const order: string[] = [];
   let exportBusy = true;
-  blk.user = {
+  blk.users.add({
     onDrainBegin: () => order.push(`user begin, driver ${table.drains.length}`),
     onDrainEnd: () => order.push(`user end, driver ${table.drains.length}`),
     drainBusy: () => exportBusy,
-  };
+  });
   table.table.set(0, 0);
   disk.hold('read');
   const read = blk.read(0, testIov(context, [512]));
@@ -97,14 +97,14 @@ test('D3 whoever uses a backend is asked to stop, asked whether it is quiet, and
   const blk = await BlockBackend.open(context, { driver: 'null-co' });
   const calls: string[] = [];
   let busy = true;
-  blk.user = {
+  blk.users.add({
     onDrainBegin: () => calls.push('pause'),
     onDrainEnd: () => calls.push('resume'),
     drainBusy: () => {
       calls.push('busy?');
       return busy;
     },
-  };
+  });
   const draining = blk.drain();
   await settle();
   busy = false;

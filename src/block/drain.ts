@@ -47,20 +47,20 @@ export class Drained implements Disposable {
 export function quiesce(node: BlockNode): void {
   if (node.quiesce++ > 0) return;
   for (const parent of node.parents) parent.drainBegin();
-  node.impl?.drainBegin?.();
+  if (node.live) node.impl.drainBegin?.();
 }
 
-/** The driver goes on first, then the parents. */
+/** The driver goes on first, then the parents. One of these may drain again: who counts is not confused by that. */
 export function unquiesce(node: BlockNode): void {
   assert(node.quiesce > 0, `node '${node.name}' is not drained`);
   if (--node.quiesce > 0) return;
-  node.impl?.drainEnd?.();
+  if (node.live) node.impl.drainEnd?.();
   for (const parent of [...node.parents]) parent.drainEnd();
 }
 
 /** True while a request is in flight on the node or above it. */
 export function busy(node: BlockNode): boolean {
-  if (node.inFlight > 0 || node.impl?.drainBusy?.()) return true;
+  if (node.inFlight > 0 || (node.live && node.impl.drainBusy?.())) return true;
   for (const parent of node.parents) if (parent.drainBusy()) return true;
   return false;
 }

@@ -20,7 +20,8 @@ import type { Bytes, Offset } from '../base/units.ts';
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
 export type MaybePromise<T> = T | Promise<T>;
 
-/** Where a range of a node is. One mutable record, filled by `map` and reused by its caller: nothing is allocated. */
+/** Where a range of a node is. One mutable record, filled by `map`, with one call of `data` or `other`, and reused by
+ *  its caller: nothing is allocated. */
 export class Mapping {
   /**
    * - `data`: the same bytes as `child` at `at`;
@@ -33,8 +34,12 @@ export class Mapping {
   length: Bytes = 0;
   child: Child | null = null;
   at: Offset = 0;
+  /** Counts the extents in use; see OpenContext.grace. Set by the caller of `map`. */
+  holder: { holds: number } | null = null;
 
+  /** The extent counts as in use from here on, although an asynchronous `map` may resolve later. */
   data(length: Bytes, child: Child, at: Offset): void {
+    if (this.holder !== null) this.holder.holds++;
     this.kind = 'data';
     this.length = length;
     this.child = child;
@@ -114,7 +119,8 @@ export interface NodeIo {
   /** Current size. Read before every request; a node that grows by itself updates it. */
   readonly length: Bytes;
   readonly limits?: Partial<Limits>;
-  /** Native FUA in writes; otherwise block/ flushes after. */
+  /** Native FUA in writes; otherwise block/ flushes after. Of a format: `map` answers a write with `data` only where
+   *  the metadata that leads there is stable already. */
   readonly nativeFua?: boolean;
   /** True when it could only be opened read-only (auto-read-only). Read once, after open. */
   readonly readOnly?: boolean;
@@ -206,11 +212,14 @@ export interface OptionSpec {
 export interface OpenContext {
   readonly aio: AioContext;
   readonly nodeName: string;
+  /** May become true when a child is opened, with auto-read-only. */
   readonly readOnly: boolean;
   readonly common: CommonOptions;
   /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before
    *  now: to be awaited between freeing a range in the metadata and giving it to somebody else. */
   grace(): MaybePromise<void>;
+  /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
+  quiet(): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }

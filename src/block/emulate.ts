@@ -11,7 +11,7 @@ import { admit, assertInside, assertWritable, writeAligned } from './io.ts';
 import type { BlockNode } from './node.ts';
 import { writePadded } from './pad.ts';
 import { RequestKind } from './request.ts';
-import { begin, end, hold, serialise, Tracked, unhold, waitConflicts } from './tracked.ts';
+import { begin, end, Tracked, unhold } from './tracked.ts';
 
 /** The longest single write of zeroes that stands in for a zero request. */
 const ZERO_PIECE = 16 * MiB;
@@ -32,8 +32,10 @@ export async function zeroNode(
   const tracked = new Tracked();
   begin(node, tracked, RequestKind.ZERO, at, length);
   try {
-    await admit(node, tracked, flags);
-    if (at % unit === 0 && length % unit === 0) {
+    const aligned = at % unit === 0 && length % unit === 0;
+    await admit(node, tracked, flags, !aligned);
+    assertInside(node, at, length, grow);
+    if (aligned) {
       await zeroAligned(node, tracked, at, length, how);
     } else {
       await zeroUnaligned(node, tracked, at, length, how);
@@ -55,8 +57,6 @@ async function zeroUnaligned(
   flags: number,
 ): Promise<void> {
   const unit = node.alignment;
-  serialise(tracked, unit);
-  await waitConflicts(tracked);
   const stop = at + length;
   const from = alignUp(at, unit);
   const to = alignDown(stop, unit);
@@ -83,20 +83,26 @@ async function zeroAligned(node: BlockNode, tracked: Tracked, at: Offset, length
 /** A format that has nothing to say about zeroes hands them to where its data is. */
 async function zeroMapped(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
   const mapping = new Mapping();
+  mapping.holder = tracked;
   for (let done = 0; done < length; ) {
     const pending = node.impl.map!(at + done, length - done, 'write', mapping);
     if (pending !== undefined) await pending;
-    const part = Math.min(mapping.length, length - done);
+    let part = Math.min(mapping.length, length - done);
     if (mapping.kind === 'data') {
       const child = mapping.child as BlockChild;
-      hold(tracked);
       try {
         await zeroNode(child.node, mapping.at, part, flags & ~RequestFlags.FUA, child.mayGrow);
       } finally {
         unhold(tracked);
       }
-    } else if (mapping.kind === 'opaque' || (mapping.kind === 'absent' && node.cow)) {
-      await writeZeroBytes(node, tracked, at + done, part, flags);
+    } else {
+      // Why it may not be written in place is one thing, what it reads as another.
+      const look = new Mapping();
+      const looking = node.impl.map!(at + done, part, 'read', look);
+      if (looking !== undefined) await looking;
+      part = Math.min(look.length, part);
+      const zero = look.kind === 'zero' || (look.kind === 'absent' && !node.cow);
+      if (!zero) await writeZeroBytes(node, tracked, at + done, part, flags);
     }
     done += part;
   }
@@ -131,8 +137,9 @@ export async function discardNode(node: BlockNode, at: Offset, length: Bytes): P
   begin(node, tracked, RequestKind.DISCARD, from, to - from);
   try {
     await admit(node, tracked, 0);
+    const stop = Math.min(to, alignDown(node.length, unit));
     const max = node.limits.maxDiscard || to - from;
-    for (let done = from; done < to; done += max) await discardPiece(node, tracked, done, Math.min(max, to - done));
+    for (let done = from; done < stop; done += max) await discardPiece(node, tracked, done, Math.min(max, stop - done));
   } finally {
     node.written(from, to - from);
     end(tracked);
@@ -151,12 +158,12 @@ async function discardPiece(node: BlockNode, tracked: Tracked, at: Offset, lengt
 
 async function discardMapped(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes): Promise<void> {
   const mapping = new Mapping();
+  mapping.holder = tracked;
   for (let done = 0; done < length; ) {
     const pending = node.impl.map!(at + done, length - done, 'write', mapping);
     if (pending !== undefined) await pending;
     const part = Math.min(mapping.length, length - done);
     if (mapping.kind === 'data') {
-      hold(tracked);
       try {
         await discardNode((mapping.child as BlockChild).node, mapping.at, part);
       } finally {

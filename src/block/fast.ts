@@ -9,7 +9,7 @@ import { Bug } from '../base/assert.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import type { BlockChild } from './child.ts';
-import { RequestFlags } from './driver.ts';
+import { type DriverNode, RequestFlags } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
 import { flushNode } from './flush.ts';
 import { readNode, writeNode } from './io.ts';
@@ -94,7 +94,14 @@ function fits(node: BlockNode, request: BlockRequest, at: number, write: boolean
   if (!write) return true;
   if (node.readOnly || node.detectZeroes !== 'off') return false;
   if ((request.effective & RequestFlags.FUA) === 0) return true;
-  return node.noFlush || node.impl.submitWrite === undefined || node.impl.nativeFua === true;
+  return node.noFlush || !flushesForFua(node.impl);
+}
+
+/** True when only a flush of the node makes a write stable: it moves bytes without native FUA, or it is a format whose
+ *  metadata may be ahead of what is on the disk even where the write goes in place. */
+export function flushesForFua(impl: DriverNode): boolean {
+  if (impl.nativeFua === true) return false;
+  return impl.submitWrite !== undefined || impl.pwritev !== undefined || impl.reserve !== undefined;
 }
 
 /** True when every run is aligned in address and length. */

@@ -31,5 +31,6 @@ async function flushSelf(node: BlockNode): Promise<void> {
 }
 
 async function flushChildren(node: BlockNode): Promise<void> {
-  for (const child of node.children) if (child.writes) await flushNode(child.node);
+  // A snapshot: the graph may change meanwhile. Not asked: who may write now. Who might, once, left its writes there.
+  for (const child of [...node.children]) if (!child.node.clean) await flushNode(child.node);
 }

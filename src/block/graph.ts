@@ -3,10 +3,11 @@
  * what had been opened. Control functions: one thread, no request in flight on what is changed.
  */
 import type { AioContext } from '../aio/context.ts';
+import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockChild } from './child.ts';
-import { drain, inDrainAll } from './drain.ts';
-import type { Child, ChildRole, CommonOptions, OpenContext } from './driver.ts';
+import { drain, inDrainAll, kickDrain } from './drain.ts';
+import type { Child, ChildRole, CommonOptions, MaybePromise, OpenContext } from './driver.ts';
 import { PERM_ALL } from './driver.ts';
 import { flushNode } from './flush.ts';
 import { BlockNode, type NodeParent } from './node.ts';
@@ -27,34 +28,42 @@ export function openNode(aio: AioContext, options: NodeOptions): Promise<BlockNo
 
 async function openAt(aio: AioContext, options: NodeOptions, depth: number): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError(Errno.ELOOP, `Could not open the graph: deeper than ${MAX_DEPTH} nodes`);
-  if (inDrainAll()) throw new BlockError(Errno.EBUSY, 'Could not open a node: all nodes are being drained');
+  if (inDrainAll()) throw drainingAll();
   const driver = driverByName(options.driver);
   const own = ownOptions(driver, options);
   const name = reserveName(options['node-name']);
   const node = new BlockNode(name, driver, aio, options);
   try {
     node.opened(await driver.open(openContext(node, options, depth), own));
+    // It may have begun while the driver opened, and does not know of this node.
+    if (inDrainAll()) throw drainingAll();
   } catch (error) {
-    try {
-      // The driver may be open: its limits can be refused after that.
-      await node.impl?.close?.();
-      await detachChildren(node);
-    } finally {
-      freeName(name);
-    }
-    throw error;
+    // The driver may be open: its limits can be refused after that. What is thrown is why the node did not open.
+    await everyStep(
+      () => Promise.reject(error),
+      () => closeDriver(node),
+      () => detachChildren(node),
+      () => freeName(name),
+    );
   }
   setNode(name, node);
   return node;
+}
+
+function drainingAll(): BlockError {
+  return new BlockError(Errno.EBUSY, 'Could not open a node: all nodes are being drained');
 }
 
 function openContext(node: BlockNode, options: NodeOptions, depth: number): OpenContext {
   return {
     aio: node.aio,
     nodeName: node.name,
-    readOnly: node.readOnly,
+    get readOnly() {
+      return node.readOnly;
+    },
     common: node.common,
     grace: () => node.grace(),
+    quiet: kickDrain,
     openChild: (name, role) => openChild(node, options, name, role, depth),
   };
 }
@@ -84,6 +93,8 @@ async function openChild(
   } else {
     node = await openAt(parent.aio, inherit(parent, wanted as NodeOptions, role), depth + 1);
   }
+  // Before it asks for permissions: a format that may write its file asks for that.
+  if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;
   const child = new BlockChild(parent, name, role, node);
   try {
     await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }));
@@ -125,50 +136,96 @@ export async function attach(
 
 /** Takes `parent` away from `node`; the node closes when nobody else holds it. */
 export async function detach(parent: NodeParent, node: BlockNode): Promise<void> {
-  {
+  let from = node;
+  try {
     using _section = await graphSection();
-    await new PermChange().remove(parent, node).apply();
-    const index = node.parents.indexOf(parent);
-    if (index >= 0) node.parents.splice(index, 1);
-    if (node.quiesce > 0) parent.drainEnd();
-    parent.perm = 0;
-    parent.shared = PERM_ALL;
+    // An edge may have got another node while this waited.
+    if (parent instanceof BlockChild) from = parent.node;
+    try {
+      await new PermChange().remove(parent, from).apply();
+    } finally {
+      // A driver that could not give up its locks does not keep the user.
+      const index = from.parents.indexOf(parent);
+      assert(index >= 0, `${parent.describe} does not use node '${from.name}'`);
+      from.parents.splice(index, 1);
+      if (from.quiesce > 0) parent.drainEnd();
+      parent.perm = 0;
+      parent.shared = PERM_ALL;
+    }
+  } finally {
+    await releaseNode(from);
   }
-  await releaseNode(node);
 }
 
-/** Puts `to` in the place of the child's node. Nothing changes when a permission stands against it. */
+/**
+ * Puts `to` in the place of the child's node. Nothing changes when a permission, a cycle or the depth stands against
+ * it: EPERM, EINVAL, ELOOP. Must not be called from a request of the node above.
+ */
 export async function replaceChild(child: BlockChild, to: BlockNode): Promise<void> {
-  const from = child.node;
-  if (to === from) return;
-  if (reaches(to, child.parent)) {
-    throw new BlockError(Errno.EINVAL, `Could not put node '${to.name}' below '${child.parent.name}': it is above it`);
-  }
-  if (to.aio !== from.aio) throw new BlockError(Errno.EINVAL, `Node '${to.name}' lives in another context`);
-  using _drained = await drain(child.parent);
-  {
+  // Whoever else holds it may let go while this waits.
+  to.refs++;
+  let gone = to;
+  try {
+    using _drained = await drain(child.parent);
     using _section = await graphSection();
+    const from = child.node;
+    if (to === from) return;
+    checkPlace(child, to);
     const { perm, shared } = child;
-    await new PermChange().remove(child, from).apply();
-    try {
-      await new PermChange().add(child, to).set(child, to, perm, shared).apply();
-    } catch (error) {
-      await new PermChange().add(child, from).set(child, from, perm, shared).apply();
-      throw error;
-    }
+    const length = child.parent.length;
+    await new PermChange().remove(child, from).add(child, to).set(child, to, perm, shared).apply();
     from.parents.splice(from.parents.indexOf(child), 1);
     if (from.quiesce > 0) child.drainEnd();
     child.node = to;
     to.parents.push(child);
-    to.refs++;
     if (to.quiesce > 0) child.drainBegin();
-    child.parent.refreshLimits();
+    // The reference of above is the edge's from here on.
+    gone = from;
+    for (const above of upwards(child.parent)) if (above.live) above.refreshLimits();
+    if (child.parent.length !== length) child.resized();
+  } finally {
+    await releaseNode(gone);
   }
-  await releaseNode(from);
 }
 
-function reaches(from: BlockNode, to: BlockNode): boolean {
-  return from === to || from.children.some((child) => reaches(child.node, to));
+/** Throws where the graph would not be one any more, or too deep. */
+function checkPlace(child: BlockChild, to: BlockNode): void {
+  const { parent } = child;
+  const refuse = (errno: number, why: string): BlockError =>
+    new BlockError(errno, `Could not put node '${to.name}' below '${parent.name}': ${why}`);
+  if (!parent.children.includes(child)) throw refuse(Errno.EINVAL, `'${parent.name}' is closed`);
+  if (to.aio !== parent.aio) throw refuse(Errno.EINVAL, `it lives in context '${to.aio.name}'`);
+  const above = upwards(parent);
+  if (above.includes(to)) throw refuse(Errno.EINVAL, 'it is above it');
+  if (levels(above) + to.height + 1 > MAX_DEPTH) throw refuse(Errno.ELOOP, `deeper than ${MAX_DEPTH} nodes`);
+}
+
+/** The node and all that are above it, every one of them after those of them that are below it. */
+function upwards(node: BlockNode): BlockNode[] {
+  const seen = new Set<BlockNode>();
+  const order: BlockNode[] = [];
+  const visit = (at: BlockNode): void => {
+    if (seen.has(at)) return;
+    seen.add(at);
+    for (const parent of at.parents) if (parent instanceof BlockChild) visit(parent.parent);
+    order.push(at);
+  };
+  visit(node);
+  return order.reverse();
+}
+
+/** The longest way from a root to the first of `above`, in nodes; see {@link upwards}. */
+function levels(above: readonly BlockNode[]): number {
+  const depths = new Map<BlockNode, number>();
+  let depth = 0;
+  for (const node of [...above].reverse()) {
+    depth = 1;
+    for (const parent of node.parents) {
+      if (parent instanceof BlockChild) depth = Math.max(depth, 1 + depths.get(parent.parent)!);
+    }
+    depths.set(node, depth);
+  }
+  return depth;
 }
 
 /** Somebody lets go of a node. The last one closes it: its requests end, its data is flushed, then its children go. */
@@ -179,24 +236,35 @@ export async function releaseNode(node: BlockNode): Promise<void> {
 }
 
 async function closeNode(node: BlockNode): Promise<void> {
-  let failure: unknown;
-  const attempt = async (step: () => unknown): Promise<void> => {
-    try {
-      await step();
-    } catch (error) {
-      failure ??= error;
-    }
-  };
   // A name goes first, so that it can be used again at once.
   freeName(node.name);
   const drained = await drain(node);
-  if (!node.readOnly) await attempt(() => flushNode(node));
-  await attempt(() => node.impl.close?.());
-  drained.end();
-  await attempt(() => detachChildren(node));
-  if (failure !== undefined) throw failure;
+  await everyStep(
+    () => (node.readOnly ? undefined : flushNode(node)),
+    () => closeDriver(node),
+    () => drained.end(),
+    () => detachChildren(node),
+  );
+}
+
+function closeDriver(node: BlockNode): MaybePromise<void> {
+  node.live = false;
+  return node.impl?.close?.();
 }
 
 async function detachChildren(node: BlockNode): Promise<void> {
-  for (const child of node.children.splice(0)) await detach(child, child.node);
+  await everyStep(...node.children.splice(0).map((child) => () => detach(child, child.node)));
+}
+
+/** Takes every step, whatever becomes of the others; throws what failed first. */
+async function everyStep(...steps: readonly (() => unknown)[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const step of steps) {
+    try {
+      await step();
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (failures.length > 0) throw failures[0];
 }

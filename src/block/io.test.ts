@@ -343,7 +343,7 @@ test('R9 writes beyond the end grow a node only for who may resize it', async ()
   await strict.close();
   const blk = await BlockBackend.open(context, { driver: 'memory', disk: 'grow' }, { allowWriteBeyondEnd: true });
   const sizes: number[] = [];
-  blk.user = { onResize: (length) => sizes.push(length) };
+  blk.users.add({ onResize: (length) => sizes.push(length) });
   await blk.write(900, testIov(context, [200], 1));
   assert.equal(blk.length, 1100);
   await blk.writeZeroes(2000, 100);

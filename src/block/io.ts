@@ -10,17 +10,19 @@ import { BounceUse, bouncePool } from './bounce.ts';
 import type { BlockChild } from './child.ts';
 import { Mapping, RequestFlags, type Reservation } from './driver.ts';
 import { zeroNode } from './emulate.ts';
+import { flushesForFua } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { Joiner } from './joiner.ts';
 import type { BlockNode } from './node.ts';
 import { readPadded, writePadded } from './pad.ts';
 import { RequestKind } from './request.ts';
-import { begin, end, hold, serialise, TRACKED_TRUNCATE, Tracked, unhold, waitConflicts } from './tracked.ts';
+import { begin, end, serialise, TRACKED_TRUNCATE, Tracked, unhold, waitConflicts } from './tracked.ts';
 import { appendIov, readLeaf, writeLeaf } from './transfer.ts';
 
-/** Waits, where it has to, until a request that has begun may go on. */
-export async function admit(node: BlockNode, tracked: Tracked, flags: number): Promise<void> {
-  if ((flags & RequestFlags.SERIALISING) !== 0) serialise(tracked, node.alignment);
+/** Waits, where it has to, until a request that has begun may go on. `alone`: it is ordered against all that overlap.
+ *  The node may have another length after it. */
+export async function admit(node: BlockNode, tracked: Tracked, flags: number, alone = false): Promise<void> {
+  if (alone || (flags & RequestFlags.SERIALISING) !== 0) serialise(tracked, node.alignment);
   if (node.serialising !== 0) await waitConflicts(tracked, (flags & RequestFlags.NO_WAIT) !== 0);
 }
 
@@ -59,29 +61,36 @@ export async function readAligned(node: BlockNode, tracked: Tracked, at: Offset,
 /** The one loop that reads every format. */
 async function readMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Iov): Promise<void> {
   const mapping = new Mapping();
+  mapping.holder = tracked;
   const parts = new Joiner();
-  for (let done = 0; done < iov.length && !parts.failed; ) {
-    const want = iov.length - done;
-    const pending = node.impl.map!(at + done, want, 'read', mapping);
-    if (pending !== undefined) await pending;
-    const length = Math.min(mapping.length, want);
-    const part = length === iov.length ? iov : iov.slice(done, length);
-    if (mapping.kind === 'data') {
-      await parts.add(readExtent(tracked, mapping.child as BlockChild, mapping.at, part));
-    } else if (mapping.kind === 'opaque') {
-      await parts.add(readLeaf(node, at + done, part));
-    } else if (mapping.kind === 'absent' && node.cow) {
-      await parts.add(readNode(node.cow.node, at + done, part, 0));
-    } else {
-      part.fill(0);
+  try {
+    for (let done = 0; done < iov.length && !parts.failed; ) {
+      const want = iov.length - done;
+      const pending = node.impl.map!(at + done, want, 'read', mapping);
+      if (pending !== undefined) await pending;
+      const length = Math.min(mapping.length, want);
+      const part = length === iov.length ? iov : iov.slice(done, length);
+      if (mapping.kind === 'data') {
+        await parts.add(readExtent(tracked, mapping.child as BlockChild, mapping.at, part));
+      } else if (mapping.kind === 'opaque') {
+        await parts.add(readLeaf(node, at + done, part));
+      } else if (mapping.kind === 'absent' && node.cow) {
+        await parts.add(readNode(node.cow.node, at + done, part, 0));
+      } else {
+        part.fill(0);
+      }
+      done += length;
     }
-    done += length;
+  } catch (error) {
+    // The caller's memory is in use until the parts have ended.
+    await parts.settle();
+    throw error;
   }
   await parts.join();
 }
 
+/** The extent is held already, by its mapping. */
 async function readExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov): Promise<void> {
-  hold(tracked);
   try {
     await readNode(child.node, at, iov, 0);
   } finally {
@@ -104,8 +113,9 @@ export async function writeNode(node: BlockNode, at: Offset, iov: Iov, flags: nu
   begin(node, tracked, RequestKind.WRITE, at, length);
   let unstable = false;
   try {
-    await admit(node, tracked, flags);
     const aligned = at % node.alignment === 0 && length % node.alignment === 0;
+    await admit(node, tracked, flags, !aligned);
+    assertInside(node, at, length, grow);
     unstable = await (aligned ? writeAligned : writePadded)(node, tracked, at, iov, flags);
     if (grow) node.grown(tracked.overlapEnd);
   } finally {
@@ -141,38 +151,44 @@ export async function writeAligned(
 }
 
 /** In place where `map` allows it, through a reservation elsewhere. True when FUA is left to a flush: several parts, or
- *  metadata has changed. */
+ *  metadata that may not be stable. */
 async function writeMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Iov, flags: number): Promise<boolean> {
   const mapping = new Mapping();
+  mapping.holder = tracked;
   const parts = new Joiner();
-  let unstable = false;
-  for (let done = 0; done < iov.length && !parts.failed; ) {
-    const want = iov.length - done;
-    const pending = node.impl.map!(at + done, want, 'write', mapping);
-    if (pending !== undefined) await pending;
-    let length = Math.min(mapping.length, want);
-    if (mapping.kind === 'data') {
-      const child = mapping.child as BlockChild;
-      const whole = length === iov.length;
-      if (!whole) unstable = true;
-      await parts.add(writeExtent(tracked, child, mapping.at, iov.slice(done, length), whole ? flags : 0));
-    } else if (node.impl.reserve) {
-      const reservation = await node.impl.reserve(at + done, want, flags);
-      length = Math.min(reservation.length, want);
-      unstable = true;
-      await parts.add(writeReserved(node, tracked, at + done, iov.slice(done, length), reservation));
-    } else {
-      unstable = true;
-      await parts.add(writeLeaf(node, at + done, iov.slice(done, length), 0));
+  let unstable = flushesForFua(node.impl);
+  try {
+    for (let done = 0; done < iov.length && !parts.failed; ) {
+      const want = iov.length - done;
+      const pending = node.impl.map!(at + done, want, 'write', mapping);
+      if (pending !== undefined) await pending;
+      let length = Math.min(mapping.length, want);
+      if (mapping.kind === 'data') {
+        const child = mapping.child as BlockChild;
+        if (length < iov.length) unstable = true;
+        const part = iov.slice(done, length);
+        await parts.add(writeExtent(tracked, child, mapping.at, part, unstable ? 0 : flags));
+      } else if (node.impl.reserve) {
+        const reservation = await node.impl.reserve(at + done, want, flags);
+        length = Math.min(reservation.length, want);
+        unstable = true;
+        await parts.add(writeReserved(node, tracked, at + done, iov.slice(done, length), reservation));
+      } else {
+        unstable = true;
+        await parts.add(writeLeaf(node, at + done, iov.slice(done, length), 0));
+      }
+      done += length;
     }
-    done += length;
+  } catch (error) {
+    await parts.settle();
+    throw error;
   }
   await parts.join();
   return unstable;
 }
 
+/** The extent is held already, by its mapping. */
 async function writeExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov, flags: number): Promise<void> {
-  hold(tracked);
   try {
     await writeNode(child.node, at, iov, flags, child.mayGrow);
   } finally {

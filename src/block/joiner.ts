@@ -28,9 +28,14 @@ export class Joiner {
     while (this.#running.size >= this.#max) await Promise.race(this.#running);
   }
 
+  /** Waits for all that has been started, whatever comes of it. */
+  async settle(): Promise<void> {
+    while (this.#running.size > 0) await Promise.all(this.#running);
+  }
+
   /** Waits for all; throws what failed first. */
   async join(): Promise<void> {
-    while (this.#running.size > 0) await Promise.all(this.#running);
+    await this.settle();
     if (this.#failed) throw this.#error;
   }
 }

@@ -53,6 +53,8 @@ export class BlockNode {
   /** 0 for a leaf, else one more than the highest child. */
   height = 0;
   closed = false;
+  /** True from the end of the driver's open to the beginning of its close: only then it may be called. */
+  live = false;
 
   /** What the node tells its users; a format advertises its child's alignment. */
   limits: Limits = DEFAULT_LIMITS;
@@ -98,9 +100,11 @@ export class BlockNode {
   /** Takes over what the driver has opened. */
   opened(impl: DriverNode): void {
     this.impl = impl;
-    const below = this.children.some((child) => child.role !== 'cow' && child.node.readOnly);
-    if (impl.readOnly || (below && this.common['auto-read-only'])) this.readOnly = true;
+    if (impl.readOnly) this.readOnly = true;
     this.refreshLimits();
+    this.live = true;
+    // Opened over a child that is drained.
+    if (this.quiesce > 0) impl.drainBegin?.();
   }
 
   /** Limits are the driver's own; a format takes what it does not say from the child its data is in. */
@@ -162,7 +166,7 @@ export class BlockNode {
     if (this.flushedGen !== this.writeGen || this.flushing !== null) return false;
     for (let i = 0; i < this.children.length; i++) {
       const child = this.children[i]!;
-      if (child.writes && !child.node.clean) return false;
+      if (!child.node.clean) return false;
     }
     return true;
   }

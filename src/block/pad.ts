@@ -7,7 +7,7 @@ import type { Offset } from '../base/units.ts';
 import { BounceUse, bouncePool } from './bounce.ts';
 import { readAligned, writeAligned } from './io.ts';
 import type { BlockNode } from './node.ts';
-import { serialise, type Tracked, waitConflicts } from './tracked.ts';
+import type { Tracked } from './tracked.ts';
 import { appendIov } from './transfer.ts';
 
 /** One aligned read around the caller's memory. */
@@ -27,7 +27,7 @@ export async function readPadded(node: BlockNode, tracked: Tracked, at: Offset, 
   }
 }
 
-/** Read, modify, write. True when FUA was asked for and a flush has to see to it. */
+/** Read, modify, write, of a request that is serialised. True when FUA was asked for and a flush has to see to it. */
 export async function writePadded(
   node: BlockNode,
   tracked: Tracked,
@@ -36,8 +36,6 @@ export async function writePadded(
   flags: number,
 ): Promise<boolean> {
   const unit = node.alignment;
-  serialise(tracked, unit);
-  await waitConflicts(tracked);
   const head = at % unit;
   const over = (at + iov.length) % unit;
   const tail = over === 0 ? 0 : unit - over;

@@ -47,7 +47,7 @@ interface Wish {
 export class PermChange {
   readonly #wishes = new Map<NodeParent, Wish>();
   readonly #added = new Map<BlockNode, NodeParent[]>();
-  readonly #removed = new Set<NodeParent>();
+  readonly #removed = new Map<BlockNode, Set<NodeParent>>();
   readonly #roots = new Set<BlockNode>();
 
   /** `parent` wants other permissions on `node`. */
@@ -63,9 +63,10 @@ export class PermChange {
     return this;
   }
 
-  /** Leaves `parent` out although it is attached still. */
+  /** Leaves `parent` out of the users of `node` although it is attached still. With `add` and `set` for another node:
+   *  it moves there. */
   remove(parent: NodeParent, node: BlockNode): this {
-    this.#removed.add(parent);
+    this.#removed.set(node, (this.#removed.get(node) ?? new Set()).add(parent));
     this.#roots.add(node);
     return this;
   }
@@ -110,7 +111,7 @@ export class PermChange {
   /** Checks one node's users against each other and hands their needs on to its children. */
   #check(node: BlockNode): Wish {
     // New users first, so that a refusal is about them.
-    const users = [...(this.#added.get(node) ?? []), ...node.parents].filter((user) => !this.#removed.has(user));
+    const users = [...(this.#added.get(node) ?? []), ...node.parents].filter((user) => !this.#isRemoved(user, node));
     for (const user of users) {
       if (node.readOnly && (this.#wishOf(user).perm & (Perm.WRITE | Perm.RESIZE)) !== 0) {
         throw refusal(node, user, 'it is read-only');
@@ -119,7 +120,7 @@ export class PermChange {
     }
     const total = cumulative(users, (user) => this.#wishOf(user));
     for (const child of node.children) {
-      if (!this.#removed.has(child)) this.#wishes.set(child, childPermissions(child, total));
+      if (!this.#isRemoved(child, child.node)) this.#wishes.set(child, childPermissions(child, total));
     }
     return total;
   }
@@ -130,6 +131,10 @@ export class PermChange {
     if (refused === '') return;
     if (this.#wishes.has(needs)) throw refusal(node, needs, `${shares.describe} does not share '${refused}'`);
     throw refusal(node, shares, `it would not share '${refused}', which ${needs.describe} uses`);
+  }
+
+  #isRemoved(user: NodeParent, node: BlockNode): boolean {
+    return this.#removed.get(node)?.has(user) ?? false;
   }
 
   #wishOf(user: NodeParent): Wish {

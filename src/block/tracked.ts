@@ -110,11 +110,7 @@ export function conflict(self: Tracked): Tracked | null {
   return null;
 }
 
-/** An extent came into use, or went out of it. */
-export function hold(tracked: Tracked): void {
-  tracked.holds++;
-}
-
+/** An extent that `map` gave, and that its mapping has counted, went out of use. */
 export function unhold(tracked: Tracked): void {
   if (--tracked.holds === 0 && tracked.graces !== null) releaseGraces(tracked);
 }

@@ -50,8 +50,8 @@ Examples:
 
 /** Runs one command line (without node and the script); answers its exit code: 0, 1 for a failure, 2 for bad usage. */
 export async function main(argv: readonly string[]): Promise<number> {
-  // Somebody who has read enough, as `| head -1` has.
-  process.stdout.on('error', () => undefined);
+  // Somebody who has read enough, as `| head -1` has, or a terminal that is gone.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
   const early = await startEarly(argv);
   const { Command, CommanderError } = await import('commander');
   let exitCode = 0;
@@ -81,7 +81,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .option('--poll-max-ns <ns>', 'longest time an IOThread spins before it sleeps (default: 32768)')
     .option('--max-connections <count>', 'clients at a time; 0 for no limit (default: 100)')
     .option('--handshake-seconds <seconds>', 'time a client has for the handshake (default: 10)')
-    .option('--memory <size>', 'payload memory of all connections together (default: 64M)')
+    .option('--memory <size>', 'payload memory of all connections together, 32M to 1G (default: 64M)')
     .option('--progress <mode>', 'none, line, or json for a JSON line a second (default: line on a terminal)')
     .option('--size <size>', 'size of the temporary image when there is no IMAGE (default: 1G)')
     .addHelpText('after', SERVE_HELP)

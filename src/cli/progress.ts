@@ -4,6 +4,7 @@ import type { NbdService } from '../lib/nbd.ts';
 import { sizeText } from './report.ts';
 
 const PERIOD_MS = 1000;
+const CLEAR_LINE = '\r\x1b[K';
 
 export type ProgressMode = 'none' | 'line' | 'json';
 
@@ -34,16 +35,23 @@ export class Progress {
 
   start(): void {
     if (this.#mode === 'none') return;
-    this.#timer = setInterval(() => void this.#tick(), PERIOD_MS);
+    this.#timer = setInterval(() => void this.#tick(), PERIOD_MS).unref();
     void this.#tick();
   }
 
   /** Prints the last state; for JSON, with `done`. */
   async stop(): Promise<void> {
     if (!this.#timer) return;
+    this.cancel();
+    if (this.#mode === 'json') this.#print(await this.#read(), true);
+  }
+
+  /** Prints no more, and clears the live line. Idempotent. */
+  cancel(): void {
+    if (!this.#timer) return;
     clearInterval(this.#timer);
-    if (this.#mode === 'line') process.stderr.write('\r\x1b[K');
-    else this.#print(await this.#read(), true);
+    this.#timer = undefined;
+    if (this.#mode === 'line') process.stderr.write(CLEAR_LINE);
   }
 
   async #read(): Promise<NbdStats> {
@@ -54,7 +62,8 @@ export class Progress {
     if (this.#busy) return;
     this.#busy = true;
     try {
-      this.#print(await this.#read(), false);
+      const stats = await this.#read();
+      if (this.#timer) this.#print(stats, false);
     } catch {
       // The thread is on its way out: whoever waits for it says why.
     } finally {
@@ -76,7 +85,7 @@ export class Progress {
       process.stdout.write(`${JSON.stringify(line)}\n`);
     } else {
       const clients = `${stats.clients} client${stats.clients === 1 ? '' : 's'}`;
-      process.stderr.write(`\r\x1b[K${clients}  ${requests} requests/s  ${sizeText(bytes)}/s`);
+      process.stderr.write(`${CLEAR_LINE}${clients}  ${requests} requests/s  ${sizeText(bytes)}/s`);
     }
   }
 }

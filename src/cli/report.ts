@@ -24,11 +24,12 @@ export function parseSize(text: string, what: string): number {
   return value;
 }
 
-/** A whole number of at least `least`. Throws {@link UsageError}. */
-export function parseCount(text: string, what: string, least = 0): number {
+/** A whole number from `least` to `most`. Throws {@link UsageError}. */
+export function parseCount(text: string, what: string, least = 0, most = Number.MAX_SAFE_INTEGER): number {
   const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
-  if (!Number.isSafeInteger(value) || value < least) {
-    throw new UsageError(`${what}: '${text}' is not a whole number from ${least} on`);
+  if (!Number.isSafeInteger(value) || value < least || value > most) {
+    const range = most === Number.MAX_SAFE_INTEGER ? `${least} on` : `${least} to ${most}`;
+    throw new UsageError(`${what}: '${text}' is not a whole number from ${range}`);
   }
   return value;
 }

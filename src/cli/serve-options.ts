@@ -1,8 +1,9 @@
 /** The options of `serve`, checked and in the library's terms. */
 import { basename, extname } from 'node:path';
+import { NBD_RANGES } from '../lib/nbd.ts';
 import { CACHE_MODES, type CacheMode, type DetectZeroes, type Discard, FORMATS, type Format } from '../lib/options.ts';
 import type { ProgressMode } from './progress.ts';
-import { parseCount, parseSize, UsageError } from './report.ts';
+import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
 
 /** As commander delivers them. */
 export interface RawServeOptions {
@@ -131,6 +132,18 @@ function progressMode(text: string | undefined): ProgressMode {
   return process.stderr.isTTY ? 'line' : 'none';
 }
 
+interface Range {
+  readonly least: number;
+  readonly most: number;
+}
+
+function memorySize(text: string): number {
+  const bytes = parseSize(text, '--memory');
+  const { least, most } = NBD_RANGES.byteBudget;
+  if (bytes >= least && bytes <= most) return bytes;
+  throw new UsageError(`--memory: '${text}' is not from ${sizeText(least)} to ${sizeText(most)}`);
+}
+
 /** Throws {@link UsageError}. */
 export function serveOptions(paths: readonly string[], raw: RawServeOptions): ServeOptions {
   const targets: readonly (string | undefined)[] = paths.length > 0 ? paths : [undefined];
@@ -139,8 +152,8 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
   if (raw.forceShare && !raw.readOnly) throw new UsageError('--force-share: only with --read-only');
   if (raw.size !== undefined && paths.length > 0) throw new UsageError('--size: only without an IMAGE');
   if (raw.description.length > targets.length) throw new UsageError('--description: given more often than IMAGE');
-  const number = (text: string | undefined, what: string): number | undefined =>
-    text === undefined ? undefined : parseCount(text, what);
+  const number = (text: string | undefined, what: string, range?: Range): number | undefined =>
+    text === undefined ? undefined : parseCount(text, what, range?.least, range?.most);
   return {
     images: targets.map((path, i) => ({
       path,
@@ -158,9 +171,9 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     discard: oneOf(raw.discard, ['ignore', 'unmap'] as const, '--discard'),
     detectZeroes: oneOf(raw.detectZeroes, ['off', 'on', 'unmap'] as const, '--detect-zeroes'),
     pollMaxNs: number(raw.pollMaxNs, '--poll-max-ns'),
-    maxConnections: number(raw.maxConnections, '--max-connections'),
-    handshakeSeconds: number(raw.handshakeSeconds, '--handshake-seconds'),
-    byteBudget: raw.memory === undefined ? undefined : parseSize(raw.memory, '--memory'),
+    maxConnections: number(raw.maxConnections, '--max-connections', NBD_RANGES.maxConnections),
+    handshakeSeconds: number(raw.handshakeSeconds, '--handshake-seconds', NBD_RANGES.handshakeSeconds),
+    byteBudget: raw.memory === undefined ? undefined : memorySize(raw.memory),
     progress: progressMode(raw.progress),
     size: raw.size === undefined ? 2 ** 30 : parseSize(raw.size, '--size'),
   };

@@ -12,6 +12,9 @@ import { Progress } from './progress.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import { type RawServeOptions, type ServeImage, type ServeOptions, serveOptions } from './serve-options.ts';
 
+/** Milliseconds that requests in flight get to end: long for a disk, short for a client that does not read. */
+const GRACE_MS = 1500;
+const EXIT_USAGE = 2;
 /** One Ctrl-C often comes twice: from the terminal, and passed on by npm or timeout. */
 const SAME_SIGNAL_MS = 1000;
 
@@ -31,6 +34,9 @@ class ServeCommand {
   readonly #over = new EventEmitter();
   /** Settles when something says that it is over: a signal, or a dead thread. */
   readonly #ending: Promise<unknown>;
+  #ended = false;
+  /** Settles when nothing more will be started. */
+  #starting: Promise<void> = Promise.resolve();
 
   constructor(options: ServeOptions) {
     this.#options = options;
@@ -39,6 +45,7 @@ class ServeCommand {
   }
 
   #end(error?: Error): void {
+    this.#ended = true;
     if (!error) this.#over.emit('end');
     else if (this.#over.listenerCount('error') > 0) this.#over.emit('error', error);
   }
@@ -55,18 +62,24 @@ class ServeCommand {
 
   async run(early: EarlyThread | undefined): Promise<number> {
     const signals = this.#catchSignals();
+    const progress = new Progress(this.#services, this.#options.progress);
+    this.#starting = this.#start(early);
+    this.#starting.catch(() => undefined);
     try {
-      await Promise.race([this.#start(early), this.#ending]);
-      const progress = new Progress(this.#services, this.#options.progress);
-      progress.start();
+      await Promise.race([this.#starting, this.#ending]);
+      if (!this.#ended) progress.start();
       await this.#ending;
+      // A start that a signal came into ends at its next step.
+      await this.#starting;
       await this.#stop(progress);
       return 0;
     } catch (error) {
+      progress.cancel();
       process.stderr.write(errorLine(error));
       await this.#abandon();
-      return 1;
+      return error instanceof UsageError ? EXIT_USAGE : 1;
     } finally {
+      progress.cancel();
       signals();
       this.#directory?.remove();
     }
@@ -92,16 +105,30 @@ class ServeCommand {
 
   async #start(early: EarlyThread | undefined): Promise<void> {
     const { threads, images } = this.#options;
-    await Promise.all(threads.map((name) => this.#startThread(name, early)));
+    const fds = this.#activated();
+    const started = await Promise.allSettled(threads.map((name) => this.#startThread(name, early)));
+    for (const result of started) if (result.status === 'rejected') throw result.reason;
+    if (this.#ended) return;
     const opened = await Promise.allSettled(images.map((image) => this.#open(image)));
     for (const result of opened) if (result.status === 'rejected') throw result.reason;
-    const fds = activatedFds(process.env, process.pid);
-    if (fds.length > 0 && this.#options.listen.kind !== 'private') {
-      throw new UsageError('--socket and --listen: not together with sockets from systemd');
+    for (const [i, name] of threads.entries()) {
+      if (this.#ended) return;
+      await this.#serve(i, name, fds);
     }
-    for (const [i, name] of threads.entries()) await this.#serve(i, name, fds);
+    if (this.#ended) return;
     const uris = new Map(this.#services.flatMap((service) => service.uris.map((uri) => [uri, service] as const)));
     this.#announce(this.#inOrder([...uris.keys()]));
+  }
+
+  /** The sockets that systemd has handed over: at least one for each thread, or none at all. */
+  #activated(): number[] {
+    const fds = activatedFds(process.env, process.pid);
+    if (fds.length === 0) return fds;
+    const { listen, threads } = this.#options;
+    if (listen.kind !== 'private') throw new UsageError('--socket and --listen: not together with sockets from systemd');
+    if (fds.length >= threads.length) return fds;
+    const missing = `systemd gave ${fds.length} socket${fds.length === 1 ? '' : 's'}`;
+    throw new UsageError(`${missing} for ${threads.length} IOThreads; every one needs its own`);
   }
 
   /** URIs in the order of the images. */
@@ -149,8 +176,8 @@ class ServeCommand {
     }));
     const limits = { maxConnections, handshakeSeconds, byteBudget };
     if (fds.length > 0) {
-      const fd = fds[index];
-      if (fd === undefined) throw new UsageError(`systemd gave ${fds.length} sockets; every IOThread needs one`);
+      // Dealt out in turn; a thread with several serves the same exports on each.
+      const fd = fds.filter((_, i) => i % this.#options.threads.length === index);
       this.#services.push(await serveNbd(exports, { ...limits, fd }));
     } else if (listen.kind === 'inet') {
       const port = listen.port === 0 ? 0 : listen.port + index;
@@ -172,7 +199,7 @@ class ServeCommand {
 
   /** Clients first, then everything to stable storage, then the threads. A failure is told after all is done. */
   async #stop(progress: Progress): Promise<void> {
-    await Promise.all(this.#services.map((service) => service.stop()));
+    await Promise.all(this.#services.map((service) => service.stop(GRACE_MS)));
     await progress.stop();
     const closed = await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.all([...this.#threads.values()].map((thread) => thread.stop()));
@@ -181,7 +208,8 @@ class ServeCommand {
 
   /** After a failure: as much of a good end as there can be. */
   async #abandon(): Promise<void> {
-    await Promise.allSettled(this.#services.map((service) => service.stop()));
+    await this.#starting.catch(() => undefined);
+    await Promise.allSettled(this.#services.map((service) => service.stop(GRACE_MS)));
     await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.allSettled([...this.#threads.values()].map((thread) => thread.stop()));
   }

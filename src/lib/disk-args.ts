@@ -61,6 +61,18 @@ export function offsetOf(value: number | bigint, what: string): Offset {
   return number;
 }
 
+/** The bytes that write(string, position, encoding) means; EINVAL for an encoding that node does not know. */
+export function textBytes(text: string, encoding: unknown): Uint8Array {
+  const known = encoding === undefined || encoding === null || Buffer.isEncoding(encoding as string);
+  if (!known) throw new BlockError(Errno.EINVAL, `encoding: '${encoding}' is not one that node knows`);
+  return viewOf(Buffer.from(text, (encoding ?? 'utf8') as BufferEncoding));
+}
+
+/** What read() without a buffer reads into, as FileHandle has it. */
+export function readBuffer(length: number): Buffer {
+  return Buffer.alloc(length);
+}
+
 /** Makes one of FileHandle.read's and write's three forms. `fallback` makes the buffer when none is given. */
 export function transferArgs<T extends ArrayBufferView>(
   first: T | BufferOptions<T> | undefined,

@@ -6,7 +6,16 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { type Abortable, abortable } from './abort.ts';
-import { type BufferOptions, isCurrent, offsetOf, type Position, transferArgs, viewOf } from './disk-args.ts';
+import {
+  type BufferOptions,
+  isCurrent,
+  offsetOf,
+  type Position,
+  readBuffer,
+  textBytes,
+  transferArgs,
+  viewOf,
+} from './disk-args.ts';
 import { DiskStat } from './disk-stat.ts';
 import type { IOThread, ThreadUse } from './iothread.ts';
 import type { BlockExtent, OpenReply } from './messages.ts';
@@ -27,7 +36,7 @@ export interface ReadResult<T extends ArrayBufferView> {
   readonly buffer: T;
 }
 
-export interface WriteResult<T extends ArrayBufferView> {
+export interface WriteResult<T extends ArrayBufferView | string> {
   readonly bytesWritten: Bytes;
   readonly buffer: T;
 }
@@ -84,7 +93,7 @@ export class Disk {
 
   /**
    * Reads into `buffer`. Fewer bytes than asked for mean that the disk ended there. Without a position it goes on where
-   * the last such read or write ended.
+   * the last such read or write ended. Without a buffer it makes one of 16 KiB.
    */
   read<T extends ArrayBufferView>(
     buffer: T,
@@ -93,14 +102,14 @@ export class Disk {
     position?: Position,
   ): Promise<ReadResult<T>>;
   read<T extends ArrayBufferView>(buffer: T, options?: BufferOptions<T>): Promise<ReadResult<T>>;
-  read<T extends ArrayBufferView = Uint8Array>(options?: BufferOptions<T>): Promise<ReadResult<T>>;
+  read<T extends ArrayBufferView = Buffer>(options?: BufferOptions<T>): Promise<ReadResult<T>>;
   async read<T extends ArrayBufferView>(
     first?: T | BufferOptions<T>,
     second?: number | null | BufferOptions<T>,
     length?: number | null,
     position?: Position,
   ): Promise<ReadResult<T>> {
-    const fallback = (): T => new Uint8Array(DEFAULT_READ) as unknown as T;
+    const fallback = (): T => readBuffer(DEFAULT_READ) as unknown as T;
     const args = transferArgs(first, second, length, position, fallback);
     const bytesRead = await this.#read([args.view], args.position, args.signal);
     return { bytesRead, buffer: args.buffer };
@@ -116,7 +125,7 @@ export class Disk {
 
   /**
    * Writes all of the buffer's part, or rejects: EIO beyond the end of the disk, ENOSPC when the storage is full. With
-   * a signal that fires midway, some of it may have been written.
+   * a signal that fires midway, some of it may have been written. Text is written in `encoding`, default utf8.
    */
   write<T extends ArrayBufferView>(
     buffer: T,
@@ -125,13 +134,19 @@ export class Disk {
     position?: Position,
   ): Promise<WriteResult<T>>;
   write<T extends ArrayBufferView>(buffer: T, options?: BufferOptions<T>): Promise<WriteResult<T>>;
+  write(text: string, position?: Position, encoding?: BufferEncoding | null): Promise<WriteResult<string>>;
   async write<T extends ArrayBufferView>(
-    first: T,
-    second?: number | null | BufferOptions<T>,
-    length?: number | null,
+    first: T | string,
+    second?: Position | BufferOptions<T>,
+    third?: number | BufferEncoding | null,
     position?: Position,
-  ): Promise<WriteResult<T>> {
-    const args = transferArgs(first, second, length, position, () => first);
+  ): Promise<WriteResult<T | string>> {
+    if (typeof first === 'string') {
+      const bytesWritten = await this.#write([textBytes(first, third)], second as Position, undefined);
+      return { bytesWritten, buffer: first };
+    }
+    const length = third as number | null | undefined;
+    const args = transferArgs(first, second as number | null | BufferOptions<T>, length, position, () => first);
     const bytesWritten = await this.#write([args.view], args.position, args.signal);
     return { bytesWritten, buffer: args.buffer };
   }
@@ -237,6 +252,19 @@ export class Disk {
     return () => this.#dependents.delete(stop);
   }
 
+  /** @internal The disk does not close before the answer was called. */
+  hold(): () => void {
+    this.#assertOpen();
+    this.#pending++;
+    return () => this.#release();
+  }
+
+  #release(): void {
+    if (--this.#pending > 0) return;
+    this.#idle?.open();
+    this.#idle = undefined;
+  }
+
   async #close(): Promise<void> {
     const failures: unknown[] = [];
     const attempt = (step: Promise<unknown>): Promise<unknown> => step.catch((error) => failures.push(error));
@@ -263,11 +291,7 @@ export class Disk {
     this.#assertOpen();
     signal?.throwIfAborted();
     this.#pending++;
-    const running = request().finally(() => {
-      if (--this.#pending > 0) return;
-      this.#idle?.open();
-      this.#idle = undefined;
-    });
+    const running = request().finally(() => this.#release());
     return abortable(running, signal);
   }
 

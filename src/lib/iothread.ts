@@ -2,7 +2,8 @@
 import { EventEmitter } from 'node:events';
 import { IOThread as AioThread } from '../aio/iothread.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { type Bytes, isPowerOfTwo, MiB } from '../base/units.ts';
+import { type Bytes, GiB, isPowerOfTwo, MiB } from '../base/units.ts';
+import { driverUrls } from './driver-url.ts';
 import { Arena, PIECE } from './memory.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
 
@@ -20,10 +21,19 @@ export interface IOThreadOptions {
   readonly pollGrow?: number | undefined;
   /** Divisor by which spinning shrinks; 0 means at once to nothing. */
   readonly pollShrink?: number | undefined;
-  /** Shared memory for the transfers of this thread's disks, in bytes: a power of two, at least 1 MiB. Default 32 MiB,
-   *  of which only what is used takes memory. */
+  /** Shared memory for the transfers of this thread's disks, in bytes: a power of two from 1 MiB to 1 GiB. Default
+   *  32 MiB, of which only what is used takes memory. */
   readonly memory?: Bytes | undefined;
+  /**
+   * Modules with drivers of your own, by absolute path or file: or data: URL. Each is loaded into the thread; its
+   * default export is a Driver of `blockplane/driver`, or its export `drivers` is an array of them. Rejects with EINVAL
+   * for what cannot be loaded or is no driver, EEXIST for the name of another driver. `blockplane/conformance` checks
+   * such a driver.
+   */
+  readonly drivers?: readonly (string | URL)[] | undefined;
 }
+
+const MEMORY_MAX: Bytes = GiB;
 
 let started = 0;
 
@@ -46,6 +56,9 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   readonly #thread: AioThread;
   readonly #memory: Bytes;
   #arena: Promise<Arena> | undefined;
+  /** Calls under way and services that run: with `#idleRef` false, only these keep the process alive. */
+  #uses = 0;
+  #idleRef = true;
   readonly #listeners = new Map<number, (name: string, payload: unknown) => void>();
 
   private constructor(thread: AioThread, memory: Bytes) {
@@ -68,9 +81,10 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   /** Starts a thread; resolves once its loop runs. Rejects when the backend that was asked for is not available. */
   static async start(options: IOThreadOptions = {}): Promise<IOThread> {
     const memory = options.memory ?? 32 * MiB;
-    if (!isPowerOfTwo(memory) || memory < PIECE) {
-      throw new BlockError(Errno.EINVAL, `memory: ${memory} is not a power of two of at least ${PIECE}`);
+    if (!isPowerOfTwo(memory) || memory < PIECE || memory > MEMORY_MAX) {
+      throw new BlockError(Errno.EINVAL, `memory: ${memory} is not a power of two from ${PIECE} to ${MEMORY_MAX}`);
     }
+    const urls = driverUrls(options.drivers ?? []);
     const thread = await AioThread.start({
       name: options.name ?? `io${started++}`,
       setup: WORKER,
@@ -79,12 +93,34 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
       ...(options.pollGrow === undefined ? {} : { pollGrow: options.pollGrow }),
       ...(options.pollShrink === undefined ? {} : { pollShrink: options.pollShrink }),
     });
-    return new IOThread(thread, memory);
+    const made = new IOThread(thread, memory);
+    try {
+      if (urls.length > 0) await made.call('drivers', { urls });
+    } catch (error) {
+      await made.stop().catch(() => undefined);
+      throw error;
+    }
+    return made;
   }
 
   /** @internal */
-  call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> {
-    return this.#thread.call<MethodResult<M>>(method, args);
+  async call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> {
+    this.hold();
+    try {
+      return await this.#thread.call<MethodResult<M>>(method, args);
+    } finally {
+      this.unhold();
+    }
+  }
+
+  /** @internal Something is under way that keeps the process alive, until {@link unhold}. */
+  hold(): void {
+    if (this.#uses++ === 0 && !this.#idleRef) this.#thread.ref();
+  }
+
+  /** @internal */
+  unhold(): void {
+    if (--this.#uses === 0 && !this.#idleRef) this.#thread.unref();
   }
 
   /** @internal The shared memory, known to the thread. */
@@ -119,14 +155,17 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
     return this.stop();
   }
 
-  /** The thread keeps the process alive (default), or no longer does. */
+  /** The thread keeps the process alive (default). */
   ref(): this {
+    this.#idleRef = true;
     this.#thread.ref();
     return this;
   }
 
+  /** The thread keeps the process alive only while a call is under way or a service runs. */
   unref(): this {
-    this.#thread.unref();
+    this.#idleRef = false;
+    if (this.#uses === 0) this.#thread.unref();
     return this;
   }
 }
@@ -145,8 +184,8 @@ interface Shared {
 const shared = new Map<string, Shared>();
 
 /**
- * `given`, or the thread that disks without one share: it starts with the first of them and ends with the last, so
- * that it never keeps a process alive on its own.
+ * `given`, or the thread that disks without one share: it starts with the first of them and ends with the last. A disk
+ * that is open and idle does not keep the process alive, as node's FileHandle does not.
  */
 export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool' | undefined): Promise<ThreadUse> {
   if (given) {
@@ -180,7 +219,8 @@ export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool
 }
 
 function startShared(key: string, aio: 'ring' | 'pool' | undefined): Shared {
-  const entry: Shared = { starting: IOThread.start({ name: `default${key && `-${key}`}`, aio }), users: 0 };
+  const starting = IOThread.start({ name: `default${key && `-${key}`}`, aio }).then((thread) => thread.unref());
+  const entry: Shared = { starting, users: 0 };
   shared.set(key, entry);
   const forget = (): void => {
     if (shared.get(key) === entry) shared.delete(key);

@@ -16,8 +16,8 @@ export interface ListenTarget {
   readonly host?: string | undefined;
   /** Default 10809 when there is a host; 0 for a free one. */
   readonly port?: number | undefined;
-  /** A listening socket that was handed to us. It belongs to the service from here on. */
-  readonly fd?: number | undefined;
+  /** A listening socket that was handed to us, or several. They belong to the service from here on. */
+  readonly fd?: number | readonly number[] | undefined;
 }
 
 export type Listen = SocketAddress | { readonly kind: 'fd'; readonly fd: number };
@@ -26,19 +26,21 @@ const NBD_PORT = 10809;
 /** sizeof(sun_path) less the closing zero. */
 const SOCKET_PATH_MAX = 107;
 
-/** undefined when `target` names nothing. Throws EINVAL when it names several, or none that can be. */
-export async function listenOf(target: ListenTarget): Promise<Listen | undefined> {
+/** Empty when `target` names nothing. Throws EINVAL when it names several, or none that can be. */
+export async function listenOf(target: ListenTarget): Promise<readonly Listen[]> {
   const { socket, host, port, fd } = target;
   const named =
     Number(socket !== undefined) + Number(host !== undefined || port !== undefined) + Number(fd !== undefined);
   if (named > 1) throw new BlockError(Errno.EINVAL, 'Could not listen: give one of socket, host and port, or fd');
-  if (named === 0) return undefined;
+  if (named === 0) return [];
   if (fd !== undefined) {
-    if (!Number.isInteger(fd) || fd < 0) throw new BlockError(Errno.EINVAL, `fd: ${fd} is not a descriptor`);
-    return { kind: 'fd', fd };
+    const fds = typeof fd === 'number' ? [fd] : [...new Set(fd)];
+    const bad = fds.length === 0 ? 'nothing' : fds.find((entry) => !Number.isInteger(entry) || entry < 0);
+    if (bad !== undefined) throw new BlockError(Errno.EINVAL, `fd: ${bad} is not a descriptor`);
+    return fds.map((entry) => ({ kind: 'fd', fd: entry }));
   }
-  if (socket !== undefined) return unixAddress(socket);
-  return inetAddress(host ?? '127.0.0.1', port ?? NBD_PORT);
+  if (socket !== undefined) return [await unixAddress(socket)];
+  return [await inetAddress(host ?? '127.0.0.1', port ?? NBD_PORT)];
 }
 
 async function unixAddress(socket: string): Promise<SocketAddress> {

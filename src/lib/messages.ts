@@ -20,6 +20,11 @@ export interface OpenReply {
   readonly nodeName: string;
 }
 
+/** Modules with drivers. */
+export interface DriversMessage {
+  readonly urls: readonly string[];
+}
+
 export interface DiskMessage {
   readonly disk: number;
 }
@@ -72,7 +77,7 @@ export interface ExportMessage {
 }
 
 export interface NbdStartMessage {
-  readonly listen: SocketAddress | { readonly kind: 'fd'; readonly fd: number };
+  readonly listen: readonly (SocketAddress | { readonly kind: 'fd'; readonly fd: number })[];
   /** Mode of the unix socket's file. */
   readonly mode: number | undefined;
   readonly exports: readonly ExportMessage[];
@@ -127,6 +132,7 @@ export interface ThreadStats {
 
 /** What a program's thread asks of an IOThread, and what it answers. */
 export interface Methods {
+  drivers(args: DriversMessage): void;
   memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;

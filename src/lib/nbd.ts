@@ -2,11 +2,11 @@
 import { EventEmitter } from 'node:events';
 import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import type { Bytes } from '../base/units.ts';
+import { type Bytes, GiB, MiB } from '../base/units.ts';
 import { type Abortable, onAbort } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
-import { type ListenTarget, listenOf } from './listen.ts';
+import { type Listen, type ListenTarget, listenOf } from './listen.ts';
 import type { ExportMessage, NbdStartReply, NbdStats } from './messages.ts';
 import { PrivateDirectory } from './private-directory.ts';
 import { nbdUri } from './uri.ts';
@@ -26,16 +26,31 @@ export interface DiskExport extends ExportOptions {
 }
 
 export interface ServeNbdOptions extends ListenTarget, ExportOptions, Abortable {
-  /** Clients at a time; the next one waits. Default 100; 0 for no limit. */
+  /** Clients at a time, at most 10000; the next one waits. Default 100; 0 for no limit. */
   readonly maxConnections?: number | undefined;
-  /** How long a client may take to say what it wants, in seconds; default 10. */
+  /** How long a client may take to say what it wants, in seconds; default 10, 0 for no limit. */
   readonly handshakeSeconds?: number | undefined;
-  /** Payload memory of all connections together, in bytes; default 64 MiB. */
+  /** Payload memory of all connections together, in bytes, from 32 MiB to 1 GiB; default 64 MiB. */
   readonly byteBudget?: Bytes | undefined;
 }
 
 /** Milliseconds that requests in flight get to end when a service stops. */
 const GRACE_MS = 10_000;
+
+/** What the numbers of {@link ServeNbdOptions} may be. */
+export const NBD_RANGES = {
+  maxConnections: { least: 0, most: 10_000 },
+  handshakeSeconds: { least: 0, most: 86_400 },
+  byteBudget: { least: 32 * MiB, most: GiB },
+} as const;
+
+/** An export that a service offers. */
+interface Offered {
+  readonly name: string;
+  detach: () => void;
+  /** Its end, once it has begun. */
+  removing: { readonly mode: 'safe' | 'hard'; readonly ended: Promise<void> } | undefined;
+}
 
 /** A running NBD server. 'crash' comes when its IOThread died; 'client' and 'disconnect' when clients come and go. */
 export class NbdService extends EventEmitter<{ crash: [Error]; client: [string]; disconnect: [string] }> {
@@ -43,12 +58,13 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   readonly addresses: readonly SocketAddress[];
   readonly iothread: IOThread;
   readonly #id: number;
-  readonly #exports = new Map<string, () => void>();
+  readonly #exports = new Map<string, Offered>();
   readonly #directory: PrivateDirectory | undefined;
   readonly #onCrash = (error: Error): void => this.#crashed(error);
   /** @internal Runs once when it has ended. */
   onEnd: (() => void) | undefined;
   #stopping: Promise<void> | undefined;
+  #ended = false;
   #clients = 0;
   #last: NbdStats | undefined;
 
@@ -60,6 +76,7 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     this.#id = reply.service;
     this.#directory = directory;
     iothread.on('crash', this.#onCrash);
+    iothread.hold();
     iothread.listen(reply.service, (name, payload) => this.#event(name, payload));
   }
 
@@ -89,30 +106,65 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
       throw new BlockError(Errno.EINVAL, `Could not export '${entry.disk.name}': it is in another IOThread`);
     }
     const message = exportMessage(entry);
-    await this.iothread.call('nbd-add', { service: this.#id, export: message });
-    this.attach(entry.disk, message.name);
+    const { name } = message;
+    // The disk stays open until it is known whether its export does.
+    const release = entry.disk.hold();
+    try {
+      await this.iothread.call('nbd-add', { service: this.#id, export: message });
+      try {
+        this.attach(entry.disk, name);
+      } catch (error) {
+        if (!this.#ended) await this.iothread.call('nbd-remove', { service: this.#id, name, mode: 'hard' });
+        throw error;
+      }
+    } finally {
+      release();
+    }
   }
 
   /** @internal Closing the disk takes its export away. */
   attach(disk: Disk, name: string): void {
-    const detach = disk.dependOn(() => this.removeExport(name));
-    this.#exports.set(name, detach);
+    if (this.#ended) throw new BlockError(Errno.ESHUTDOWN, `Could not export '${disk.name}': the service has stopped`);
+    const offered: Offered = { name, detach: () => undefined, removing: undefined };
+    offered.detach = disk.dependOn(() => this.#take(offered, 'hard'));
+    this.#exports.set(name, offered);
   }
 
   /**
    * Offers a disk no longer. 'safe': EBUSY while a client uses it. 'hard' (default): its clients are disconnected once
-   * their requests in flight have ended.
+   * their requests in flight have ended. Again, or while the disk closes: the same end.
    */
   async removeExport(name: string, mode: 'safe' | 'hard' = 'hard'): Promise<void> {
-    const detach = this.#exports.get(name);
-    if (!detach) return;
-    if (!this.#stopping) {
-      await this.iothread.call('nbd-remove', { service: this.#id, name, mode });
-    } else {
-      await this.#stopping;
+    const offered = this.#exports.get(name);
+    if (offered) await this.#take(offered, mode);
+  }
+
+  async #take(offered: Offered, mode: 'safe' | 'hard'): Promise<void> {
+    while (this.#exports.get(offered.name) === offered) {
+      const { removing } = offered;
+      if (removing && (removing.mode === mode || removing.mode === 'hard')) return removing.ended;
+      // One that was not to disturb clients comes first; it may be refused.
+      if (removing) {
+        await removing.ended.catch(() => undefined);
+        continue;
+      }
+      const ended = this.#remove(offered, mode);
+      offered.removing = { mode, ended };
+      return ended;
     }
-    detach();
-    this.#exports.delete(name);
+  }
+
+  async #remove(offered: Offered, mode: 'safe' | 'hard'): Promise<void> {
+    const { name } = offered;
+    try {
+      if (this.#stopping) await this.#stopping;
+      else await this.iothread.call('nbd-remove', { service: this.#id, name, mode });
+    } catch (error) {
+      offered.removing = undefined;
+      throw error;
+    }
+    offered.detach();
+    if (this.#exports.get(name) === offered) this.#exports.delete(name);
   }
 
   /**
@@ -135,12 +187,15 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
       // The thread stops its services itself when it is stopped.
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
     } finally {
-      for (const detach of this.#exports.values()) detach();
+      for (const { detach } of this.#exports.values()) detach();
       this.#end();
     }
   }
 
   #end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.iothread.unhold();
     this.iothread.off('crash', this.#onCrash);
     this.iothread.listen(this.#id, undefined);
     this.#directory?.remove();
@@ -169,9 +224,13 @@ function exportMessage(entry: DiskExport): ExportMessage {
   };
 }
 
-function checkNumber(value: number | undefined, name: string): void {
-  if (value === undefined || (Number.isFinite(value) && value >= 0)) return;
-  throw new BlockError(Errno.EINVAL, `${name}: ${value} is not a number from 0 on`);
+function checkNumber(options: ServeNbdOptions, name: keyof typeof NBD_RANGES): void {
+  const value = options[name];
+  if (value === undefined) return;
+  const { least, most } = NBD_RANGES[name];
+  const whole = name === 'handshakeSeconds' || Number.isInteger(value);
+  if (typeof value === 'number' && whole && value >= least && value <= most) return;
+  throw new BlockError(Errno.EINVAL, `${name}: ${value} is not a number from ${least} to ${most}`);
 }
 
 async function stopOnAbort(service: NbdService, signal: AbortSignal | undefined): Promise<void> {
@@ -207,29 +266,45 @@ export async function serveNbd(
     if (disk.iothread === thread) continue;
     throw new BlockError(Errno.EINVAL, `Could not export '${disk.name}': the disks of a service share one IOThread`);
   }
-  checkNumber(options.maxConnections, 'maxConnections');
-  checkNumber(options.handshakeSeconds, 'handshakeSeconds');
-  checkNumber(options.byteBudget, 'byteBudget');
+  checkNumber(options, 'maxConnections');
+  checkNumber(options, 'handshakeSeconds');
+  checkNumber(options, 'byteBudget');
   options.signal?.throwIfAborted();
-  const address = await listenOf(options);
-  const directory = address ? undefined : new PrivateDirectory();
+  const addresses = await listenOf(options);
+  // A disk that is closed from here on closes once it is known whether it is served.
+  const holds: (() => void)[] = [];
+  try {
+    for (const { disk } of entries) holds.push(disk.hold());
+    return await startService(thread, entries, addresses, options);
+  } finally {
+    for (const release of holds) release();
+  }
+}
+
+async function startService(
+  thread: IOThread,
+  entries: readonly DiskExport[],
+  addresses: readonly Listen[],
+  options: ServeNbdOptions,
+): Promise<NbdService> {
+  const directory = addresses.length > 0 ? undefined : new PrivateDirectory();
   const exports = entries.map(exportMessage);
+  let service: NbdService | undefined;
   try {
     const reply = await thread.call('nbd-start', {
-      listen: address ?? { kind: 'unix', path: `${directory!.path}/nbd.sock` },
+      listen: directory ? [{ kind: 'unix', path: `${directory.path}/nbd.sock` }] : addresses,
       mode: options.socketMode ?? 0o600,
       exports,
       maxConnections: options.maxConnections,
       handshakeSeconds: options.handshakeSeconds,
       byteBudget: options.byteBudget,
     });
-    const service = new NbdService(thread, reply, directory);
-    entries.forEach(({ disk }, i) => {
-      service.attach(disk, exports[i]!.name);
-    });
+    service = new NbdService(thread, reply, directory);
+    for (const [i, { disk }] of entries.entries()) service.attach(disk, exports[i]!.name);
     await stopOnAbort(service, options.signal);
     return service;
   } catch (error) {
+    await service?.stop(0).catch(() => undefined);
     directory?.remove();
     throw error;
   }

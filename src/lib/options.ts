@@ -42,6 +42,12 @@ export interface NullOptions extends NodeOptions {
   readonly 'read-zeroes'?: boolean;
 }
 
+/** What a driver of your own takes. */
+export interface CustomOptions extends NodeOptions {
+  readonly driver: string;
+  readonly [option: string]: unknown;
+}
+
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
 export type BlockdevOptions = FileOptions | RawOptions | NullOptions;
 
@@ -78,6 +84,16 @@ function oneOf<T extends string>(value: T | undefined, allowed: readonly T[], wh
   throw new BlockError(Errno.EINVAL, `Unknown ${what} '${value}': use one of ${allowed.join(', ')}`);
 }
 
+const NULL_URL = /^null-(co|aio):\/\/$/;
+
+/**
+ * A node of a driver that was given to IOThread.start(): to be opened, or a child of another node. The drivers that
+ * come along have types of their own, which this goes without.
+ */
+export function customNode(options: CustomOptions): BlockdevOptions {
+  return options as unknown as BlockdevOptions;
+}
+
 /** The tree for `target`: a file name (or null-co://) becomes a raw node over a file node. */
 export function blockdevOf(target: string | BlockdevOptions, options: TargetOptions = {}): BlockdevOptions {
   const cache = oneOf(options.cache, CACHE_MODES, 'cache mode');
@@ -100,7 +116,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
       `Could not open '${target.replaceAll('\0', '\\0')}': the file name has a NUL byte`,
     );
   }
-  if (/^null-(co|aio):\/\/$/.test(target)) {
+  if (NULL_URL.test(target)) {
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
@@ -109,12 +125,13 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
 
 /** The name a tree goes by in messages: its file's, or its driver's. */
 export function nameOf(options: BlockdevOptions): string {
-  if (options.driver === 'file' || options.driver === 'host_device') return options.filename;
-  if (options.driver === 'raw') return typeof options.file === 'string' ? options.file : nameOf(options.file);
-  return `${options.driver}://`;
+  const { filename, file } = options as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
+  if (typeof filename === 'string') return filename;
+  if (typeof file === 'string') return file;
+  return typeof file === 'object' && file !== null ? nameOf(file) : `${options.driver}://`;
 }
 
 /** True when `format` was left to us and nothing in `target` says it. */
 export function isProbed(target: string | BlockdevOptions, format: Format | undefined): boolean {
-  return typeof target === 'string' && format === undefined && !target.startsWith('null-');
+  return typeof target === 'string' && format === undefined && !NULL_URL.test(target);
 }

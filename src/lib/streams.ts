@@ -92,7 +92,12 @@ export class DiskReadStream extends Readable {
 
   override _destroy(error: Error | null, callback: Callback): void {
     if (!this.#autoClose) callback(error);
-    else this.#disk.close().then(() => callback(error), callback);
+    else {
+      this.#disk.close().then(
+        () => callback(error),
+        (failure: Error) => callback(error ?? failure),
+      );
+    }
   }
 }
 
@@ -103,6 +108,8 @@ export class DiskWriteStream extends Writable {
   readonly #end: Offset;
   readonly #autoClose: boolean;
   #at: Offset;
+  /** The write under way has ended, well or not. */
+  #written: Promise<unknown> = Promise.resolve();
 
   constructor(disk: Streamable, options: ReadStreamOptions = {}) {
     super({
@@ -142,17 +149,21 @@ export class DiskWriteStream extends Writable {
       this.bytesWritten += length;
       callback();
     };
-    this.#disk.writev(chunks, at).then(done, callback);
+    this.#written = this.#disk.writev(chunks, at).then(done, callback);
   }
 
   /** Ends once everything is on stable storage. */
   override _final(callback: Callback): void {
-    this.#disk.flush().then(() => callback(), callback);
+    this.#written = this.#disk.flush().then(() => callback(), callback);
   }
 
+  /** 'close' comes when nothing is being written any more: the chunks' memory and the disk are the caller's again. */
   override _destroy(error: Error | null, callback: Callback): void {
-    if (!this.#autoClose) callback(error);
-    else this.#disk.close().then(() => callback(error), callback);
+    const ended = this.#autoClose ? this.#written.then(() => this.#disk.close()) : this.#written;
+    ended.then(
+      () => callback(error),
+      (failure: Error) => callback(error ?? failure),
+    );
   }
 }
 
@@ -161,6 +172,16 @@ export function webStream(disk: Streamable, options: ReadStreamOptions = {}): Re
   const range = rangeOf(options);
   const chunk = chunkOf(options);
   let at = range.at;
+  const read = async (buffer: Uint8Array): Promise<Bytes> => {
+    try {
+      return buffer.length === 0
+        ? 0
+        : (await disk.read(buffer, { position: at, signal: options.signal })).bytesRead;
+    } catch (error) {
+      if (options.autoClose) await disk.close().catch(() => undefined);
+      throw error;
+    }
+  };
   return new ReadableStream({
     type: 'bytes',
     autoAllocateChunkSize: chunk,
@@ -171,7 +192,7 @@ export function webStream(disk: Streamable, options: ReadStreamOptions = {}): Re
       const want = Math.min(limit, Math.min(range.end, disk.size) - at);
       // The view may be taken away while we wait, when the reader gives up: so read beside it.
       const buffer = new Uint8Array(Math.max(want, 0));
-      const bytesRead = want > 0 ? (await disk.read(buffer, { position: at, signal: options.signal })).bytesRead : 0;
+      const bytesRead = await read(buffer);
       at += bytesRead;
       if (bytesRead === 0) {
         controller.close();

@@ -52,7 +52,7 @@ export class WorkerNbd {
     const { maxConnections, handshakeSeconds, byteBudget, listen, mode } = message;
     const limits = {
       ...(maxConnections === undefined ? {} : { maxConnections }),
-      ...(handshakeSeconds === undefined ? {} : { handshakeNs: handshakeSeconds * 1e9 }),
+      ...(handshakeSeconds === undefined ? {} : { handshakeNs: Math.round(handshakeSeconds * 1e9) }),
       ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
     };
     const service = ++this.#ids;
@@ -62,7 +62,7 @@ export class WorkerNbd {
     this.#servers.set(service, server);
     try {
       for (const entry of message.exports) this.add(service, entry);
-      await server.listen(listen, mode === undefined ? {} : { mode });
+      for (const address of listen) await server.listen(address, mode === undefined ? {} : { mode });
       return { service, addresses: server.addresses };
     } catch (error) {
       this.#servers.delete(service);

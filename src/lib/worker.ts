@@ -1,9 +1,7 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
-import { registerDriver } from '../block/registry.ts';
-import { fileDriver } from '../drivers/file/driver.ts';
-import { nullDriver } from '../drivers/null-co/driver.ts';
-import { rawDriver } from '../drivers/raw/driver.ts';
+import { builtinDrivers } from './builtin-drivers.ts';
+import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { WorkerNbd } from './worker-nbd.ts';
@@ -11,12 +9,11 @@ import { WorkerNbd } from './worker-nbd.ts';
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
 
 export function setup(thread: SetupThread): Furnished {
-  registerDriver(nullDriver, 'null-aio');
-  registerDriver(fileDriver, 'host_device');
-  registerDriver(rawDriver);
+  builtinDrivers();
   const disks = new WorkerDisks(thread.context);
   const nbd = new WorkerNbd(thread, disks);
   const handlers: Handlers = {
+    drivers: ({ urls }) => loadDrivers(urls),
     memory: async ({ buffer }) => disks.share(buffer),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),

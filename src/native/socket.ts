@@ -31,6 +31,9 @@ const OPTIONS = {
   acceptconn: [SOL_SOCKET, 30],
   domain: [SOL_SOCKET, 39],
   nodelay: [IPPROTO_TCP, 1],
+  keepidle: [IPPROTO_TCP, 4],
+  keepintvl: [IPPROTO_TCP, 5],
+  keepcnt: [IPPROTO_TCP, 6],
   v6only: [IPPROTO_IPV6, 26],
 } as const;
 const SO_PEERCRED = 17;

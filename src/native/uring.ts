@@ -2,11 +2,11 @@
  * One io_uring instance: the shared rings as typed arrays, submission entries written as 32-bit words, one system call
  * to submit and wait. Facts: io_uring(7), io_uring_setup(2), io_uring_enter(2). All methods: the thread that made it.
  */
-import { assert } from '../base/assert.ts';
+import { assert, Bug } from '../base/assert.ts';
 import type { Memory } from '../base/memory.ts';
 import { close } from './file.ts';
 import { addressOf, type Native, viewOf } from './lib.ts';
-import { mapShared } from './mmap.ts';
+import { mapShared, unmapUnderView } from './mmap.ts';
 import { ioUringSetup } from './syscall.ts';
 
 /** Opcodes and flags in use. */
@@ -80,6 +80,8 @@ export class Uring {
   readonly #control = new Uint8Array(new SharedArrayBuffer(CONTROL_BYTES));
   readonly #controlView = new DataView(this.#control.buffer);
   readonly #controlAddress: number;
+  /** Address and length of what is mapped. */
+  readonly #maps: readonly (readonly [number, number])[];
   #tail = 0;
   #submitted = 0;
   #head = 0;
@@ -98,6 +100,10 @@ export class Uring {
     const ringAddress = mapShared(fd, ringBytes, 0, true);
     const sqeAddress = mapShared(fd, this.entries * SQE_WORDS * 4, OFF_SQES, true);
     assert(ringAddress > 0 && sqeAddress > 0, 'io_uring rings cannot be mapped');
+    this.#maps = [
+      [ringAddress, ringBytes],
+      [sqeAddress, this.entries * SQE_WORDS * 4],
+    ];
     const ring = viewOf(ringAddress, ringBytes);
     this.#ring = new Uint32Array(ring, 0, Math.floor(ringBytes / 4));
     this.#sqes = new Uint32Array(viewOf(sqeAddress, this.entries * SQE_WORDS * 4));
@@ -162,6 +168,7 @@ export class Uring {
     opFlags: number,
     user: number,
   ): void {
+    if (!this.room) throw new Bug('the submission queue has no room');
     const at = (this.#tail & this.#sqMask) * SQE_WORDS;
     const sqes = this.#sqes;
     const offsetHigh = Math.floor(offset / TWO_32);
@@ -257,8 +264,9 @@ export class Uring {
     Atomics.store(this.#ring, this.#cqHeadAt, this.#head);
   }
 
-  /** Closes the descriptor. The maps stay: JavaScript views of them may still be referenced. */
+  /** Ends the ring: nothing may be called any more. A map alone would keep it alive in the kernel. */
   close(): void {
     close(this.fd);
+    for (const [address, length] of this.#maps) unmapUnderView(address, length);
   }
 }

@@ -2,7 +2,7 @@
  * libuv's loop of this thread, as the ring's loop needs it: the descriptor that becomes readable when libuv has work,
  * and when Node's next timer is due. All symbols are exported by the node binary itself.
  */
-import { native } from './lib.ts';
+import { addressOf, native } from './lib.ts';
 
 const UV_TIMER = 13;
 
@@ -13,9 +13,18 @@ export interface UvLoop {
    * Milliseconds until Node's next timer, Infinity without one. At most a wrong guess of 10 ms where it cannot be told.
    */
   timerDueMs(): number;
+  /**
+   * A number that differs from its last value when libuv has run something that may have given it new work since: events
+   * of descriptors, or a timer.
+   */
+  activity(): number;
 }
 
 const UNKNOWN_TIMER_MS = 10;
+/** struct uv_metrics_t: loop_count, events, events_waiting and reserved words, 64 bits each. */
+const METRICS_BYTES = 128;
+const METRICS_EVENTS_AT = 8;
+const TIMER_RANGE = 2 ** 20;
 
 /** The loop of the calling thread, or undefined where the node binary does not say (then the ring cannot be driven). */
 export function uvLoop(): UvLoop | undefined {
@@ -47,11 +56,22 @@ export function uvLoop(): UvLoop | undefined {
     const appeared = [...activeTimers()].filter((handle) => !before.has(handle));
     clearTimeout(probe);
     const timer = appeared.length === 1 ? appeared[0]! : 0;
+    const metricsInfo = self.func('uv_metrics_info', 'int', ['void *', 'uintptr_t']);
+    const now = self.func('uv_now', 'uint64_t', ['void *']);
+    const metrics = new DataView(new SharedArrayBuffer(METRICS_BYTES));
+    const metricsAddress = addressOf(new Uint8Array(metrics.buffer));
+    const timerDueMs = (): number => {
+      if (timer === 0) return UNKNOWN_TIMER_MS;
+      return isActive(timer) === 0 ? Number.POSITIVE_INFINITY : Number(dueIn(timer));
+    };
     return {
       fd,
-      timerDueMs: () => {
-        if (timer === 0) return UNKNOWN_TIMER_MS;
-        return isActive(timer) === 0 ? Number.POSITIVE_INFINITY : Number(dueIn(timer));
+      timerDueMs,
+      activity: () => {
+        metricsInfo(loop, metricsAddress);
+        const due = timerDueMs();
+        const timerAt = due === Number.POSITIVE_INFINITY ? 0 : Number(now(loop)) + due;
+        return metrics.getUint32(METRICS_EVENTS_AT, true) * TIMER_RANGE + (timerAt % TIMER_RANGE);
       },
     };
   } catch {

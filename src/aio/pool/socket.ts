@@ -34,6 +34,8 @@ export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
   try {
     const socket = new net.Socket({ fd, readable: true, writable: true, allowHalfOpen: true, ...readAhead() });
     socket.setNoDelay(true);
+    // A peer whose machine or route is gone is found out.
+    socket.setKeepAlive(true, KEEP_ALIVE_MS);
     return new PoolSocket(loop, socket);
   } catch (error) {
     throw nodeError(error, `take over socket ${fd}`);
@@ -50,6 +52,8 @@ function peerName(socket: net.Socket): string {
   if (remoteAddress === undefined || remotePort === undefined) return 'unix';
   return describeAddress({ kind: 'inet', host: remoteAddress, port: remotePort });
 }
+
+const KEEP_ALIVE_MS = 60_000;
 
 export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly peer: string;

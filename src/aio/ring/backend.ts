@@ -31,7 +31,7 @@ import type {
   WakeHandle,
 } from '../backend.ts';
 import { SharedWord } from '../context-shared.ts';
-import { type AioOp, takeResumed, WaitOp } from '../op.ts';
+import { type AioOp, Gate, takeResumed } from '../op.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
@@ -71,6 +71,13 @@ export class RingBackend implements AioBackend {
   #inFlight = 0;
   #immediate: NodeJS.Immediate | undefined;
   #running = false;
+  #stopping = false;
+  #closed = false;
+  /** Opens when the last operation has ended. */
+  #quiet: Gate | undefined;
+  #libuvArmed = false;
+  /** See UvLoop.activity: its value when the loop was about to sleep last. */
+  #activity = -1;
   #visitLibuv = false;
   #spunNs = 0;
 
@@ -88,6 +95,10 @@ export class RingBackend implements AioBackend {
     this.detail = 'io_uring';
     this.iovs = new IovTable(this);
     this.#eventfd = eventfd.create();
+    if (this.#eventfd < 0) {
+      ring.close();
+      throw new BlockError(this.#eventfd, `Could not create an eventfd (errno ${-this.#eventfd})`);
+    }
     this.wakeHandle = { kind: 'eventfd', fd: this.#eventfd };
   }
 
@@ -107,7 +118,6 @@ export class RingBackend implements AioBackend {
     this.#host = host;
     this.#running = true;
     this.#armWake();
-    this.#armLibuv();
     this.#schedule();
   }
 
@@ -117,25 +127,24 @@ export class RingBackend implements AioBackend {
   }
 
   async stop(): Promise<void> {
+    this.#stopping = true;
+    for (const op of this.#slots) if (op) this.cancel(op);
     while (this.#inFlight > 0) {
-      for (const op of this.#slots) if (op) this.cancel(op);
-      const gate = new WaitOp();
-      const ended = gate.wait();
-      this.#host.completeLater(gate, 0);
-      await ended;
+      this.#quiet = new Gate();
+      await this.#quiet.promise;
     }
+    // What the last completions have queued.
+    while (this.#host.dispatch()) takeResumed();
     this.#running = false;
     if (this.#immediate) clearImmediate(this.#immediate);
-    this.ring.close();
-    close(this.#eventfd);
+    this.#close();
   }
 
   abandon(): void {
-    if (!this.#running) return;
+    if (this.#closed) return;
     this.#running = false;
     const deadline = this.now() + ABANDON_NS;
-    this.room();
-    this.ring.prepare(Op.ASYNC_CANCEL, -1, null, 0, 0, 0, CANCEL_ALL | CANCEL_ANY, USER_CANCEL);
+    if (this.room()) this.ring.prepare(Op.ASYNC_CANCEL, -1, null, 0, 0, 0, CANCEL_ALL | CANCEL_ANY, USER_CANCEL);
     while (this.#inFlight > 0 && this.now() < deadline) {
       this.#submit(true, ABANDON_NS / 10);
       for (let at = this.ring.next(); at >= 0; at = this.ring.next()) {
@@ -143,9 +152,14 @@ export class RingBackend implements AioBackend {
         this.ring.advance();
       }
     }
+    this.#close();
+    for (const fd of this.fds) close(fd);
+  }
+
+  #close(): void {
+    this.#closed = true;
     this.ring.close();
     close(this.#eventfd);
-    for (const fd of this.fds) close(fd);
   }
 
   // Operations: what file.ts and socket.ts use.
@@ -162,19 +176,29 @@ export class RingBackend implements AioBackend {
     flags: number,
   ): void {
     assert(op.slot < 0, 'an operation was started twice');
+    if (this.#stopping || !this.room()) {
+      this.#host.completeLater(op, this.#stopping ? -Errno.ECANCELED : -Errno.EAGAIN);
+      return;
+    }
     const slot = this.#take(op);
     if (slot < 0) {
       this.#host.completeLater(op, -Errno.EAGAIN);
       return;
     }
-    this.room();
     this.ring.prepare(code, fd, memory, memoryAt, length, offset, flags, slot);
     this.#host.stats.operations++;
   }
 
-  /** Makes room for one more submission entry. */
-  room(): void {
-    if (!this.ring.room) this.#submit(false, 0);
+  /** Makes room for one more submission entry; false when the kernel takes none. */
+  room(): boolean {
+    if (this.ring.room) return true;
+    this.#submit(false, 0);
+    return this.ring.room;
+  }
+
+  /** False when as many operations are in flight as there may be. */
+  get hasSlot(): boolean {
+    return this.#free.length > 0 || this.#slots.length < MAX_SLOTS;
   }
 
   /** Submits what is prepared. */
@@ -188,8 +212,7 @@ export class RingBackend implements AioBackend {
 
   cancel(op: AioOp): void {
     const { slot } = op.proxy ?? op;
-    if (slot < 0) return;
-    this.room();
+    if (slot < 0 || !this.#running || !this.room()) return;
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
   }
 
@@ -224,7 +247,7 @@ export class RingBackend implements AioBackend {
     let progress = this.#reap();
     if (this.#host.dispatch()) progress = true;
     if (progress || !block) return progress;
-    this.#sleep();
+    this.#sleep(true);
     progress = this.#reap();
     return this.#host.dispatch() || progress;
   }
@@ -251,6 +274,7 @@ export class RingBackend implements AioBackend {
     // Scheduled first: a throw out of a callback (a bug) must not leave the loop without a next turn.
     this.#schedule();
     this.#visitLibuv = false;
+    if (!this.#libuvArmed) this.#armLibuv();
     takeResumed();
     this.#stay();
   };
@@ -316,13 +340,15 @@ export class RingBackend implements AioBackend {
     }
   }
 
-  #sleep(): void {
+  /** `nested`: in a poll() inside a callback, where libuv cannot be visited. */
+  #sleep(nested = false): void {
     const host = this.#host;
     const begin = this.now();
-    const until = Math.min(host.nextDeadline(), begin + this.#uv.timerDueMs() * 1e6);
+    const until = nested ? host.nextDeadline() : Math.min(host.nextDeadline(), this.#libuvDeadline(begin));
     if (until <= begin) {
       this.#visitLibuv = true;
       this.#spunNs = 0;
+      if (this.ring.toSubmit > 0) this.#submit(false, 0);
       return;
     }
     Atomics.store(host.shared, SharedWord.SLEEPING, 1);
@@ -333,6 +359,19 @@ export class RingBackend implements AioBackend {
     Atomics.store(host.shared, SharedWord.SLEEPING, 0);
     host.polling.adjust(this.now() - begin + this.#spunNs);
     this.#spunNs = 0;
+  }
+
+  /**
+   * When libuv has to be visited. At once, when it has run something since the loop last came here: what that gave to
+   * libuv (a descriptor to watch, a handle to close, an immediate) is taken up in the next visit only.
+   */
+  #libuvDeadline(now: Nanoseconds): Nanoseconds {
+    const activity = this.#uv.activity();
+    if (activity !== this.#activity) {
+      this.#activity = activity;
+      return now;
+    }
+    return now + this.#uv.timerDueMs() * 1e6;
   }
 
   #submit(wait: boolean, timeoutNs: number): void {
@@ -371,16 +410,18 @@ export class RingBackend implements AioBackend {
       this.#host.stats.completions++;
       op.complete(result);
     }
+    if (this.#inFlight === 0) this.#quiet?.open();
     return count > 0;
   }
 
   #internal(user: number, result: number, flags: number): void {
     if (user === USER_WAKE) {
+      if (result < 0) throw new BlockError(result, 'The wake-up descriptor cannot be polled');
       if ((flags & CQE_F_MORE) === 0) this.#armWake();
     } else if (user === USER_LIBUV) {
+      if (result < 0) throw new BlockError(result, "libuv's descriptor cannot be polled");
+      this.#libuvArmed = false;
       this.#visitLibuv = true;
-      if (result < 0) throw new BlockError(result, 'libuv cannot be polled on the ring');
-      if ((flags & CQE_F_MORE) === 0) this.#armLibuv();
     }
   }
 
@@ -390,8 +431,10 @@ export class RingBackend implements AioBackend {
     this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
   }
 
+  // One-shot, armed anew after each visit: it then tells what libuv has left undone as well as what is new.
   #armLibuv(): void {
+    this.#libuvArmed = true;
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, POLL_MULTISHOT, 0, 1, USER_LIBUV);
+    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, 0, 0, 1, USER_LIBUV);
   }
 }

@@ -14,7 +14,8 @@ export const IOV_MAX = 1024;
 
 export interface IovTableOwner {
   memory(bytes: Uint8Array): Memory;
-  room(): void;
+  /** Makes room for one more submission entry; false when the kernel takes none. */
+  room(): boolean;
   flush(): void;
 }
 
@@ -39,6 +40,8 @@ export class IovTable {
 
   /** Where an iovec array of `iov`'s runs is, valid until the next submission; -1 when the table is full. */
   put(iov: Iov): number {
+    // First: making room for the entry later on would submit, and with that empty the table under it.
+    if (!this.#owner.room()) return -1;
     const at = this.#take(iov.count * IOVEC_BYTES);
     if (at < 0) return -1;
     const words = this.#words;
@@ -55,6 +58,7 @@ export class IovTable {
 
   /** Where a msghdr that sends `iov` is; -1 when the table is full. */
   putMessage(iov: Iov): number {
+    if (!this.#owner.room()) return -1;
     this.reserve(MSGHDR_BYTES + iov.count * IOVEC_BYTES);
     const header = this.#take(MSGHDR_BYTES);
     const table = this.put(iov);

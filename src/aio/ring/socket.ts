@@ -35,6 +35,7 @@ class SendOp extends AioOp {
   #user: AioOp | undefined;
   #iov: Iov | undefined;
   #done = 0;
+  #linked = false;
 
   constructor(socket: RingSocket) {
     super();
@@ -53,6 +54,7 @@ class SendOp extends AioOp {
   goAfter(user: AioOp, iov: Iov, first: AioOp): boolean {
     assert(!this.#user, 'a socket has one send at a time');
     if (!this.#socket.sendLinked(this, iov, first)) return false;
+    this.#linked = true;
     this.#user = user;
     user.proxy = this;
     this.#iov = iov;
@@ -63,7 +65,11 @@ class SendOp extends AioOp {
   complete(result: number): void {
     const user = this.#user!;
     const iov = this.#iov!;
+    const linked = this.#linked;
+    this.#linked = false;
     if (result > 0) this.#done += result;
+    // Once the chain is broken nothing says that what it was to wait for has ended.
+    if (linked && (result === -Errno.EAGAIN || result === -Errno.EINTR)) result = -Errno.ECANCELED;
     if (result > 0 ? this.#done < iov.length : result === -Errno.EAGAIN || result === -Errno.EINTR) {
       this.#socket.sendMessage(this, this.#rest.sliceOf(iov, this.#done, iov.length - this.#done));
       return;
@@ -107,7 +113,7 @@ class RingSocket implements AioSocket {
   /** @internal */
   sendLinked(op: AioOp, iov: Iov, first: AioOp): boolean {
     const { iovs, ring } = this.#backend;
-    if (first.slot < 0 || iov.count > IOV_MAX || !ring.room) return false;
+    if (first.slot < 0 || iov.count > IOV_MAX || !ring.room || !this.#backend.hasSlot) return false;
     const message = iovs.putMessage(iov);
     // Putting it there may have submitted what was prepared.
     if (message < 0 || !ring.isLast(first.slot)) return false;
@@ -237,7 +243,14 @@ function adopt(backend: RingBackend, fd: number): RingSocket {
   net.setsockopt(fd, 'rcvbuf', SOCKET_BUFFER);
   const peer = net.getpeername(fd);
   if (typeof peer === 'number') return new RingSocket(backend, fd, 'unix');
-  if (peer.kind === 'inet') net.setsockopt(fd, 'nodelay', 1);
+  if (peer.kind === 'inet') {
+    net.setsockopt(fd, 'nodelay', 1);
+    // A peer whose machine or route is gone is found out.
+    net.setsockopt(fd, 'keepalive', 1);
+    net.setsockopt(fd, 'keepidle', 60);
+    net.setsockopt(fd, 'keepintvl', 10);
+    net.setsockopt(fd, 'keepcnt', 6);
+  }
   return new RingSocket(backend, fd, describe(peer) || 'unix');
 }
 

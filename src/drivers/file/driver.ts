@@ -60,7 +60,8 @@ class FileNode implements DriverNode {
     this.#canPunch = file.canAllocate;
     this.length = stat.size;
     this.readOnly = readOnly;
-    this.nativeFua = file.nativeFua;
+    // A durable write through the page cache reports, and so forgets, a lost write of anybody's (L6): flush() keeps it.
+    this.nativeFua = file.nativeFua && this.#direct;
     const unit = this.#direct ? stat.alignment : 1;
     this.limits = { alignment: unit, memoryAlignment: unit, optimal: PREFERRED, maxIov: 1024 };
   }
@@ -134,7 +135,7 @@ class FileNode implements DriverNode {
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
     const old = this.length;
     if (this.#stat.kind === 'block') {
-      if (length > old) throw this.#failed(`resize to ${length} bytes:`, Errno.ENOTSUP);
+      if (length !== old) throw this.#failed(`resize to ${length} bytes:`, Errno.ENOTSUP);
       return;
     }
     if (this.#direct && length % this.#stat.alignment !== 0) {

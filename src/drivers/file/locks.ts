@@ -37,11 +37,13 @@ export class ImageLocks {
 
   async #hold(perm: number, shared: number): Promise<void> {
     for (let i = 0; i < NAMES.length; i++) {
-      await this.#byte(USED + i, (this.#perm & (1 << i)) !== 0, (perm & (1 << i)) !== 0);
-      await this.#byte(NOT_SHARED + i, (this.#shared & (1 << i)) === 0, (shared & (1 << i)) === 0);
+      const bit = 1 << i;
+      // Noted one by one: a failure half-way must know what is held.
+      await this.#byte(USED + i, (this.#perm & bit) !== 0, (perm & bit) !== 0);
+      this.#perm = (this.#perm & ~bit) | (perm & bit);
+      await this.#byte(NOT_SHARED + i, (this.#shared & bit) === 0, (shared & bit) === 0);
+      this.#shared = (this.#shared & ~bit) | (shared & bit);
     }
-    this.#perm = perm;
-    this.#shared = shared;
   }
 
   async #byte(at: number, had: boolean, wants: boolean): Promise<void> {

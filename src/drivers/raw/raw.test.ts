@@ -46,7 +46,7 @@ inContext('without a size it ends where the file ends, and resizes it', async (c
   const disk = testDisk('raw', 10_000);
   const blk = await BlockBackend.open(context, { driver: 'raw', offset: 1000, file: file('raw') });
   const sizes: number[] = [];
-  blk.user = { onResize: (length) => sizes.push(length) };
+  blk.users.add({ onResize: (length) => sizes.push(length) });
   assert.equal(blk.length, 9000);
   await blk.truncate(20_000);
   assert.equal(disk.bytes.length, 21_000);

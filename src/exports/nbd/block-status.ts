@@ -1,5 +1,5 @@
 /** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
-import { errnoOf } from '../../base/errors.ts';
+import { BlockError } from '../../base/errors.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
 import { BlockStatus } from '../../block/status.ts';
 import { AllocationFlag, Chunk, CommandFlag, ReplyFlag } from '../../proto/nbd/constants.ts';
@@ -25,6 +25,8 @@ const HEADER_MAX = 64;
 /** The longest extent in a chunk with 32-bit lengths, a multiple of every alignment. */
 const LENGTH_MAX = 0xffff_0000;
 
+const STEPS_PER_TURN = 64;
+
 interface Run {
   length: Bytes;
   flags: number;
@@ -42,8 +44,8 @@ export async function blockStatus(request: NbdRequest, negotiated: Negotiated, b
   try {
     await collect(request, negotiated, max, allocation, depth);
   } catch (failure) {
-    request.failure = failure;
-    return -errnoOf(failure);
+    if (!(failure instanceof BlockError)) throw failure;
+    return -failure.errno;
   }
   const answer = new Answer(request, negotiated, budget.memory.view);
   if (baseAllocation !== undefined) answer.chunk(baseAllocation, allocation, !both);
@@ -63,6 +65,9 @@ async function collect(
   const longest = negotiated.extended ? Number.MAX_SAFE_INTEGER : LENGTH_MAX;
   const end = request.at + request.length;
   const found = new BlockStatus();
+  // Each step may be a look at the file system: others get their turn in between.
+  await blk.context.yield();
+  let steps = 0;
   for (let at = request.at; at < end; ) {
     const pending = blk.blockStatus(at, end - at, found);
     if (pending !== undefined) await pending;
@@ -72,6 +77,7 @@ async function collect(
     const fits = add(allocation, length, flags, max, longest);
     if (!add(depth, length, found.depth, max, longest) || !fits) break;
     at += length;
+    if (++steps % STEPS_PER_TURN === 0) await blk.context.yield();
   }
 }
 

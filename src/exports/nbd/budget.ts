@@ -19,6 +19,8 @@ const KEEP_BYTES = 1 * MiB;
 
 /** Memory that was in use is given back to the system after it has rested for this long. */
 const REST_NS = 1_000_000_000;
+/** How often those who hold memory are asked whether they move, while others wait. */
+const STARVE_NS = 30_000_000_000;
 /** Receive memories that are kept for the next clients. */
 const SPARES = 16;
 
@@ -47,8 +49,13 @@ export class ByteBudget {
   readonly #lifelines: number[] = [];
   readonly #backend: AioContext['backend'];
   readonly #rest: Timer;
+  readonly #starving: Timer;
+  /** Told now and then while somebody waits. */
+  onStarved: () => void = () => {};
   readonly #spares: Memory[] = [];
   #waking = false;
+  /** The waiter that is being woken has got a block. */
+  #served = false;
   #inUse = 0;
   /** Blocks handed out since the rest timer looked last. */
   #recent = 0;
@@ -71,6 +78,7 @@ export class ByteBudget {
     for (let at = size; at < all; at += LIFELINE) this.#lifelines.push(at);
     this.#backend = context.backend;
     this.#rest = context.timer(() => this.#rested(), 'nbd memory');
+    this.#starving = context.timer(() => this.#starved(), 'nbd memory is short');
   }
 
   /** Receive memory for one connection: {@link giveReceiveMemory} it back. Bounded by the number of connections. */
@@ -87,6 +95,7 @@ export class ByteBudget {
   /** The server has stopped. */
   close(): void {
     this.#rest.cancel();
+    this.#starving.cancel();
     this.#spares.length = 0;
   }
 
@@ -112,7 +121,7 @@ export class ByteBudget {
    * The offset in {@link memory} of a block of at least `length` bytes; -1 when there is none, or others wait already.
    */
   allocate(length: Bytes): Offset {
-    if (this.#waiters.length > 0 && !this.#waking) return -1;
+    if (this.#waiters.length > 0 && (!this.#waking || this.#served)) return -1;
     const order = orderOf(length);
     const kept = this.#kept[order];
     assert(kept, 'a block is larger than the budget');
@@ -122,6 +131,7 @@ export class ByteBudget {
       at = this.#buddy.allocate(length);
     }
     if (at < 0) return -1;
+    this.#served = true;
     this.#inUse += this.#blockBytes[order]!;
     this.#recent++;
     if (!this.#rest.armed) this.#rest.armIn(REST_NS);
@@ -141,8 +151,9 @@ export class ByteBudget {
 
   /** Queues `waiter`, to be told once when memory has come free. */
   wait(waiter: BudgetWaiter): void {
-    if (this.#waking) this.#waiters.unshift(waiter);
+    if (this.#waking && !this.#served) this.#waiters.unshift(waiter);
     else this.#waiters.push(waiter);
+    if (!this.#starving.armed) this.#starving.armIn(STARVE_NS);
   }
 
   forget(waiter: BudgetWaiter): void {
@@ -150,16 +161,23 @@ export class ByteBudget {
     if (this.#waiters.length > 0) this.#wake();
   }
 
-  // The one at the head tries; when it still cannot, it goes back to the head and nobody passes it.
+  // In turn: the one at the head takes one block and goes to the back; when there is none for it, it stays at the head
+  // and nobody passes it.
   #wake(): void {
     if (this.#waking) return;
     this.#waking = true;
-    for (let tries = this.#waiters.length; tries > 0; tries--) {
-      const waiter = this.#waiters.shift()!;
+    for (let waiter = this.#waiters.shift(); waiter; waiter = this.#waiters.shift()) {
+      this.#served = false;
       waiter.budgetFreed();
-      if (this.#waiters.peek() === waiter) break;
+      if (!this.#served && this.#waiters.peek() === waiter) break;
     }
     this.#waking = false;
+  }
+
+  #starved(): void {
+    if (this.#waiters.length === 0) return;
+    this.#starving.armIn(STARVE_NS);
+    this.onStarved();
   }
 
   #rested(): void {
@@ -169,7 +187,8 @@ export class ByteBudget {
       return;
     }
     this.#mergeKept();
-    this.#backend.release(this.memory, 0, this.memory.bytes.length);
+    // Not the lifelines, which are not counted.
+    this.#backend.release(this.memory, 0, this.#buddy.bytes);
   }
 
   #mergeKept(): void {

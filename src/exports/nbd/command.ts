@@ -31,7 +31,8 @@ export function checkCommand(request: NbdRequest, negotiated: Negotiated, size: 
   const writes = command === Command.WRITE || command === Command.WRITE_ZEROES || command === Command.TRIM;
   if (writes && !negotiated.export.writable) return -Errno.EPERM;
   if (command === Command.READ || command === Command.WRITE) {
-    if (length < 0 || length > maxPayload) return command === Command.READ ? -Errno.EOVERFLOW : -Errno.EINVAL;
+    const tooLong = command === Command.READ && negotiated.structured ? -Errno.EOVERFLOW : -Errno.EINVAL;
+    if (length < 0 || length > maxPayload) return tooLong;
   }
   if (command === Command.BLOCK_STATUS && (!hasContext(negotiated) || length === 0)) return -Errno.EINVAL;
   if (offset < 0 || length < 0 || offset > MAX_OFFSET - length || offset + length > size) {

@@ -189,7 +189,7 @@ for (const mode of ['simple', 'structured', 'extended'] as const) {
         [Command.READ, SIZE, 1, 0, NbdError.EINVAL],
         [Command.READ, SIZE - 1, 2, 0, NbdError.EINVAL],
         [Command.READ, Number.MAX_SAFE_INTEGER - 1, 4096, 0, NbdError.EINVAL],
-        [Command.READ, 0, (1 << 20) + 1, 0, NbdError.EOVERFLOW],
+        [Command.READ, 0, (1 << 20) + 1, 0, mode === 'simple' ? NbdError.EINVAL : NbdError.EOVERFLOW],
         [Command.READ, 0, 512, CommandFlag.NO_HOLE, NbdError.EINVAL],
         [Command.READ, 0, 512, 1 << 15, NbdError.EINVAL],
         [Command.WRITE, SIZE - 4095, 4096, 0, NbdError.ENOSPC, payload],

@@ -17,13 +17,14 @@ import { RequestKind } from '../../block/request.ts';
 import { Command, CommandFlag, EXTENDED_REQUEST_SIZE, REQUEST_SIZE } from '../../proto/nbd/constants.ts';
 import { decodeExtendedRequest, decodeRequest, RequestHeader } from '../../proto/nbd/request.ts';
 import { blockStatus, STATUS_BYTES } from './block-status.ts';
-import { type BudgetWaiter, type ByteBudget, LIFELINE } from './budget.ts';
+import type { ByteBudget } from './budget.ts';
 import { checkCommand } from './command.ts';
 import type { Negotiated } from './handshake.ts';
 import type { ConnectionHooks, NbdLimits } from './limits.ts';
 import { CHUNK_BYTES, CHUNK_PAYLOAD_MAX, CHUNKS, ReceiveBuffer } from './receive-buffer.ts';
 import { ReplyQueue } from './reply.ts';
 import { HEADER_ROOM, NbdRequest, type RequestOwner } from './request.ts';
+import { BudgetShare } from './share.ts';
 
 /** Serves one client from the end of its handshake; resolves when it has gone and nothing of its is in flight. */
 export async function transmit(
@@ -49,10 +50,13 @@ class ReceiveOp extends AioOp {
   }
 }
 
+/** A client may have a quarter of the byte budget, and one payload of the largest size in any case. */
+const SHARES = 4;
+
 /** What comes next in the stream. */
 const Expect = { HEADER: 0, PAYLOAD: 1, SKIP: 2, BLOCK: 3 } as const;
 
-export class Connection implements RequestOwner, BudgetWaiter {
+export class Connection implements RequestOwner {
   readonly negotiated: Negotiated;
   readonly budget: ByteBudget;
   readonly #socket: AioSocket;
@@ -79,9 +83,10 @@ export class Connection implements RequestOwner, BudgetWaiter {
   #parsing = false;
   /** The read that was parsed last, in this call; the only request in flight when the client waits for each answer. */
   #lone: NbdRequest | null = null;
-  #waitingForBudget = false;
-  readonly #lifelineAt: number;
-  #lifelineBusy = false;
+  readonly #share: BudgetShare;
+  /** Receives that brought something, and how much had moved when others last asked for memory. */
+  #moves = 0;
+  #movesSeen = -1;
   /** No more requests are read: the client has said so, or left, or we stop. */
   #closing = false;
   /** The socket is of no use any more. */
@@ -100,7 +105,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
     this.#limits = limits;
     this.budget = budget;
     this.#hooks = hooks;
-    this.#lifelineAt = budget.takeLifeline();
+    const share = Math.max(limits.maxPayload, budget.size / SHARES);
+    this.#share = new BudgetShare(budget, share, () => this.#advance());
     this.#headerSize = negotiated.extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
     this.#memory = budget.takeReceiveMemory(CHUNKS * CHUNK_BYTES + limits.maxRequests * HEADER_ROOM);
     this.#buffer = new ReceiveBuffer(this.#memory);
@@ -118,13 +124,17 @@ export class Connection implements RequestOwner, BudgetWaiter {
     const { stop } = this.#hooks;
     stop.onRaise = () => this.#close();
     stop.onResume = () => this.#advance();
+    stop.onCut = () => this.#fail();
+    stop.onStarved = () => this.#yieldMemory();
     this.#buffer.preload(this.negotiated.buffered);
     if (stop.raised) this.#closing = true;
     this.#advance();
     await this.#ended.promise;
-    this.budget.giveLifeline(this.#lifelineAt);
+    this.#share.close();
     stop.onRaise = undefined;
     stop.onResume = undefined;
+    stop.onCut = undefined;
+    stop.onStarved = undefined;
     this.#replyBh.delete();
     this.budget.giveReceiveMemory(this.#memory);
   }
@@ -148,6 +158,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
       else this.#lost();
       return;
     }
+    this.#moves++;
     this.#hooks.traffic.bytesIn += result;
     if (this.#expect === Expect.BLOCK) this.#blockReceived(result);
     else this.#buffer.fill += result;
@@ -179,7 +190,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
 
   /** A payload that was begun is taken in even while we close: its write may still be done. */
   #wantsInput(): boolean {
-    if (this.#waitingForBudget) return false;
+    if (this.#share.waiting) return false;
     if (this.#expect === Expect.PAYLOAD || this.#expect === Expect.BLOCK) return true;
     return !this.#closing && !this.#paused && this.#busy < this.#limits.maxRequests;
   }
@@ -225,7 +236,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
 
   #takeHeader(): boolean {
     const buffer = this.#buffer;
-    if (buffer.available < this.#headerSize || this.#closing || this.#paused || this.#waitingForBudget) return false;
+    if (buffer.available < this.#headerSize || this.#closing || this.#paused || this.#share.waiting) return false;
     if (this.#busy >= this.#limits.maxRequests) return false;
     const header = this.#header;
     const decode = this.negotiated.extended ? decodeExtendedRequest : decodeRequest;
@@ -234,11 +245,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
       return false;
     }
     const blockLength = this.#answerBytes(header);
-    const blockAt = blockLength > 0 ? this.#allocate(blockLength) : 0;
-    if (blockAt < 0) {
-      this.#waitForBudget();
-      return false;
-    }
+    const blockAt = blockLength > 0 ? this.#share.allocate(blockLength) : 0;
+    if (blockAt < 0) return false;
     buffer.pos += this.#headerSize;
     this.#command(header, blockAt, blockLength);
     return true;
@@ -249,34 +257,6 @@ export class Connection implements RequestOwner, BudgetWaiter {
     if (header.type === Command.BLOCK_STATUS) return STATUS_BYTES;
     if (header.type !== Command.READ || header.length > this.#limits.maxPayload) return 0;
     return Math.max(0, header.length);
-  }
-
-  #allocate(length: number): number {
-    const at = this.budget.allocate(length);
-    if (at >= 0 || length > LIFELINE || this.#lifelineBusy || this.#lifelineAt < 0) return at;
-    this.#lifelineBusy = true;
-    return this.#lifelineAt;
-  }
-
-  #free(at: number, length: number): void {
-    if (at !== this.#lifelineAt) {
-      this.budget.free(at, length);
-      return;
-    }
-    this.#lifelineBusy = false;
-    if (!this.#waitingForBudget) return;
-    this.budget.forget(this);
-    this.budgetFreed();
-  }
-
-  #waitForBudget(): void {
-    this.#waitingForBudget = true;
-    this.budget.wait(this);
-  }
-
-  budgetFreed(): void {
-    this.#waitingForBudget = false;
-    this.#advance();
   }
 
   #command(header: RequestHeader, blockAt: number, blockLength: number): void {
@@ -334,7 +314,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
       this.#submit(request);
       return true;
     }
-    if (length <= CHUNK_PAYLOAD_MAX || this.#waitingForBudget) return false;
+    if (length <= CHUNK_PAYLOAD_MAX || this.#share.waiting) return false;
     return this.#splitPayload(request);
   }
 
@@ -343,11 +323,8 @@ export class Connection implements RequestOwner, BudgetWaiter {
     const buffer = this.#buffer;
     const here = buffer.available;
     const rest = request.length - here;
-    const blockAt = this.#allocate(rest);
-    if (blockAt < 0) {
-      this.#waitForBudget();
-      return false;
-    }
+    const blockAt = this.#share.allocate(rest);
+    if (blockAt < 0) return false;
     request.blockAt = blockAt;
     request.blockLength = rest;
     if (here > 0) {
@@ -414,7 +391,6 @@ export class Connection implements RequestOwner, BudgetWaiter {
     }
     if (error !== 0) {
       this.#hooks.traffic.errors++;
-      request.message = request.failure instanceof Error ? request.failure.message : '';
       request.failure = null;
     }
     if (!this.#replies.takes(request, error)) this.#reply(request, error);
@@ -449,7 +425,7 @@ export class Connection implements RequestOwner, BudgetWaiter {
     if (request.blockLength > 0) {
       const { blockAt, blockLength } = request;
       request.blockLength = 0;
-      this.#free(blockAt, blockLength);
+      this.#share.free(blockAt, blockLength);
     }
     request.iov.reset();
     this.#busy--;
@@ -480,16 +456,21 @@ export class Connection implements RequestOwner, BudgetWaiter {
     this.#endIfDone();
   }
 
+  /** Others wait for memory: a client that has some, and has moved nothing since it was last asked, is given up. */
+  #yieldMemory(): void {
+    const moves = this.#moves + this.#replies.sends;
+    const stuck = moves === this.#movesSeen && (!this.#replies.idle || this.#writing !== null);
+    this.#movesSeen = moves;
+    if (stuck && this.#share.holds) this.#fail();
+  }
+
   /** The stream cannot go on: no more replies either. */
   #fail(): void {
     if (this.#dead) return;
     this.#dead = true;
     this.#closing = true;
     this.#socket.shutdown();
-    if (this.#waitingForBudget) {
-      this.#waitingForBudget = false;
-      this.budget.forget(this);
-    }
+    this.#share.forget();
     this.#replies.drop();
     if (!this.#receiving) this.#lost();
   }

@@ -1,6 +1,6 @@
 /** The exports of a server, and what a client is told about one. */
 import { BlockError, Errno } from '../../base/errors.ts';
-import { type Bytes, isPowerOfTwo, KiB, MAX_OFFSET, MiB } from '../../base/units.ts';
+import { type Bytes, isPowerOfTwo, KiB, MAX_OFFSET } from '../../base/units.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { TransmissionFlag } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
@@ -100,8 +100,8 @@ export function blockSizes(entry: NbdExport, maxPayload: Bytes): BlockSizes {
   const { alignment, optimal } = entry.blk.limits;
   let minimum = Math.min(64 * KiB, powerOfTwoUp(alignment));
   while (exportSize(entry) % minimum !== 0) minimum /= 2;
-  const preferred = Math.min(32 * MiB, powerOfTwoUp(Math.max(4096, optimal, minimum)));
-  return { minimum, preferred, maximum: Math.max(maxPayload, preferred) };
+  const preferred = Math.min(maxPayload, powerOfTwoUp(Math.max(4096, optimal, minimum)));
+  return { minimum, preferred, maximum: maxPayload };
 }
 
 function powerOfTwoUp(value: number): number {

@@ -5,7 +5,7 @@
 
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Bytes, Nanoseconds } from '../../base/units.ts';
-import { isPowerOfTwo, KiB, MiB } from '../../base/units.ts';
+import { GiB, isPowerOfTwo, KiB, MiB } from '../../base/units.ts';
 
 export interface NbdLimits {
   /** Clients at a time, handshakes included; 0 for no limit. The next one waits in the listener's backlog. */
@@ -49,7 +49,7 @@ export function resolveLimits(changes: Partial<NbdLimits> = {}): NbdLimits {
     throw new BlockError(Errno.EINVAL, `Could not set NBD limit ${name} to ${limits[name]}: ${rule}`);
   };
   for (const name of Object.keys(DEFAULT_LIMITS) as (keyof NbdLimits)[]) {
-    if (!(limits[name] >= 0)) refuse(name, 'it is not a number from 0 up');
+    if (!(Number.isSafeInteger(limits[name]) && limits[name] >= 0)) refuse(name, 'it is not a whole number from 0 up');
   }
   if (limits.maxOptionBytes < 1 * KiB || limits.maxOptionBytes > 48 * KiB) refuse('maxOptionBytes', 'not 1 to 48 KiB');
   const { maxPayload } = limits;
@@ -57,6 +57,7 @@ export function resolveLimits(changes: Partial<NbdLimits> = {}): NbdLimits {
     refuse('maxPayload', 'not a power of two from 64 KiB to 32 MiB');
   }
   if (limits.maxBuffered < maxPayload) refuse('maxBuffered', `less than one payload of ${maxPayload} bytes`);
+  if (limits.maxBuffered > 1 * GiB) refuse('maxBuffered', 'more than 1 GiB');
   if (limits.maxRequests < 1) refuse('maxRequests', 'a connection needs one request at least');
   return limits;
 }
@@ -69,6 +70,11 @@ export class StopSignal {
   onRaise: (() => void) | undefined;
   /** Set by the connection: called when its export is not drained any more. */
   onResume: (() => void) | undefined;
+  /** Set by the connection: called when the client is cut off, so that it ends even while it waits for nothing of the
+   *  socket's. */
+  onCut: (() => void) | undefined;
+  /** Set by the connection: called now and then while others wait for memory. */
+  onStarved: (() => void) | undefined;
 
   raise(): void {
     if (this.raised) return;

@@ -58,6 +58,8 @@ export class ReplyQueue extends AioOp {
   /** The read whose reply is chained to it, and how it has ended. */
   #linked: NbdRequest | null = null;
   #linkedEnd = PENDING;
+  /** Sends that have ended. */
+  sends = 0;
 
   constructor(negotiated: Negotiated, socket: AioSocket, headers: Memory, budget: ByteBudget, events: ReplyEvents) {
     super();
@@ -134,6 +136,7 @@ export class ReplyQueue extends AioOp {
   }
 
   complete(result: number): void {
+    this.sends++;
     const linked = this.#linked;
     this.#linked = null;
     if (linked !== null && (result === -Errno.ECANCELED || this.#linkedEnd !== 0)) {
@@ -205,8 +208,8 @@ export class ReplyQueue extends AioOp {
       request.headerLength = encodeSimpleReply(view, request.headerAt, error, request.cookieHi, request.cookieLo);
       return;
     }
-    // The text has to fit beside the header; what is cut off is for people only.
-    const text = encoder.encode(request.message || errnoText(request.error)).subarray(0, HEADER_ROOM - 32 - 6);
+    // Short and always the same: what a failure says here, names of files among it, is not for every client.
+    const text = encoder.encode(errnoText(request.error)).subarray(0, HEADER_ROOM - 32 - 6);
     const size = this.#chunk(request, Chunk.ERROR, 6 + text.length);
     request.headerLength = size + encodeError(view, request.headerAt + size, error, text);
   }

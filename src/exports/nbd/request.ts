@@ -32,7 +32,6 @@ export class NbdRequest extends BlockRequest {
   headerLength = 0;
   payloadLength = 0;
   error = 0;
-  message = '';
 
   constructor(owner: RequestOwner, headerAt: number) {
     super();

@@ -8,6 +8,7 @@ import { Gate, WaitOp } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
+import type { BackendUser } from '../../block/backend.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -63,6 +64,12 @@ class Client {
     this.socket = socket;
     this.since = since;
   }
+
+  /** Ends it without regard to what is under way. */
+  cut(): void {
+    this.socket.shutdown();
+    this.stop.onCut?.();
+  }
 }
 
 /** Home thread only. */
@@ -78,6 +85,8 @@ export class NbdServer {
   readonly #listeners = new Set<AioListener>();
   /** In the order of their coming. */
   readonly #clients = new Set<Client>();
+  /** What hears of drains, of each export. */
+  readonly #users = new Map<NbdExport, BackendUser>();
   readonly #memories: Memory[] = [];
   #acceptLoops = 0;
   #stopping: Promise<void> | undefined;
@@ -88,7 +97,10 @@ export class NbdServer {
   constructor(context: AioContext, options: NbdServerOptions = {}) {
     this.context = context;
     this.limits = resolveLimits(options.limits);
-    this.budget = new ByteBudget(context, this.limits.maxBuffered, this.limits.maxConnections || 256);
+    this.budget = new ByteBudget(context, this.limits.maxBuffered, Math.min(this.limits.maxConnections || 256, 1024));
+    this.budget.onStarved = () => {
+      for (const client of this.#clients) client.stop.onStarved?.();
+    };
     this.#exports = new ExportList(this.limits.maxExports);
     this.#onClientEnd = options.onClientEnd ?? (() => {});
   }
@@ -113,9 +125,13 @@ export class NbdServer {
    *  {@link removeExport} or {@link stop} has resolved. */
   addExport(entry: NbdExport): void {
     this.#exports.add(entry);
-    entry.blk.user.onDrainEnd = () => {
-      for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
+    const user: BackendUser = {
+      onDrainEnd: () => {
+        for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
+      },
     };
+    entry.blk.users.add(user);
+    this.#users.set(entry, user);
   }
 
   /**
@@ -130,8 +146,9 @@ export class NbdServer {
       throw new BlockError(Errno.EBUSY, `Could not remove NBD export '${name}': ${users().length} clients use it`);
     }
     this.#exports.remove(name);
-    for (const client of users()) client.socket.shutdown();
+    for (const client of users()) client.cut();
     while (users().length > 0) await this.#changed.promise;
+    this.#letGo(entry);
   }
 
   /** Begins to accept clients there; resolves to where it really listens. */
@@ -176,6 +193,12 @@ export class NbdServer {
     return this.#stopping;
   }
 
+  #letGo(entry: NbdExport): void {
+    const user = this.#users.get(entry);
+    if (user) entry.blk.users.delete(user);
+    this.#users.delete(entry);
+  }
+
   #assertNotStopping(): void {
     if (this.#stopping) throw new BlockError(Errno.ESHUTDOWN, 'Could not listen: the NBD server is stopping');
   }
@@ -188,7 +211,7 @@ export class NbdServer {
 
   async #stop(grace: Nanoseconds): Promise<void> {
     const cut = (): void => {
-      for (const client of this.#clients) client.socket.shutdown();
+      for (const client of this.#clients) client.cut();
     };
     const deadline = this.context.timer(cut, 'nbd stop deadline');
     deadline.armIn(grace);
@@ -202,6 +225,7 @@ export class NbdServer {
     await Promise.all(closing);
     while (this.#acceptLoops > 0 || this.#clients.size > 0) await this.#changed.promise;
     deadline.cancel();
+    for (const entry of this.#exports.list()) this.#letGo(entry);
     this.budget.close();
     this.#memories.length = 0;
   }

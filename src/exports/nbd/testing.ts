@@ -131,7 +131,7 @@ export interface FakeExportOptions extends Partial<Omit<NbdExport, 'blk'>> {
 /** An export of which only the handshake asks anything. */
 export function fakeExport(options: FakeExportOptions = {}): NbdExport {
   const { size = 1 << 20, alignment = 1, optimal = 4096, ...rest } = options;
-  const blk = { length: size, limits: { alignment, optimal }, user: {}, quiesce: 0 } as unknown as BlockBackend;
+  const blk = { length: size, limits: { alignment, optimal }, users: new Set(), quiesce: 0 } as unknown as BlockBackend;
   return { name: '', description: '', writable: true, allocationDepth: false, multiConn: true, ...rest, blk };
 }
 

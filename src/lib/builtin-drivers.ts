@@ -1,0 +1,12 @@
+import { registerDriver } from '../block/registry.ts';
+import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
+import { nullDriver } from '../drivers/null-co/driver.ts';
+import { rawDriver } from '../drivers/raw/driver.ts';
+
+/** Makes the drivers that come along known in this thread. Idempotent. */
+export function builtinDrivers(): void {
+  registerDriver(nullDriver, 'null-aio');
+  registerDriver(fileDriver);
+  registerDriver(hostDeviceDriver);
+  registerDriver(rawDriver);
+}
