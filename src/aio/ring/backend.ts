@@ -284,8 +284,8 @@ export class RingBackend implements AioBackend {
     const leave = this.now() + STAY_NS;
     let looks = 0;
     let fresh = true;
-    this.#host.stats.turns++;
     for (;;) {
+      this.#host.stats.turns++;
       // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
@@ -324,7 +324,7 @@ export class RingBackend implements AioBackend {
           return true;
         }
         if (this.ring.taskWork) {
-          this.ring.enter(false, 0);
+          this.#submit(false, 0);
           if (!this.ring.completed) continue;
           host.stats.pollHits++;
           host.polling.adjust(Math.min(this.now() - begin, limit));

@@ -1,0 +1,159 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { Iov } from '../../base/memory.ts';
+import { AioContext } from '../context.ts';
+import { AioOp, WaitOp } from '../op.ts';
+import { whyNoRing } from '../select.ts';
+import { RingBackend } from './backend.ts';
+
+const skip = process.env.BLOCKPLANE_AIO === 'pool' ? 'BLOCKPLANE_AIO=pool' : ((await whyNoRing()) ?? false);
+
+function onRing(title: string, body: (context: AioContext, folder: string) => Promise<void>): void {
+  test(title, { skip, timeout: 20_000 }, async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'ring-'));
+    const context = new AioContext(new RingBackend(), { name: 'ring' });
+    try {
+      await body(context, folder);
+    } finally {
+      await context.stop();
+      rmSync(folder, { recursive: true });
+    }
+  });
+}
+
+/** Counts down with each end. */
+class Counted extends AioOp {
+  static left = 0;
+  readonly iov = new Iov();
+  result = 0;
+  complete(result: number): void {
+    this.result = result;
+    Counted.left--;
+  }
+}
+
+onRing(
+  'L2 more operations than the queue holds are submitted early, and none takes the runs of another',
+  async (context, folder) => {
+    const count = 3000;
+    const path = join(folder, 'f');
+    const bytes = Buffer.alloc(count * 512);
+    for (let i = 0; i < count; i++) bytes.fill((i % 255) + 1, i * 512, i * 512 + 512);
+    writeFileSync(path, bytes);
+    const file = await context.backend.openFile(path, { writable: false });
+    const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(count * 512)));
+    const ops: Counted[] = [];
+    Counted.left = count;
+    // Every third has one run and so no entry in the table of runs: the table empties at other moments than the queue.
+    for (let i = 0; i < count; i++) {
+      const op = new Counted();
+      if (i % 3 === 0) op.iov.push(memory, i * 512, 512);
+      else op.iov.push(memory, i * 512, 200).push(memory, i * 512 + 200, 312);
+      file.read(op, op.iov, i * 512);
+      ops.push(op);
+    }
+    while (Counted.left > 0) await context.yield();
+    assert.ok(ops.every((op) => op.result === 512));
+    assert.ok(Buffer.from(memory.bytes).equals(bytes));
+    await file.close();
+  },
+);
+
+onRing('one system call a turn, besides those that wait', async (context, folder) => {
+  const path = join(folder, 'f');
+  writeFileSync(path, Buffer.alloc(1 << 20));
+  const file = await context.backend.openFile(path, { writable: false });
+  const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(32 * 4096)));
+  let left = 20_000;
+  let busy = 0;
+  class Again extends AioOp {
+    readonly iov = new Iov();
+    complete(): void {
+      if (left-- > 0) file.read(this, this.iov, (left % 256) * 4096);
+      else busy--;
+    }
+  }
+  const { turns, submits, sleeps } = context.stats;
+  for (let i = 0; i < 32; i++) {
+    const op = new Again();
+    op.iov.push(memory, i * 4096, 4096);
+    busy++;
+    file.read(op, op.iov, 0);
+  }
+  while (busy > 0) await context.yield();
+  const spent = context.stats.submits - submits;
+  const allowed = context.stats.turns - turns + (context.stats.sleeps - sleeps);
+  assert.ok(spent <= allowed, `${spent} system calls in ${allowed} turns and sleeps`);
+  await file.close();
+});
+
+onRing('what JavaScript gives to libuv is taken up while the ring is idle', async (context) => {
+  await context.yield();
+  await new Promise((resolve) => setImmediate(resolve));
+  await new Promise((resolve) => setTimeout(() => setImmediate(resolve), 5));
+  const server = createServer((socket) => socket.end('hello'));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as { port: number };
+  for (let i = 0; i < 5; i++) {
+    const text = await new Promise<string>((resolve) => {
+      let all = '';
+      connect(port, '127.0.0.1')
+        .on('data', (chunk) => {
+          all += chunk.toString();
+        })
+        .on('close', () => resolve(all));
+    });
+    assert.equal(text, 'hello');
+  }
+  await new Promise((resolve) => server.close(resolve));
+});
+
+onRing('a send that follows a read goes out with it, or not at all', async (context, folder) => {
+  const path = join(folder, 'f');
+  writeFileSync(path, 'data of a file');
+  const file = await context.backend.openFile(path, { writable: false });
+  const listener = await context.backend.listen({ kind: 'unix', path: join(folder, 's') });
+  const accepting = new WaitOp();
+  const accepted = accepting.wait();
+  listener.accept(accepting);
+  const client = await context.backend.connect(listener.address);
+  await accepted;
+  const server = listener.takeAccepted();
+  const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(64)));
+  for (const [length, sent] of [
+    [14, 14],
+    [40, -125],
+  ] as const) {
+    const [read, send] = [new WaitOp(), new WaitOp()];
+    const ends = Promise.all([read.wait(), send.wait()]);
+    file.read(read, Iov.of(memory, 0, length), 0);
+    assert.equal(server.sendAfter(send, Iov.of(memory, 0, length), read), true);
+    assert.deepEqual(await ends, [14, sent]);
+  }
+  const target = context.backend.memory(new Uint8Array(new SharedArrayBuffer(64)));
+  const received = new WaitOp();
+  const count = received.wait();
+  client.recv(received, target, 0, 64, false);
+  assert.equal(await count, 14);
+  assert.equal(Buffer.from(target.bytes.slice(0, 14)).toString(), 'data of a file');
+  await client.close();
+  await server.close();
+  await listener.close();
+  await file.close();
+});
+
+test('a context that has stopped leaves no ring behind', { skip, timeout: 20_000 }, async () => {
+  const rings = (): number => readFileSync('/proc/self/maps', 'latin1').split('anon_inode:[io_uring]').length - 1;
+  const before = rings();
+  for (let i = 0; i < 3; i++) {
+    const context = new AioContext(new RingBackend(), { name: 'ring' });
+    await context.yield();
+    assert.ok(rings() > before);
+    await context.stop();
+  }
+  assert.equal(rings(), before);
+});
