@@ -1,7 +1,8 @@
 /**
  * `npm test`: lint, build, the tests on every backend and Node release that is supported, and each benchmark in small.
  * `npm test -- PATTERN...` runs the test files whose path holds one of the patterns, on this Node and this backend;
- * arguments that begin with a dash go to node's test runner.
+ * arguments that begin with a dash go to node's test runner. `--current-only`: all test files, but only on this Node and
+ * the default backend, and nothing else. With BLOCKPLANE_TEST_TIER=long tests that have a long form run it.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -9,9 +10,10 @@ import { join, relative } from 'node:path';
 import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
 
 const NODE_24 = '24.21.0';
-const FILE_TIMEOUT_MS = 120_000;
-/** A tier that hangs is ended: the whole run stays below half an hour whatever happens. */
-const TIER_TIMEOUT_MS = 10 * 60_000;
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
+const FILE_TIMEOUT_MS = LONG ? 15 * 60_000 : 120_000;
+/** A tier that hangs is ended: the whole short run stays below half an hour whatever happens. */
+const TIER_TIMEOUT_MS = LONG ? 60 * 60_000 : 10 * 60_000;
 /** The tests whose behaviour depends on the backend. */
 const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|drivers|exports|lib|cli)|test)\//;
 
@@ -193,10 +195,11 @@ function summary() {
 
 async function main(args) {
   const patterns = args.filter((arg) => !arg.startsWith('-'));
-  const flags = args.filter((arg) => arg.startsWith('-'));
+  const flags = args.filter((arg) => arg.startsWith('-') && arg !== '--current-only');
+  const currentOnly = args.includes('--current-only');
   await ensureDependencies();
   await ensureDebian();
-  if (patterns.length === 0) lint();
+  if (patterns.length === 0 && !currentOnly) lint();
   await ensureBuilt();
   const files = testFiles();
   if (patterns.length > 0) {
@@ -207,6 +210,7 @@ async function main(args) {
     return summary();
   }
   await suite('default backend', files, { aio: 'default', flags });
+  if (currentOnly) return summary();
   const onBackend = files.filter((file) => BACKEND_FOLDERS.test(file));
   if (onBackend.length > 0) await suite('pool backend', onBackend, { aio: 'pool', flags });
   await onNode24(files);

@@ -25,6 +25,8 @@ export const SharedWord = {
   /** Wake-ups that cost a system call, and those that were saved because the context was awake. */
   WAKES_SENT: 4,
   WAKES_SAVED: 5,
+  /** Threads that are between taking SLEEPING and their wake-up: its descriptor is not closed under them. */
+  WAKERS: 6,
   BH_BITS: 16,
   BH_DELETE_BITS: 16 + REMOTE_BH_SLOTS / 32,
   BH_CANCEL_BITS: 16 + (2 * REMOTE_BH_SLOTS) / 32,

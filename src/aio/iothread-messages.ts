@@ -27,7 +27,9 @@ export type ToThread =
       readonly abortable: boolean;
     }
   | { readonly kind: 'abort'; readonly id: number }
-  | { readonly kind: 'stop' };
+  | { readonly kind: 'stop' }
+  /** Die now, but let the kernel finish with the thread's memory first. */
+  | { readonly kind: 'die' };
 
 export type FromThread =
   | { readonly kind: 'ready'; readonly backend: BackendInfo; readonly remote: RemoteContextHandle }

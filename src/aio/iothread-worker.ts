@@ -70,6 +70,8 @@ class ThreadServer {
     markResumed();
     if (message.kind === 'abort') this.#aborts.get(message.id)?.abort();
     else if (message.kind === 'stop') this.#stop();
+    // Unlike terminate(), this runs what is to be done at exit.
+    else if (message.kind === 'die') process.exit(1);
     else this.#context.run(`call ${message.method}`, () => this.#serve(message));
   }
 

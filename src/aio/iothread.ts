@@ -35,6 +35,8 @@ interface Call {
 
 /** How long a thread that has stopped its context may take to leave, ms. */
 const EXIT_MS = 5000;
+/** How long one that is to die may take to do so by itself, ms. */
+const KILL_MS = 2000;
 
 export class IOThread extends EventEmitter<IOThreadEvents> {
   readonly name: string;
@@ -71,7 +73,7 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     });
     this.#worker.on('messageerror', (error) => {
       this.#uncaught = error;
-      void this.#worker.terminate();
+      this.#kill();
     });
     this.#worker.on('exit', (code) => this.#onExit(code));
   }
@@ -199,9 +201,15 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     const timer = setTimeout(() => {
       this.#stopped = false;
       this.#uncaught = new Error(`something kept it alive for ${EXIT_MS} ms after it had stopped`);
-      void this.#worker.terminate();
+      this.#kill();
     }, EXIT_MS);
     this.#worker.once('exit', () => clearTimeout(timer));
+  }
+
+  // The thread is asked first: terminate() would free its memory under the kernel's hands.
+  #kill(): void {
+    this.#post({ kind: 'die' });
+    setTimeout(() => void this.#worker.terminate(), KILL_MS).unref();
   }
 
   #onExit(code: number): void {

@@ -60,10 +60,14 @@ export class RemoteContext {
   wake(): void {
     const shared = this.#shared;
     Atomics.store(shared, SharedWord.REMOTE_PENDING, 1);
-    if (Atomics.exchange(shared, SharedWord.SLEEPING, 0) === 0) {
-      Atomics.add(shared, SharedWord.WAKES_SAVED, 1);
-      return;
-    }
+    Atomics.add(shared, SharedWord.WAKERS, 1);
+    if (Atomics.exchange(shared, SharedWord.SLEEPING, 0) === 0) Atomics.add(shared, SharedWord.WAKES_SAVED, 1);
+    else this.#send();
+    Atomics.sub(shared, SharedWord.WAKERS, 1);
+  }
+
+  #send(): void {
+    const shared = this.#shared;
     Atomics.add(shared, SharedWord.WAKES_SENT, 1);
     const wake = this.#handle.wake;
     if (wake.kind === 'eventfd') signal(wake.fd);

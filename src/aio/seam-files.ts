@@ -1,5 +1,6 @@
 /** The seam's conformance suite, part 1: files. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import { GiB, KiB, MiB } from '../base/units.ts';
@@ -129,6 +130,13 @@ function operations(test: DefineTest): void {
 }
 
 function operationsAgain(test: DefineTest): void {
+  test('a FIFO is refused at once, and nothing waits for its other end', async (seam) => {
+    if (seam.backend.name === 'sim') return;
+    const path = seam.path('fifo');
+    execFileSync('mkfifo', [path]);
+    await assert.rejects(seam.backend.openFile(path, { writable: false }), { code: 'ENOTSUP' });
+  });
+
   test('an operation can be given away again from its own completion', async (seam) => {
     const file = await seam.create('f');
     const memory = seam.memory(512, 1);

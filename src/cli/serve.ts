@@ -16,7 +16,7 @@ import { type RawServeOptions, type ServeImage, type ServeOptions, serveOptions 
 const GRACE_MS = 1500;
 const EXIT_USAGE = 2;
 /** One Ctrl-C often comes twice: from the terminal, and passed on by npm or timeout. */
-const SAME_SIGNAL_MS = 1000;
+const SAME_SIGNAL_MS = 500;
 
 /** A thread that was started before the options were read, to save its start-up time. */
 export interface EarlyThread {
@@ -125,7 +125,9 @@ class ServeCommand {
     const fds = activatedFds(process.env, process.pid);
     if (fds.length === 0) return fds;
     const { listen, threads } = this.#options;
-    if (listen.kind !== 'private') throw new UsageError('--socket and --listen: not together with sockets from systemd');
+    if (listen.kind !== 'private') {
+      throw new UsageError('--socket and --listen: not together with sockets from systemd');
+    }
     if (fds.length >= threads.length) return fds;
     const missing = `systemd gave ${fds.length} socket${fds.length === 1 ? '' : 's'}`;
     throw new UsageError(`${missing} for ${threads.length} IOThreads; every one needs its own`);

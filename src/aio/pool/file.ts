@@ -116,8 +116,10 @@ class FileTask extends PoolTask implements OpOwner {
 }
 
 export async function openPoolFile(loop: PoolLoop, path: string, options: OpenFileOptions): Promise<AioFile> {
+  // Without O_NONBLOCK a FIFO would keep a thread of libuv's pool waiting for its other end.
   const flags =
     (options.writable ? constants.O_RDWR : constants.O_RDONLY) |
+    (constants.O_NONBLOCK ?? 0) |
     (options.direct ? (constants.O_DIRECT ?? 0) : 0) |
     (options.create ? constants.O_CREAT : 0) |
     (options.truncate ? constants.O_TRUNC : 0) |
@@ -125,12 +127,20 @@ export async function openPoolFile(loop: PoolLoop, path: string, options: OpenFi
   const what = `open '${path}'`;
   const where = { path, op: 'open' };
   const fd = await call<number>(what, where, (callback) => open(path, flags, 0o644, callback));
-  const stats = fstatSync(fd);
-  if (stats.isDirectory()) {
+  try {
+    const stats = fstatSync(fd);
+    if (stats.isDirectory()) {
+      throw new BlockError(Errno.EISDIR, `Could not ${what}: ${errnoText(Errno.EISDIR)}`, { where });
+    }
+    if (stats.isFIFO() || stats.isSocket()) {
+      throw new BlockError(Errno.ENOTSUP, `Could not ${what}: It is neither a file nor a device`, { where });
+    }
+    if (nativeFile.available()) nativeFile.setBlocking(fd);
+    return new PoolFile(loop, path, fd, options.direct === true, stats);
+  } catch (error) {
     await call<void>(what, where, (callback) => close(fd, callback));
-    throw new BlockError(Errno.EISDIR, `Could not ${what}: ${errnoText(Errno.EISDIR)}`, { where });
+    throw error;
   }
-  return new PoolFile(loop, path, fd, options.direct === true, stats);
 }
 
 class PoolFile implements AioFile, OpOwner, PoolResource {

@@ -159,6 +159,11 @@ export class RingBackend implements AioBackend {
   #close(): void {
     this.#closed = true;
     this.ring.close();
+    // A waker may have seen us asleep just before; the number of a closed descriptor may be somebody's file soon.
+    const { shared } = this.#host;
+    Atomics.store(shared, SharedWord.SLEEPING, 0);
+    const deadline = this.now() + ABANDON_NS;
+    while (Atomics.load(shared, SharedWord.WAKERS) > 0 && this.now() < deadline);
     close(this.#eventfd);
   }
 
