@@ -113,6 +113,7 @@ interface Stage {
   readonly server: NbdServer;
   readonly blk: BlockBackend;
   readonly path: string;
+  readonly filename: string;
 }
 
 async function serve(context: AioContext, body: (stage: Stage) => Promise<void>, writable = true): Promise<void> {
@@ -127,7 +128,7 @@ async function serve(context: AioContext, body: (stage: Stage) => Promise<void>,
   try {
     server.addExport({ name: '', description: '', blk, writable, allocationDepth: true, multiConn: true });
     await server.listen({ kind: 'unix', path });
-    await body({ context, server, blk, path });
+    await body({ context, server, blk, path, filename });
   } finally {
     await server.stop(1000);
     assert.equal(server.budget.inUse, 0, 'all payload memory has come back');
@@ -322,3 +323,37 @@ inContext(
     });
   },
 );
+
+inContext('a file that shrinks under a reader reads as zeroes beyond its end, in a whole reply', async (context) => {
+  await serve(context, async ({ path, filename }) => {
+    const client = await Client.open(path, 'structured');
+    await client.call(Command.WRITE, 0, 8192, 0, Buffer.alloc(8192, 5));
+    truncateSync(filename, 6000);
+    for (const [offset, data] of [
+      [4096, 1904],
+      [8192, 0],
+    ] as const) {
+      const answer = await client.call(Command.READ, offset, 4096);
+      assert.equal(answer.error, 0);
+      const expected = Buffer.alloc(4096);
+      expected.fill(5, 0, data);
+      assert.ok(answer.data.equals(expected), `at ${offset}`);
+    }
+    truncateSync(filename, SIZE);
+    await client.raw.destroy();
+  });
+});
+
+inContext('D4 two exports of one disk both go on after a drain', async (context) => {
+  await serve(context, async ({ path, blk, server }) => {
+    server.addExport({ name: 'two', description: '', blk, writable: false, allocationDepth: false, multiConn: true });
+    const client = await Client.open(path, 'simple');
+    await client.call(Command.READ, 0, 512);
+    const drained = await blk.drain();
+    client.send(Command.READ, 0, 512);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    drained.end();
+    assert.equal((await client.answer(Command.READ, 0, 512)).error, 0);
+    await client.raw.destroy();
+  });
+});
