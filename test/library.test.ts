@@ -4,7 +4,7 @@ import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { open as openHandle } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { type TestContext, test } from 'node:test';
-import { type BlockError, type BlockExtent, type Disk, IOThread, open } from '../src/index.ts';
+import { type BlockError, type BlockExtent, type Disk, type DiskWriteStream, IOThread, open } from '../src/index.ts';
 import { pattern, scratch } from './harness.ts';
 
 const MiB = 1024 * 1024;
@@ -64,6 +64,12 @@ test('every form of read and write that a FileHandle takes does what the FileHan
     (file) => file.write(new DataView(pattern(12, 6).buffer), 0, 12, 200),
     (file) => file.read(new Uint8Array(40), 0, 40, 3990),
     (file) => file.read(new Uint8Array(0), 0, 0, 5),
+    (file) => file.read({ position: 9000 }),
+    (file) => file.read(),
+    (file) => file.write('Grüße', 300),
+    (file) => file.write('at the current position'),
+    (file) => file.write('00ff7f', 400, 'hex'),
+    (file) => file.write('é', null, 'latin1'),
   ];
   for (const [i, form] of forms.entries()) {
     assert.deepEqual({ ...(await form(disk)) }, { ...(await form(handle as unknown as Both)) }, `form ${i}`);
@@ -178,6 +184,7 @@ test('bad arguments are refused with the errno that says why', async (t) => {
   await assert.rejects(disk.read(buffer, 10, 16, 0), code('EINVAL'));
   await assert.rejects(disk.read(buffer, 17, 0, 0), code('EINVAL'));
   await assert.rejects(disk.write('text' as unknown as Uint8Array, 0, 4, 0), code('EINVAL'));
+  await assert.rejects(disk.write('text', 0, 'utf-7' as BufferEncoding), code('EINVAL'));
   await assert.rejects(disk.write(buffer, 0, 16, 4090), code('EIO'));
   await assert.rejects(open(''), code('EINVAL'));
   await assert.rejects(open('/nonexistent/disk.img'), code('ENOENT'));
@@ -251,6 +258,43 @@ test('a signal gives a request up with its own reason, and close still waits for
   await assert.rejects(open(slow, { signal }), (error) => error === reason);
   const stream = disk.createReadStream({ signal: AbortSignal.timeout(20) });
   await assert.rejects(all(stream), { name: 'AbortError' });
+});
+
+test('a signal gives a write up with its own reason, and close still waits for it', async (t) => {
+  const reason = new Error('enough');
+  const disk = await open({ driver: 'null-co', size: 64 * MiB, 'latency-ns': 100e6 });
+  t.after(() => disk.close());
+  const controller = new AbortController();
+  const { signal } = controller;
+  const writing = disk.write(new Uint8Array(32 * MiB), { position: 0, signal });
+  setImmediate(() => controller.abort(reason));
+  await assert.rejects(writing, (error) => error === reason);
+  await assert.rejects(disk.write(new Uint8Array(1), { position: 0, signal }), (error) => error === reason);
+  await disk.close();
+});
+
+test('a write stream that is destroyed closes only when its write has ended', async (t) => {
+  const disk = await open({ driver: 'null-co', size: MiB, 'latency-ns': 200e6 });
+  t.after(() => disk.close());
+  const controller = new AbortController();
+  for (const stop of [
+    (stream: DiskWriteStream) => stream.destroy(),
+    (stream: DiskWriteStream) => stream.destroy(new Error('no more')),
+    () => controller.abort(),
+  ]) {
+    const stream = disk.createWriteStream({ signal: controller.signal });
+    stream.on('error', () => undefined);
+    stream.write(new Uint8Array(1000));
+    stop(stream);
+    await new Promise((resolve) => stream.once('close', resolve));
+    assert.equal(stream.bytesWritten, 1000);
+  }
+  const last = disk.createWriteStream({ autoClose: true });
+  last.write(new Uint8Array(1000));
+  last.destroy();
+  await new Promise((resolve) => last.once('close', resolve));
+  assert.equal(last.bytesWritten, 1000);
+  assert.equal(disk.closed, true);
 });
 
 test('two programs cannot write one image; readers can share it', async (t) => {

@@ -4,6 +4,7 @@ import { existsSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { type BlockError, type Disk, IOThread, open, serveNbd } from '../src/index.ts';
 import { needs, peer, run, scratch } from './harness.ts';
 
@@ -117,4 +118,97 @@ test('addresses that cannot be are refused with what is wrong', async (t) => {
   await using one = await serveNbd(image, { socket: `${dir}/nbd.sock`, exportName: 'one' });
   await assert.rejects(serveNbd(image, { socket: `${dir}/nbd.sock` }), code('EADDRINUSE'));
   assert.equal(one.uri, `nbd+unix:///one?socket=${dir}/nbd.sock`);
+});
+
+test('a disk that is closed while its service starts leaves no service behind', async (t) => {
+  await using thread = await IOThread.start();
+  for (let turns = 0; turns < 12; turns++) {
+    const image = await disk(t, thread);
+    const starting = serveNbd(image);
+    starting.catch(() => undefined);
+    for (let i = 0; i < turns; i++) await null;
+    await image.close();
+    const [result] = await Promise.allSettled([starting]);
+    if (result.status === 'rejected') code('EBADF')(result.reason as BlockError);
+    else await result.value.stop();
+    assert.equal((await thread.stats()).services, 0, `after ${turns} turns`);
+    assert.equal((await thread.stats()).disks, 0);
+  }
+});
+
+test('a disk that is closed while it is added is not exported', async (t) => {
+  await using thread = await IOThread.start();
+  await using service = await serveNbd(await disk(t, thread), { exportName: 'first' });
+  const second = await disk(t, thread);
+  const adding = service.addExport({ disk: second, exportName: 'second' });
+  await Promise.all([assert.rejects(adding, code('EBADF')), second.close()]);
+  assert.equal(service.uris.length, 1);
+  await service.addExport({ disk: await disk(t, thread), exportName: 'second' });
+});
+
+test('an export that is removed several times at once ends once', async (t) => {
+  await using thread = await IOThread.start();
+  await using service = await serveNbd(await disk(t, thread), { exportName: 'kept' });
+  for (let round = 0; round < 5; round++) {
+    const image = await disk(t, thread);
+    await service.addExport({ disk: image, exportName: 'x' });
+    const modes = ['hard', 'safe', 'hard'] as const;
+    await Promise.all([...modes.map((mode) => service.removeExport('x', mode)), image.close()]);
+    assert.equal(service.uris.length, 1);
+  }
+});
+
+test('an export in use is not removed the safe way, and is the hard way meanwhile', async (t) => {
+  await using thread = await IOThread.start();
+  const image = await disk(t, thread);
+  await using service = await serveNbd(image, { exportName: 'x' });
+  const [address] = service.addresses;
+  assert.ok(address?.kind === 'unix');
+  const client = await RawClient.connect(address.path);
+  await client.go('x');
+  const safe = assert.rejects(service.removeExport('x', 'safe'), code('EBUSY'));
+  await Promise.all([safe, image.close()]);
+  await client.closed;
+  assert.equal(service.uris.length, 0);
+});
+
+test('a signal stops a service, and one that has fired starts none', async (t) => {
+  await using thread = await IOThread.start();
+  const image = await disk(t, thread);
+  const reason = new Error('enough');
+  await assert.rejects(serveNbd(image, { signal: AbortSignal.abort(reason) }), (error) => error === reason);
+  const early = new AbortController();
+  const starting = serveNbd(image, { signal: early.signal });
+  early.abort(reason);
+  await assert.rejects(starting, (error) => error === reason);
+  assert.equal((await thread.stats()).services, 0);
+  const late = new AbortController();
+  const service = await serveNbd(image, { signal: late.signal });
+  const [address] = service.addresses;
+  assert.ok(address?.kind === 'unix');
+  late.abort(reason);
+  await service.stop();
+  assert.equal((await thread.stats()).services, 0);
+  assert.equal(existsSync(dirname(address.path)), false);
+});
+
+test('numbers out of their range are refused with what they may be', async (t) => {
+  const image = await disk(t);
+  const refused = (options: object, message: RegExp): Promise<void> =>
+    assert.rejects(serveNbd(image, options), (error: BlockError) => {
+      assert.equal(error.code, 'EINVAL');
+      assert.match(error.message, message);
+      return true;
+    });
+  await refused({ byteBudget: 2 ** 31 }, /^byteBudget: 2147483648 is not a number from 33554432 to 1073741824$/);
+  await refused({ byteBudget: 1000 }, /^byteBudget: 1000 is not/);
+  await refused({ byteBudget: 2 ** 26 + 0.5 }, /^byteBudget: /);
+  await refused({ maxConnections: -1 }, /^maxConnections: -1 is not a number from 0 to 10000$/);
+  await refused({ maxConnections: 1e9 }, /^maxConnections: /);
+  await refused({ handshakeSeconds: Number.NaN }, /^handshakeSeconds: NaN/);
+  for (const memory of [2 ** 31, 2 ** 19, 3_000_000, 0.5]) {
+    await assert.rejects(IOThread.start({ memory }), code('EINVAL'));
+  }
+  await using service = await serveNbd(image, { byteBudget: 2 ** 25, handshakeSeconds: 0.3, maxConnections: 10_000 });
+  assert.equal(service.uris.length, 1);
 });

@@ -6,7 +6,7 @@ import { Errno } from '../base/errors.ts';
 import { MiB } from '../base/units.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { BlockBackend } from './backend.ts';
-import { drain, drainAll, kickDrain } from './drain.ts';
+import { type Drained, drain, drainAll, kickDrain } from './drain.ts';
 import { openNode, releaseNode, replaceChild } from './graph.ts';
 import { allNodes, nodeByName, registerDriver } from './registry.ts';
 import { registerTestDrivers, settle, testDisk, testIov, until } from './testing.ts';
@@ -59,7 +59,7 @@ test('D1 a drain quiesces the parents before the driver, waits for both, and end
   await settle();
   assert.equal(drained, false, "the driver's own work goes on");
   table.busy = false;
-  kickDrain();
+  table.context.quiet();
   const section = await draining;
   const nested = await drain(nodeByName('d1-file'));
   section.end();
@@ -177,4 +177,75 @@ test('D6 a node may be closed inside a drained section', async () => {
   assert.equal(disk.closed, true);
   section.end();
   await until(() => node.quiesce === 0);
+});
+
+test('D1 a user that drains again as a drain ends leaves everybody above the node quiesced', async () => {
+  testDisk('again', MiB);
+  const file = await openNode(context, { driver: 'memory', disk: 'again', 'node-name': 'again0' });
+  const first = await BlockBackend.open(context, 'again0', { perm: 1, shared: 15 });
+  const second = await BlockBackend.open(
+    context,
+    { driver: 'table', 'node-name': 'again1', size: MiB, file: 'again0', 'read-only': true },
+    { perm: 1, shared: 15 },
+  );
+  const table = tables.get('again1')!;
+  let again: Promise<Drained> | undefined;
+  first.users.add({
+    onDrainEnd: () => {
+      again ??= drain(file);
+    },
+  });
+  (await drain(file)).end();
+  assert.ok(again);
+  assert.deepEqual([first.quiesce, second.root!.quiesce, second.quiesce], [1, 1, 1]);
+  const section = await again;
+  section.end();
+  assert.deepEqual([file.quiesce, first.quiesce, second.root!.quiesce, second.quiesce], [0, 0, 0, 0]);
+  assert.deepEqual(table.drains.at(-1), 'end');
+  await first.close();
+  await second.close();
+  await releaseNode(file);
+});
+
+test('D6 a driver is told of a drain that began before it was open, and of none after its close', async () => {
+  testDisk('told', MiB);
+  const file = await openNode(context, { driver: 'memory', disk: 'told', 'node-name': 'told0' });
+  const below = await drain(file);
+  const top = await openNode(context, { driver: 'table', 'node-name': 'told1', size: MiB, file: 'told0' });
+  const table = tables.get('told1')!;
+  assert.deepEqual(table.drains, ['begin']);
+  below.end();
+  assert.deepEqual(table.drains, ['begin', 'end']);
+  const section = await drain(top);
+  await releaseNode(top);
+  section.end();
+  assert.deepEqual(table.drains, ['begin', 'end', 'begin']);
+  await releaseNode(file);
+});
+
+test('D5 a node whose open began before drainAll and ends inside it is refused and closed', async () => {
+  const disk = testDisk('late', MiB);
+  let open = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  registerDriver({
+    name: 'late',
+    role: 'filter',
+    options: {},
+    children: { file: 'filtered' },
+    open: async (openContext) => {
+      const file = (await openContext.openChild('file', 'filtered'))!;
+      await held;
+      return { length: file.length };
+    },
+  });
+  const opening = openNode(context, { driver: 'late', file: { driver: 'memory', disk: 'late', 'node-name': 'late0' } });
+  await until(() => allNodes().some((node) => node.name === 'late0'));
+  const section = await drainAll(context, allNodes());
+  open();
+  await assert.rejects(opening, { errno: Errno.EBUSY });
+  assert.equal(disk.closed, true);
+  section.end();
+  assert.deepEqual(allNodes(), []);
 });

@@ -3,9 +3,10 @@ import { after, before, test } from 'node:test';
 import { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';
 import { PoolBackend } from '../aio/pool/backend.ts';
-import { Errno } from '../base/errors.ts';
+import { BlockError, Errno } from '../base/errors.ts';
 import { KiB } from '../base/units.ts';
 import { BlockBackend } from './backend.ts';
+import { RequestFlags } from './driver.ts';
 import { registerDriver } from './registry.ts';
 import { bytesOf, registerTestDrivers, settle, testDisk, testIov, until } from './testing.ts';
 import { CLUSTER, type TableNode, tableDriver, tables } from './testing-format.ts';
@@ -141,5 +142,137 @@ test('grace ends when the requests that use an extent now have ended, and does n
   assert.equal(disk.waiting('read'), 1, 'the later one is in flight still');
   disk.release('read');
   await later;
+  await blk.close();
+});
+
+test('R1 a request whose map or reserve fails half-way ends after the parts it has begun', async () => {
+  const disk = testDisk('half', 4 * CLUSTER);
+  const blk = await BlockBackend.open(context, {
+    driver: 'table',
+    'node-name': 'half0',
+    size: 64 * KiB,
+    file: { driver: 'memory', disk: 'half' },
+  });
+  const table = tables.get('half0') as TableNode;
+  table.table.set(0, 0);
+  const plain = table.map.bind(table);
+  table.map = (at, want, why, out) => {
+    if (at >= CLUSTER && why === 'read') throw new BlockError(Errno.EIO, 'Could not map: scripted');
+    return plain(at, want, why, out);
+  };
+  table.reserve = () => Promise.reject(new BlockError(Errno.ENOSPC, 'Could not reserve: scripted'));
+  for (const op of ['read', 'write'] as const) {
+    disk.hold(op);
+    let ended = false;
+    const run = blk[op](0, testIov(context, [2 * CLUSTER])).finally(() => {
+      ended = true;
+    });
+    const outcome = assert.rejects(run, { code: op === 'read' ? 'EIO' : 'ENOSPC' });
+    await until(() => disk.waiting(op) === 1);
+    await settle();
+    assert.equal(ended, false, `the memory of the ${op} is in use`);
+    disk.release(op);
+    await outcome;
+  }
+  await blk.close();
+});
+
+test('R5 a FUA write in place of a format is flushed, unless the format says that its metadata is stable', async () => {
+  const disk = testDisk('fua', 4 * CLUSTER);
+  disk.nativeFua = true;
+  const options = (name: string) => ({
+    driver: 'table',
+    'node-name': name,
+    size: 64 * KiB,
+    file: { driver: 'memory', disk: 'fua' },
+  });
+  const blk = await BlockBackend.open(context, options('fua0'));
+  (tables.get('fua0') as TableNode).table.set(0, 0);
+  await blk.write(0, testIov(context, [512]), RequestFlags.FUA);
+  assert.deepEqual(disk.log, ['write 0+512', 'flush']);
+  // The coroutine path comes to the same.
+  disk.log.length = 0;
+  await blk.write(0, testIov(context, [512]), RequestFlags.FUA | RequestFlags.SERIALISING);
+  assert.deepEqual(disk.log, ['write 0+512', 'flush']);
+  await blk.close();
+
+  const stable = await BlockBackend.open(context, options('fua1'));
+  const table = Object.assign(tables.get('fua1') as TableNode, { nativeFua: true });
+  table.table.set(0, 0);
+  disk.log.length = 0;
+  await stable.write(0, testIov(context, [512]), RequestFlags.FUA);
+  await stable.write(0, testIov(context, [512]), RequestFlags.FUA | RequestFlags.SERIALISING);
+  assert.deepEqual(disk.log, ['write 0+512 flags 1', 'write 0+512 flags 1']);
+  await stable.close();
+});
+
+test('grace waits for an extent from the moment the driver names it, although its map has not resolved', async () => {
+  const disk = testDisk('named', 4 * CLUSTER);
+  const blk = await BlockBackend.open(context, {
+    driver: 'table',
+    'node-name': 'named0',
+    size: 64 * KiB,
+    discard: 'unmap',
+    file: { driver: 'memory', disk: 'named' },
+  });
+  const table = tables.get('named0') as TableNode;
+  table.table.set(0, 0);
+  const plain = table.map.bind(table);
+  const requests: (() => Promise<void>)[] = [
+    () => blk.read(0, testIov(context, [512]), RequestFlags.SERIALISING),
+    () => blk.write(0, testIov(context, [512]), RequestFlags.SERIALISING),
+    () => blk.writeZeroes(0, 512),
+    () => blk.discard(0, 512),
+  ];
+  for (const request of requests) {
+    const gate = new Gate();
+    let graceful: unknown;
+    let over = false;
+    table.map = async (at, want, why, out) => {
+      assert.equal(table.context.grace(), undefined, 'not before');
+      await plain(at, want, why, out);
+      graceful = table.context.grace();
+      await gate.promise;
+    };
+    const running = request();
+    await until(() => graceful !== undefined, 'the hold');
+    void (graceful as Promise<void>).then(() => {
+      over = true;
+    });
+    for (const op of ['read', 'write', 'zero', 'discard'] as const) disk.hold(op);
+    gate.open();
+    await settle();
+    assert.equal(over, false);
+    for (const op of ['read', 'write', 'zero', 'discard'] as const) disk.release(op);
+    await running;
+    await settle();
+    assert.equal(over, true);
+    table.map = plain;
+    assert.equal(table.context.grace(), undefined, 'and not after');
+  }
+  await blk.close();
+});
+
+test('R6 what may not be written in place is zeroed all the same, unless it reads as zeroes', async () => {
+  const disk = testDisk('inplace', 4 * CLUSTER);
+  disk.bytes.fill(5);
+  const blk = await BlockBackend.open(context, {
+    driver: 'table',
+    'node-name': 'inplace0',
+    size: 64 * KiB,
+    file: { driver: 'memory', disk: 'inplace' },
+  });
+  const table = tables.get('inplace0') as TableNode;
+  table.table.set(0, 0).set(1, 'zero').set(2, 'opaque');
+  const plain = table.map.bind(table);
+  table.map = (at, want, why, out) => {
+    if (why !== 'write') return plain(at, want, why, out);
+    out.other('absent', Math.min(want, CLUSTER));
+    return undefined;
+  };
+  await blk.writeZeroes(0, 3 * CLUSTER);
+  assert.ok((await read(blk, 0, 3 * CLUSTER)).every((byte) => byte === 0));
+  assert.equal(table.commits, 1, 'only the opaque one got a place');
+  assert.equal(table.table.get(1), 'zero');
   await blk.close();
 });

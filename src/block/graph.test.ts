@@ -21,6 +21,14 @@ before(() => {
   registerDriver(tableDriver);
   registerDriver(nullDriver, 'null-aio');
   registerDriver(rawDriver);
+  registerDriver({
+    ...tableDriver,
+    name: 'refuses',
+    open: async (openContext, options) => {
+      await tableDriver.open(openContext, options);
+      throw new BlockError(Errno.EACCES, 'Could not open: scripted');
+    },
+  });
   context = new AioContext(new PoolBackend());
 });
 after(() => context.stop());
@@ -326,4 +334,38 @@ test('R10 block status: layers, zeroes past a short backing file, blocks of the 
   await alone.blockStatus(0, CLUSTER, out);
   assert.deepEqual([out.zero, out.allocated, out.depth], [true, false, 0]);
   await alone.close();
+});
+
+test('one failure in the cleaning up does not keep the rest open', async () => {
+  const file = testDisk('cf', 2 * CLUSTER);
+  const backing = testDisk('cb', 2 * CLUSTER);
+  const options: NodeOptions = {
+    driver: 'table',
+    size: MiB,
+    file: { driver: 'memory', disk: 'cf' },
+    backing: { driver: 'memory', disk: 'cb' },
+  };
+  const blk = await BlockBackend.open(context, options);
+  file.script.push({ op: 'close', errno: Errno.EIO });
+  backing.script.push({ op: 'close', errno: Errno.ENOSPC });
+  await assert.rejects(blk.close(), { code: 'EIO' });
+  assert.deepEqual([file.closed, backing.closed], [true, true]);
+  assert.deepEqual(allNodes(), []);
+  // The same in an open that fails: what is told is why it failed.
+  file.script.push({ op: 'close', errno: Errno.EIO });
+  await assert.rejects(openNode(context, { ...options, driver: 'refuses' }), { code: 'EACCES' });
+  assert.deepEqual([file.closed, backing.closed], [true, true]);
+  assert.deepEqual(allNodes(), []);
+});
+
+test('auto-read-only: a format over a file that can only be read is read-only, and without it refused', async () => {
+  const disk = testDisk('ar', 2 * CLUSTER);
+  disk.readOnly = true;
+  const options: NodeOptions = { driver: 'table', size: MiB, file: { driver: 'memory', disk: 'ar' } };
+  await assert.rejects(BlockBackend.open(context, options), { code: 'EPERM' });
+  const blk = await BlockBackend.open(context, { ...options, 'auto-read-only': true });
+  assert.equal(blk.readOnly, true);
+  await blk.read(0, testIov(context, [512]));
+  await assert.rejects(blk.write(0, testIov(context, [512])), { code: 'EPERM' });
+  await blk.close();
 });

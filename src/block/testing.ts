@@ -18,6 +18,8 @@ export class TestDisk {
   style: 'callback' | 'coroutine' = 'callback';
   nativeFua = false;
   growing = true;
+  /** It turns out at open that it can only be read. */
+  readOnly = false;
   /** What the driver does not have. */
   readonly missing = new Set<'zero' | 'discard' | 'flush' | 'status' | 'truncate'>();
   /** Answers 'unsupported' to zero and discard. */
@@ -84,6 +86,7 @@ class MemoryNode implements DriverNode {
   readonly #disk: TestDisk;
   readonly limits: Partial<Limits>;
   readonly nativeFua: boolean;
+  readonly readOnly: boolean;
   length: Bytes;
 
   constructor(aio: AioContext, disk: TestDisk) {
@@ -92,6 +95,7 @@ class MemoryNode implements DriverNode {
     this.length = disk.bytes.length;
     this.limits = disk.limits;
     this.nativeFua = disk.nativeFua;
+    this.readOnly = disk.readOnly;
     const self = this as DriverNode;
     if (disk.style === 'callback') {
       self.preadv = undefined as never;
@@ -200,6 +204,8 @@ class MemoryNode implements DriverNode {
   close(): void {
     this.#disk.log.push('close');
     this.#disk.closed = true;
+    const { errno } = this.#disk.take('close');
+    if (errno !== undefined) throw new BlockError(errno, 'Could not close: scripted');
   }
 }
 

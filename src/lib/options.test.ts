@@ -58,3 +58,11 @@ test('other formats are known by their magic; zeroes and a boot sector are none'
   assert.equal(magicOf(head('\x55\xaa', 510)), undefined);
   assert.equal(magicOf(new Uint8Array(3)), undefined);
 });
+
+test('only the two null URLs say their format; a file whose name begins like one is looked at', () => {
+  for (const target of ['null-co://', 'null-aio://']) assert.equal(isProbed(target, undefined), false);
+  for (const target of ['null-co', 'null-disk.img', 'null-co://x', 'disk.img']) {
+    assert.equal(isProbed(target, undefined), true);
+  }
+  assert.equal(isProbed('disk.img', 'raw'), false);
+});

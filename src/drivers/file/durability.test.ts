@@ -76,3 +76,18 @@ test('L6 errors of every kind of request reach the caller with their errno, what
     await sim.complete(context.stop());
   }
 });
+
+test('L6 what a FUA write through the page cache fails with is kept for every later flush', async () => {
+  const sim = new Sim(3, { script: [{ op: 'datasync', nth: 1, errno: Errno.EIO }] });
+  sim.writeDisk('/disk.img', new Uint8Array(64 * KiB));
+  const context = new AioContext(sim.backend());
+  const work = async (): Promise<void> => {
+    const blk = await BlockBackend.open(context, IMAGE);
+    await assert.rejects(blk.write(0, testIov(context, [512]), RequestFlags.FUA), { code: 'EIO' });
+    await assert.rejects(blk.flush(), { code: 'EIO' });
+    await assert.rejects(blk.write(0, testIov(context, [512]), RequestFlags.FUA), { code: 'EIO' });
+    await assert.rejects(blk.close(), { code: 'EIO' });
+  };
+  await sim.complete(work());
+  await sim.complete(context.stop());
+});
