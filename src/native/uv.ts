@@ -14,8 +14,8 @@ export interface UvLoop {
    */
   timerDueMs(): number;
   /**
-   * A number that differs from its last value when libuv has run something that may have given it new work since: events
-   * of descriptors, or a timer.
+   * A number that differs from its last value when libuv has run something that may have given it new work since:
+   * events of descriptors, or a timer.
    */
   activity(): number;
 }

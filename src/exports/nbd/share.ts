@@ -1,6 +1,6 @@
 /**
- * What one connection has of the byte budget: at most a share of it, so that no client takes all, and a small block of its
- * own (the lifeline) for when the budget is used up, so that none is shut out. Home thread only.
+ * What one connection has of the byte budget: at most a share of it, so that no client takes all, and a small block of
+ * its own (the lifeline) for when the budget is used up, so that none is shut out. Home thread only.
  */
 import type { Bytes, Offset } from '../../base/units.ts';
 import { type BudgetWaiter, type ByteBudget, LIFELINE } from './budget.ts';
