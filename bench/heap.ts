@@ -5,6 +5,7 @@
  */
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
+import { whyNoRing } from '../src/aio/select.ts';
 import {
   figure,
   fillImage,
@@ -25,6 +26,13 @@ import { fio, type Load } from './fio.ts';
 const TRACE_GC = 'data:text/javascript,import v8 from "node:v8"; v8.setFlagsFromString("--trace-gc");';
 const JOBS = 4;
 const IMAGE_BYTES = 64 * 2 ** 20;
+/**
+ * Heap for one request, at most, on ring, in bytes: a few numbers that V8 keeps on the heap, and its own records. An
+ * object or a closure a request would be more.
+ */
+const RING_BYTES_MAX = { randread: 64, randwrite: 160 } as const;
+/** Enough that one collection more or less is not taken for a request's own. */
+const SMOKE_OPERATIONS: Readonly<Record<string, number>> = { ring: 300_000, pool: 20_000 };
 
 /** Follows the heaps of a process, one an isolate (the main thread's and each IOThread's). */
 class HeapTrace {
@@ -48,7 +56,15 @@ class HeapTrace {
   }
 }
 
-async function measure(aio: string, operations: number, folder: string): Promise<string[][]> {
+type Workload = keyof typeof RING_BYTES_MAX;
+
+interface Measured {
+  readonly rows: string[][];
+  /** Heap for one request, in bytes. */
+  readonly bytes: ReadonlyMap<Workload, number>;
+}
+
+async function measure(aio: string, operations: number, folder: string): Promise<Measured> {
   const image = join(folder, `${aio}.raw`);
   const socket = join(folder, `${aio}.sock`);
   fillImage(image, IMAGE_BYTES);
@@ -72,6 +88,7 @@ async function measure(aio: string, operations: number, folder: string): Promise
       return ready;
     });
     const rows: string[][] = [];
+    const perRequest = new Map<Workload, number>();
     for (const rw of ['randread', 'randwrite'] as const) {
       const load: Load = { name: rw, rw, blockBytes: 4096, depth: 32, jobs: JOBS };
       const bound = (total: number) => ({ operations: Math.ceil(total / JOBS) });
@@ -84,17 +101,19 @@ async function measure(aio: string, operations: number, folder: string): Promise
         rss: residentMib(child.pid!),
       };
       const { operations: done } = await fio(`nbd+unix:///?socket=${socket}`, load, bound(operations));
+      const bytes = ((trace.allocatedMib - before.mib) * 2 ** 20) / done;
+      perRequest.set(rw, bytes);
       rows.push([
         `${aio} ${rw}`,
         figure(done),
-        figure(((trace.allocatedMib - before.mib) * 2 ** 20) / done),
+        figure(bytes),
         String(trace.collections - before.count),
         (trace.liveMib - before.live).toFixed(1),
         figure(before.rss),
         (residentMib(child.pid!) - before.rss).toFixed(1),
       ]);
     }
-    return rows;
+    return { rows, bytes: perRequest };
   } finally {
     child.kill('SIGTERM');
     const timer = setTimeout(() => child.kill('SIGKILL'), 5000);
@@ -107,17 +126,35 @@ async function main(): Promise<number> {
   const given = options('Heap and memory over many requests', {
     operations: { type: 'string', default: '1000000', help: 'requests for each load' },
     aio: { type: 'string', default: 'ring,pool', help: 'backends' },
-    smoke: { type: 'boolean', help: 'few requests: does it still work' },
+    smoke: { type: 'boolean', help: 'fewer requests: does it still work, and allocate next to nothing on ring' },
   });
   if (!hasProgram('fio')) {
     console.log('skipped: fio is not installed');
     return SKIPPED;
   }
-  const operations = given.get('smoke') ? 20_000 : Number(given.get('operations'));
+  const small = given.get('smoke') === true;
   console.log(machineLine(['fio']));
   const folder = workFolder();
   const rows: string[][] = [];
-  for (const aio of String(given.get('aio')).split(',')) rows.push(...(await measure(aio, operations, folder)));
+  let held = true;
+  const bars: string[] = [];
+  for (const aio of String(given.get('aio')).split(',')) {
+    const noRing = aio === 'ring' ? await whyNoRing() : undefined;
+    if (noRing !== undefined) {
+      bars.push(`skipped: ring: ${noRing}`);
+      continue;
+    }
+    const operations = small ? (SMOKE_OPERATIONS[aio] ?? 20_000) : Number(given.get('operations'));
+    const measured = await measure(aio, operations, folder);
+    rows.push(...measured.rows);
+    if (aio !== 'ring') continue;
+    for (const [load, bytes] of measured.bytes) {
+      const most = RING_BYTES_MAX[load];
+      if (bytes >= most) held = false;
+      const verdict = bytes < most ? 'held' : 'missed';
+      bars.push(`bar: ring ${load}: below ${most} bytes of heap a request: ${figure(bytes)}: ${verdict}`);
+    }
+  }
   const head = [
     'load',
     'requests',
@@ -128,7 +165,8 @@ async function main(): Promise<number> {
     'RSS growth MiB',
   ];
   console.log(`\n${markdownTable(head, rows)}`);
-  return 0;
+  for (const bar of bars) console.log(bar);
+  return small && !held ? 1 : 0;
 }
 
 process.exitCode = await main().catch((error: unknown) => {

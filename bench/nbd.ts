@@ -71,6 +71,34 @@ function report(samples: Samples, first: string): string {
   return markdownTable(['load', 'server', 'IOPS', 'MiB/s', 'p50 us', 'p99 us', 'IO per CPU s', ...ratios], rows);
 }
 
+interface Bar {
+  readonly load: string;
+  readonly against: string;
+  /** Our IOPS by theirs, at least. */
+  readonly ratio: number;
+}
+
+const BARS: readonly Bar[] = [
+  { load: 'randread-4k-qd32-j1', against: 'qemu-uring', ratio: 1.5 },
+  { load: 'randread-4k-qd32-j1', against: 'nbdkit', ratio: 1.1 },
+  { load: 'randread-4k-qd1-j1', against: 'qemu-uring', ratio: 1.1 },
+  ...['read', 'write'].flatMap((rw) =>
+    ['qemu-uring', 'nbdkit'].map((against) => ({ load: `${rw}-1M-qd4-j1`, against, ratio: 1 })),
+  ),
+];
+
+/** One line for each bar that was measured. Figures of a busy or small machine vary: never a failure. */
+function verdicts(samples: Samples): string[] {
+  return BARS.flatMap(({ load, against, ratio }) => {
+    const own = samples.get(load)?.get('ours');
+    const other = samples.get(load)?.get(against);
+    if (!own?.length || !other?.length) return [];
+    const got = medianOf(own, 'iops') / medianOf(other, 'iops');
+    const verdict = got >= ratio ? 'held' : 'missed';
+    return [`bar: ${load}: ours by ${against} at least ${ratio.toFixed(1)}: ${got.toFixed(2)}: ${verdict}`];
+  });
+}
+
 async function rounds(servers: readonly Server[], loads: readonly Load[], count: number, seconds: number) {
   const samples: Samples = new Map(
     loads.map((load) => [load.name, new Map(servers.map((server) => [server.contestant.name, []]))]),
@@ -117,7 +145,9 @@ async function main(): Promise<number> {
   const names = String(given.get('with')).split(',');
   if (given.get('ceiling')) names.push('null');
   const { found, absent } = pick(names);
-  const only = new RegExp(String(given.get('only') ?? (small ? '^(rand.*-qd32-j4|read-1M.*)$' : '')));
+  const only = new RegExp(
+    String(given.get('only') ?? (small ? '^(randread-4k-qd(1|32)-j1|randwrite.*-qd32-j4|(read|write)-1M.*)$' : '')),
+  );
   const loads = allLoads().filter((load) => only.test(load.name));
   if (found.length === 0 || loads.length === 0) throw new Error('Could not measure: no server or no load is left');
   const machine = machineLine(['fio', 'qemu-nbd', 'nbdkit']);
@@ -143,6 +173,8 @@ async function main(): Promise<number> {
     ]);
     console.log(`\n${report(samples, found[0]!.name)}\n`);
     console.log(markdownTable(['server', 'ready ms', 'RSS idle MiB', 'RSS after load MiB'], memory));
+    const lines = verdicts(samples);
+    if (lines.length > 0) console.log(`\n${lines.join('\n')}`);
     const file = given.get('json');
     if (typeof file === 'string') writeFileSync(file, json(machine, samples, memory));
   } finally {

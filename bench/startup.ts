@@ -12,6 +12,10 @@ import { attach } from './nbd-client.ts';
 import { type Contestant, pick, serve } from './peers.ts';
 
 const BYTES = 64 * 2 ** 20;
+/** What our own server may take at most, with this many clients. */
+const IDLE_MIB_MAX = 90;
+const LOADED_MIB_MAX = 200;
+const CLIENTS = 100;
 
 /** Milliseconds from spawn until the program's stdout holds a line, or it ends. */
 function firstLine(program: string, args: readonly string[]): Promise<number> {
@@ -65,16 +69,31 @@ function widened(one: Contestant, clients: number): Contestant {
   };
 }
 
+/** Says what our own servers take too much of; true when there is nothing. */
+function withinBounds(figures: ReadonlyMap<string, readonly Figures[]>): boolean {
+  let good = true;
+  for (const [name, list] of figures) {
+    if (!name.startsWith('ours')) continue;
+    const idle = median(list.map((f) => f.idleMib));
+    const loaded = median(list.map((f) => f.loadedMib));
+    const held = idle <= IDLE_MIB_MAX && loaded <= LOADED_MIB_MAX;
+    const bars = `at most ${IDLE_MIB_MAX} MiB idle and ${LOADED_MIB_MAX} MiB with ${CLIENTS} clients`;
+    console.log(`bar: ${name}: ${bars}: ${figure(idle)} and ${figure(loaded)} MiB: ${held ? 'held' : 'missed'}`);
+    good &&= held;
+  }
+  return good;
+}
+
 async function main(): Promise<number> {
   const given = options('Start-up time and memory', {
     rounds: { type: 'string', default: '9', help: 'rounds; the figures are medians over them' },
     with: { type: 'string', default: 'ours,ours-pool,qemu-uring,nbdkit', help: 'servers' },
-    clients: { type: 'string', default: '100', help: 'connections held open' },
-    smoke: { type: 'boolean', help: 'one round with few connections: does it still work' },
+    clients: { type: 'string', default: String(CLIENTS), help: 'connections held open' },
+    smoke: { type: 'boolean', help: 'one round: does it still work, and keep to its memory' },
   });
   const small = given.get('smoke') === true;
   const rounds = small ? 1 : Number(given.get('rounds'));
-  const clients = small ? 5 : Number(given.get('clients'));
+  const clients = small ? CLIENTS : Number(given.get('clients'));
   const { found, absent } = pick(String(given.get('with')).split(','));
   console.log(machineLine(['qemu-nbd', 'nbdkit']));
   if (absent.length > 0) console.log(`absent here: ${absent.join(', ')}`);
@@ -99,7 +118,8 @@ async function main(): Promise<number> {
   console.log(`\n${markdownTable(['server', 'ready ms', 'RSS idle MiB', `RSS ${clients} clients MiB`], rows)}\n`);
   console.log(`node, empty program, to its first line: ${figure(median(bare))} ms`);
   if (line.length > 0) console.log(`blockplane serve, to the URI on stdout: ${figure(median(line))} ms`);
-  return 0;
+  const held = clients !== CLIENTS || withinBounds(figures);
+  return small && !held ? 1 : 0;
 }
 
 process.exitCode = await main().catch((error: unknown) => {

@@ -18,7 +18,7 @@ const BOOT_CODE = [
   'b80102 bb007e b90200 b600 cd13', // int 13h, read: sector 2 of the first track to 0x7e00
   'be007e', // si = 0x7e00
   'ac 84c0 7406 baf803 ee ebf5', // until a 0: lodsb, out to the serial port 0x3f8
-  'b80103 bb007e b90300 b600 cd13', // int 13h, write: from 0x7e00 to sector 3
+  'b80103 bb007e b90300 ba8000 cd13', // int 13h, write: from 0x7e00 to sector 3; dl is the first disk again
   'b010 e6f4', // out 0xf4: the end
   'f4 ebfd', // hlt, for ever
 ];

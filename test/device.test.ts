@@ -46,7 +46,13 @@ test('a loop device is written, read, zeroed and trimmed over NBD', { timeout: 6
     peer('qemu-io', '-f', 'raw', ...commands.flatMap((command) => ['-c', command]), service.uri);
   await io('write -P 5 0 4M', 'write -P 6 1000 3000', 'flush');
   await io('write -z 1M 64k', 'write -zu 2M 64k', 'discard 3M 512k', 'flush');
-  await io('read -P 6 1000 3000', 'read -P 5 4000 100000', 'read -P 0 1M 64k', 'read -P 0 2M 64k', 'read -P 5 1100k 4k');
+  await io(
+    'read -P 6 1000 3000',
+    'read -P 5 4000 100000',
+    'read -P 0 1M 64k',
+    'read -P 0 2M 64k',
+    'read -P 5 1100k 4k',
+  );
   await service.stop();
   const { buffer } = await disk.read(new Uint8Array(512), 0, 512, 0);
   assert.ok(buffer.every((byte) => byte === 5));

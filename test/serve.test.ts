@@ -281,7 +281,8 @@ test('an image that the user may not read is one clear line and exit code 1', as
   const as = root ? { uid: 65534, gid: 65534 } : {};
   const child = spawn(process.execPath, [MAIN, 'serve', path], { stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', ...as });
   const { code, stdout, stderr } = await new Served(child).exited;
-  if (/Cannot find module|permission denied, open.*main\.js/.test(stderr)) return t.skip('nobody cannot read the build');
+  if (/Cannot find module|permission denied, open.*main\.js/.test(stderr))
+    return t.skip('nobody cannot read the build');
   assert.match(stderr, /^blockplane: Could not open '.*secret\.img': Permission denied\n$/);
   assert.equal(code, 1);
   assert.equal(stdout, '');

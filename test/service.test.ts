@@ -6,6 +6,7 @@ import { dirname } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { type BlockError, type Disk, IOThread, open, serveNbd } from '../src/index.ts';
+import { Command } from '../src/proto/nbd/constants.ts';
 import { needs, peer, run, scratch } from './harness.ts';
 
 const MiB = 1024 * 1024;
@@ -166,6 +167,9 @@ test('an export in use is not removed the safe way, and is the hard way meanwhil
   assert.ok(address?.kind === 'unix');
   const client = await RawClient.connect(address.path);
   await client.go('x');
+  // Its answer shows that the server has taken the client in.
+  client.request(Command.READ, 0, 512);
+  assert.equal((await client.simpleReply())?.error, 0);
   const safe = assert.rejects(service.removeExport('x', 'safe'), code('EBUSY'));
   await Promise.all([safe, image.close()]);
   await client.closed;

@@ -1,8 +1,8 @@
 /**
  * `npm test`: lint, build, the tests on every backend and Node release that is supported, and each benchmark in small.
  * `npm test -- PATTERN...` runs the test files whose path holds one of the patterns, on this Node and this backend;
- * arguments that begin with a dash go to node's test runner. `--current-only`: all test files, but only on this Node and
- * the default backend, and nothing else. With BLOCKPLANE_TEST_TIER=long tests that have a long form run it.
+ * arguments that begin with a dash go to node's test runner. `--current-only`: all test files, but only on this Node
+ * and the default backend, and nothing else. With BLOCKPLANE_TEST_TIER=long tests that have a long form run it.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';

@@ -174,9 +174,7 @@ export function webStream(disk: Streamable, options: ReadStreamOptions = {}): Re
   let at = range.at;
   const read = async (buffer: Uint8Array): Promise<Bytes> => {
     try {
-      return buffer.length === 0
-        ? 0
-        : (await disk.read(buffer, { position: at, signal: options.signal })).bytesRead;
+      return buffer.length === 0 ? 0 : (await disk.read(buffer, { position: at, signal: options.signal })).bytesRead;
     } catch (error) {
       if (options.autoClose) await disk.close().catch(() => undefined);
       throw error;
