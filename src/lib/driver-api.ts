@@ -13,9 +13,9 @@
  * const disk = await open(customNode({ driver: 'mine' }), { iothread: thread });
  * ```
  *
- * A driver that waits for anything but this package's own promises (a timer of node's, fetch, ...) calls
- * {@link markResumed} after each such wait, or opens a {@link Gate} when it is over: the loop sleeps otherwise with
- * work at hand.
+ * A driver may wait for anything that Node.js waits for (a timer, fetch, ...). In code that resolves a promise from a
+ * callback of this package's, {@link Gate} or {@link markResumed} lets its coroutine go on at once; without, it goes on
+ * when the loop next comes by, a millisecond later at most.
  */
 export { AioOp, Gate, markResumed, spawn, WaitOp } from '../aio/op.ts';
 export { BlockError, Errno, type ErrnoName, type ErrorPlace } from '../base/errors.ts';

@@ -50,6 +50,9 @@ const USER_CANCEL = 0x7fff0003;
 const ABANDON_NS = 1_000_000_000;
 const CANCEL_ALL = 1;
 const CANCEL_ANY = 4;
+/** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
+ *  the processor from it. */
+const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
 /** How many busy turns between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
 /** How many looks at the ring between two looks at the clock while spinning. */
@@ -68,6 +71,9 @@ export class RingBackend implements AioBackend {
   readonly #slots: (AioOp | undefined)[] = [];
   readonly #free = new FreeList<number>();
   #host!: LoopHost;
+  /** By slot: 1 for an operation that a thread of the kernel's works on (see {@link WORKER_OPS}). */
+  readonly #byWorker = new Uint8Array(MAX_SLOTS);
+  #workerOps = 0;
   #inFlight = 0;
   #immediate: NodeJS.Immediate | undefined;
   #running = false;
@@ -189,6 +195,10 @@ export class RingBackend implements AioBackend {
     if (slot < 0) {
       this.#host.completeLater(op, -Errno.EAGAIN);
       return;
+    }
+    if (WORKER_OPS.has(code)) {
+      this.#byWorker[slot] = 1;
+      this.#workerOps++;
     }
     this.ring.prepare(code, fd, memory, memoryAt, length, offset, flags, slot);
     this.#host.stats.operations++;
@@ -316,7 +326,7 @@ export class RingBackend implements AioBackend {
   #spin(): boolean {
     const host = this.#host;
     const limit = host.polling.pollNs;
-    if (limit === 0 || this.#spunNs > 0) return false;
+    if (limit === 0 || this.#spunNs > 0 || this.#workerOps > 0) return false;
     const begin = this.now();
     const deadline = host.nextDeadline();
     if (deadline <= begin) return true;
@@ -412,6 +422,10 @@ export class RingBackend implements AioBackend {
       this.#free.give(user);
       op.slot = -1;
       this.#inFlight--;
+      if (this.#byWorker[user] === 1) {
+        this.#byWorker[user] = 0;
+        this.#workerOps--;
+      }
       this.#host.stats.completions++;
       op.complete(result);
     }
