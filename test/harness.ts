@@ -1,7 +1,7 @@
 /** What the end-to-end tests share: our command as a child process, real peers, temporary files. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -151,4 +151,16 @@ export function pattern(length: number, seed = 1): Uint8Array {
     bytes[i] = state >>> 24;
   }
   return bytes;
+}
+
+/** An empty file of `size` bytes; answers its path. */
+export function sparse(path: string, size: number): string {
+  writeFileSync(path, '');
+  truncateSync(path, size);
+  return path;
+}
+
+/** The path in an nbd+unix URI. */
+export function socketOf(uri: string): string {
+  return decodeURIComponent(new URL(uri).searchParams.get('socket')!);
 }

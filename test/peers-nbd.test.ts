@@ -2,17 +2,11 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { needs, needsPythonNbd, pattern, peer, python, run, scratch, serve } from './harness.ts';
+import { needs, needsPythonNbd, pattern, peer, python, run, scratch, serve, sparse } from './harness.ts';
 
 const MiB = 1024 * 1024;
-
-function sparse(path: string, size: number): string {
-  writeFileSync(path, '');
-  truncateSync(path, size);
-  return path;
-}
 
 interface NbdInfo {
   readonly exports: { readonly 'export-name': string; readonly 'export-size': number; readonly description?: string }[];

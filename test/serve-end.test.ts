@@ -2,24 +2,14 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { Command } from '../src/proto/nbd/constants.ts';
-import { MAIN, pattern, Served, scratch, serve } from './harness.ts';
+import { MAIN, pattern, Served, scratch, serve, socketOf, sparse } from './harness.ts';
 
 const MiB = 1024 * 1024;
-
-function sparse(path: string, size: number): string {
-  writeFileSync(path, '');
-  truncateSync(path, size);
-  return path;
-}
-
-function socketOf(uri: string): string {
-  return decodeURIComponent(new URL(uri).searchParams.get('socket')!);
-}
 
 /** Environment that loads `text` first, in every thread. */
 function preload(dir: string, text: string): NodeJS.ProcessEnv {

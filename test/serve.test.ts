@@ -2,23 +2,26 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { blockplane, MAIN, needs, needsPythonNbd, pattern, peer, run, Served, scratch, serve } from './harness.ts';
+import {
+  blockplane,
+  MAIN,
+  needs,
+  needsPythonNbd,
+  pattern,
+  peer,
+  run,
+  Served,
+  scratch,
+  serve,
+  socketOf,
+  sparse,
+} from './harness.ts';
 
 const MiB = 1024 * 1024;
-
-function sparse(path: string, size: number): string {
-  writeFileSync(path, '');
-  truncateSync(path, size);
-  return path;
-}
-
-function socketOf(uri: string): string {
-  return decodeURIComponent(new URL(uri).searchParams.get('socket')!);
-}
 
 test('the first line is a URI that works, the next ones say how to connect and what it runs on', async (t) => {
   const image = sparse(`${scratch(t)}/a b.img`, MiB);

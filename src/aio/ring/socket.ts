@@ -9,6 +9,7 @@ import * as net from '../../native/socket.ts';
 import { Op } from '../../native/uring.ts';
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../backend.ts';
 import { AioOp, WaitOp } from '../op.ts';
+import { describeAddress } from '../socket-address.ts';
 import type { RingBackend } from './backend.ts';
 import { IOV_MAX } from './iov-table.ts';
 
@@ -17,11 +18,6 @@ const MSG_NOSIGNAL = 0x4000;
 const SOCK_CLOEXEC = 0x80000;
 /** Asked for on every connection; the kernel grants what its limits allow. */
 const SOCKET_BUFFER = 1 << 20;
-
-function describe(address: SocketAddress): string {
-  if (address.kind === 'unix') return address.path;
-  return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
-}
 
 function check(result: number, what: string): number {
   if (result < 0) throw new BlockError(result, `${what}: ${errnoText(result)}`);
@@ -251,7 +247,7 @@ function adopt(backend: RingBackend, fd: number): RingSocket {
     net.setsockopt(fd, 'keepintvl', 10);
     net.setsockopt(fd, 'keepcnt', 6);
   }
-  return new RingSocket(backend, fd, describe(peer) || 'unix');
+  return new RingSocket(backend, fd, describeAddress(peer) || 'unix');
 }
 
 export async function listenRing(
@@ -259,7 +255,7 @@ export async function listenRing(
   address: SocketAddress,
   options: ListenOptions = {},
 ): Promise<AioListener> {
-  const what = `Could not listen on '${describe(address)}'`;
+  const what = `Could not listen on '${describeAddress(address)}'`;
   const fd = check(net.socket(address), what);
   try {
     if (address.kind === 'inet') net.setsockopt(fd, 'reuseaddr', 1);
@@ -277,7 +273,7 @@ export async function listenRing(
 }
 
 export async function connectRing(backend: RingBackend, address: SocketAddress): Promise<AioSocket> {
-  const what = `Could not connect to '${describe(address)}'`;
+  const what = `Could not connect to '${describeAddress(address)}'`;
   const name = new Uint8Array(new SharedArrayBuffer(SOCKADDR_MAX));
   const length = check(encodeAddress(address, name), what);
   const fd = check(net.socket(address), what);
