@@ -56,7 +56,8 @@ export class Mapping {
 
 /**
  * Why `map` is asked. `write` is stricter: it answers `data` only where those bytes may be overwritten in place with no
- * change of metadata, and anything else where the write must go through `reserve` (or `pwritev`).
+ * change of metadata, `opaque` where only `pwritev` can write them (encrypted), and anything else where the write must go
+ * through `reserve` (or `pwritev`, for a driver without it).
  */
 export type MapReason = 'read' | 'write' | 'status';
 
@@ -87,6 +88,8 @@ export const RequestFlags = {
   SERIALISING: 8,
   /** With SERIALISING: EBUSY instead of waiting. */
   NO_WAIT: 16,
+  /** Store it compressed: whole clusters of a format that can (`writeCompressed`), else ENOTSUP. */
+  COMPRESSED: 32,
 } as const;
 
 export interface Limits {
@@ -101,6 +104,10 @@ export interface Limits {
   readonly maxTransfer: Bytes;
   readonly maxZero: Bytes;
   readonly maxDiscard: Bytes;
+  /** Only whole multiples of these reach `zero` and `discard` (but for the end of the node); what is left of a zero
+   *  request is written, of a discard dropped. 0 for the alignment. */
+  readonly zeroAlignment: Bytes;
+  readonly discardAlignment: Bytes;
   /** Runs in one iov. */
   readonly maxIov: number;
 }
@@ -137,6 +144,8 @@ export interface NodeIo {
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
 
+  /** Stores a range compressed: from the beginning of a cluster, a whole one unless it ends at `length`. */
+  writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
   discard?(at: Offset, length: Bytes): MaybePromise<Supported>;
@@ -154,6 +163,11 @@ export interface NodeControl {
   /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done. */
   truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): MaybePromise<void>;
   info?(): MaybePromise<Record<string, unknown>>;
+  /** Looks for damage in the image's metadata, and repairs it where asked to. */
+  check?(fix: CheckFix): MaybePromise<CheckResult>;
+  /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
+  amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
+  readonly snapshots?: SnapshotControl;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
   drainBegin?(): void;
   drainEnd?(): void;
@@ -162,6 +176,51 @@ export interface NodeControl {
   /** Called when what the parents need has changed, before it takes effect; throws to refuse it (locks: L7). */
   permissions?(perm: number, shared: number): MaybePromise<void>;
   close?(): MaybePromise<void>;
+}
+
+/** What check() may change: nothing, leaked clusters, everything. */
+export type CheckFix = 'none' | 'leaks' | 'all';
+
+/** Counts of clusters and problems, by the names of `qemu-img check --output=json`. */
+export interface CheckResult {
+  /** What could not be looked at. */
+  checkErrors: number;
+  corruptions: number;
+  leaks: number;
+  corruptionsFixed: number;
+  leaksFixed: number;
+  /** Clusters of the guest's disk, and how many of them have a place in the file. */
+  totalClusters: number;
+  allocatedClusters: number;
+  fragmentedClusters: number;
+  compressedClusters: number;
+  /** Where the last used cluster of the file ends. */
+  imageEndOffset: Offset;
+  /** One line for each problem, at most 1000 of them. */
+  messages: string[];
+}
+
+export interface SnapshotInfo {
+  readonly id: string;
+  readonly name: string;
+  readonly vmStateSize: Bytes;
+  /** Length of the disk when it was taken. */
+  readonly diskSize: Bytes;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  readonly vmClockSeconds: number;
+  readonly vmClockNanoseconds: number;
+  /** Instructions executed, where that was counted. */
+  readonly icount?: number;
+}
+
+/** Internal snapshots. `which` is an id or a name; an id goes first. ENOENT where there is none. */
+export interface SnapshotControl {
+  list(): readonly SnapshotInfo[];
+  create(name: string): Promise<SnapshotInfo>;
+  /** The disk becomes what it was; the snapshot stays. */
+  apply(which: string): Promise<void>;
+  delete(which: string): Promise<SnapshotInfo>;
 }
 
 export interface DriverNode extends NodeIo, NodeControl {}
@@ -233,5 +292,18 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
-  create?(context: OpenContext, options: O): Promise<void>;
+  /** What `create` takes; its help and validation. */
+  readonly createOptions?: Readonly<Record<string, OptionSpec>>;
+  /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked against
+   *  `createOptions` before. */
+  create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;
+}
+
+/** What an image is made in. */
+export interface CreateContext {
+  readonly aio: AioContext;
+  /** May be written and resized. */
+  readonly file: Child;
+  /** The external data file, where the format has one and the options ask for it. */
+  readonly dataFile?: Child;
 }

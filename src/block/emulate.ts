@@ -70,7 +70,36 @@ async function zeroUnaligned(
   if (to < stop) await writePadded(node, tracked, to, zeroIov(node.aio, stop - to, 1024), 0);
 }
 
-async function zeroAligned(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
+/** What the driver takes whole goes to it; the edges are written, where they are not zeroes already. */
+export async function zeroAligned(
+  node: BlockNode,
+  tracked: Tracked,
+  at: Offset,
+  length: Bytes,
+  flags: number,
+): Promise<void> {
+  const unit = node.limits.zeroAlignment || 1;
+  const stop = at + length;
+  const from = Math.min(alignUp(at, unit), stop);
+  const to = stop === node.length ? stop : Math.max(from, alignDown(stop, unit));
+  if (at < from) await zeroEdge(node, tracked, at, from - at, flags);
+  if (from < to) await zeroPieces(node, tracked, from, to - from, flags);
+  if (to < stop) await zeroEdge(node, tracked, to, stop - to, flags);
+}
+
+async function zeroEdge(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
+  const look = new Mapping();
+  for (let done = 0; done < length; ) {
+    const pending = node.impl.map?.(at + done, length - done, 'status', look);
+    if (pending !== undefined) await pending;
+    const part = Math.min(look.length || length, length - done);
+    const zero = look.kind === 'zero' || (look.kind === 'absent' && (!node.cow || at + done >= node.cow.length));
+    if (!node.impl.map || !zero) await writeZeroBytes(node, tracked, at + done, part, flags);
+    done += part;
+  }
+}
+
+async function zeroPieces(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {
   const max = node.limits.maxZero || length;
   for (let done = 0; done < length; done += max) {
     const part = Math.min(max, length - done);
@@ -130,8 +159,11 @@ async function writeZeroBytes(
 export async function discardNode(node: BlockNode, at: Offset, length: Bytes): Promise<void> {
   assertWritable(node);
   const unit = node.alignment;
-  const from = alignUp(at, unit);
-  const to = alignDown(Math.min(at + length, node.length), unit);
+  const whole = Math.max(unit, node.limits.discardAlignment);
+  const from = alignUp(at, whole);
+  const last = Math.min(at + length, node.length);
+  // The end of the node ends its last block, too.
+  const to = last === node.length ? alignDown(last, unit) : alignDown(last, whole);
   if (!node.discardUnmap || from >= to) return;
   const tracked = new Tracked();
   begin(node, tracked, RequestKind.DISCARD, from, to - from);

@@ -17,6 +17,8 @@ import type { BlockNode } from './node.ts';
 import { type BlockRequest, Phase, RequestKind } from './request.ts';
 import { begin, end } from './tracked.ts';
 
+const SLOW_FLAGS = RequestFlags.SERIALISING | RequestFlags.COMPRESSED;
+
 /** Starts a request that has passed the BlockBackend's checks. */
 export function start(request: BlockRequest, root: BlockNode): void {
   request.pending = null;
@@ -54,7 +56,7 @@ function tryFast(request: BlockRequest, root: BlockNode): boolean {
   let node = root;
   let at = request.at;
   request.depth = 0;
-  if (length === 0 || (request.effective & RequestFlags.SERIALISING) !== 0) return false;
+  if (length === 0 || (request.effective & SLOW_FLAGS) !== 0) return false;
   for (;;) {
     if (!fits(node, request, at, write)) return false;
     const impl = node.impl;

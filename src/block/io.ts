@@ -9,7 +9,7 @@ import { alignUp, type Bytes, type Offset } from '../base/units.ts';
 import { BounceUse, bouncePool } from './bounce.ts';
 import type { BlockChild } from './child.ts';
 import { Mapping, RequestFlags, type Reservation } from './driver.ts';
-import { zeroNode } from './emulate.ts';
+import { zeroAligned, zeroNode } from './emulate.ts';
 import { flushesForFua } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { Joiner } from './joiner.ts';
@@ -139,7 +139,10 @@ export async function writeAligned(
   for (let done = 0; done < iov.length; done += max) {
     const length = Math.min(max, iov.length - done);
     const part = length === iov.length ? iov : iov.slice(done, length);
-    if (node.impl.map) {
+    if ((flags & RequestFlags.COMPRESSED) !== 0) {
+      await writeCompressed(node, at + done, part);
+      unstable = true;
+    } else if (node.impl.map) {
       if (await writeMapped(node, tracked, at + done, part, fua ? RequestFlags.FUA : 0)) unstable = true;
     } else {
       const native = fua && node.impl.nativeFua === true;
@@ -148,6 +151,16 @@ export async function writeAligned(
     }
   }
   return unstable && fua;
+}
+
+async function writeCompressed(node: BlockNode, at: Offset, iov: Iov): Promise<void> {
+  if (!node.impl.writeCompressed) {
+    throw new BlockError(
+      Errno.ENOTSUP,
+      `Could not write compressed to node '${node.name}': '${node.driver.name}' cannot`,
+    );
+  }
+  await node.impl.writeCompressed(at, iov);
 }
 
 /** In place where `map` allows it, through a reservation elsewhere. True when FUA is left to a flush: several parts, or
@@ -168,7 +181,7 @@ async function writeMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: I
         if (length < iov.length) unstable = true;
         const part = iov.slice(done, length);
         await parts.add(writeExtent(tracked, child, mapping.at, part, unstable ? 0 : flags));
-      } else if (node.impl.reserve) {
+      } else if (node.impl.reserve && mapping.kind !== 'opaque') {
         const reservation = await node.impl.reserve(at + done, want, flags);
         length = Math.min(reservation.length, want);
         unstable = true;
@@ -244,12 +257,23 @@ export async function truncateNode(
     tracked.serialising = true;
     node.serialising++;
     await waitConflicts(tracked);
+    const old = node.length;
     await node.impl.truncate(length, prealloc);
+    if (length > old) await zeroAdded(node, tracked, old, length);
   } finally {
     node.written(from, Math.max(length, node.length) - from);
     end(tracked);
   }
   node.resized();
+}
+
+/** What was behind the old end in its last block may come to light again, and so may a longer backing file. */
+async function zeroAdded(node: BlockNode, tracked: Tracked, from: Offset, to: Offset): Promise<void> {
+  if (!node.impl.zero || !node.impl.reserve) return;
+  const edge = Math.min(to, alignUp(from, node.limits.zeroAlignment || 1));
+  const below = node.cow ? Math.min(to, node.cow.length) : 0;
+  const end = Math.max(edge, below);
+  if (end > from) await zeroAligned(node, tracked, from, end - from, 0);
 }
 
 export function assertWritable(node: BlockNode): void {

@@ -36,6 +36,8 @@ const DEFAULT_LIMITS: Limits = {
   maxTransfer: 0,
   maxZero: 0,
   maxDiscard: 0,
+  zeroAlignment: 0,
+  discardAlignment: 0,
   maxIov: 1024,
 };
 

@@ -64,13 +64,14 @@ export class SimBackend implements AioBackend {
 
   wake(): void {
     if (this.#turn || this.#stopped || !this.#host) return;
-    this.#turn = this.sim.after(this.sim.prng.below(WAKE_NS), () => {
+    const turn = (): void => {
       this.#turn = undefined;
       if (this.#stopped) return;
       this.#host!.stats.turns++;
       this.#host!.dispatch();
       this.#arm();
-    });
+    };
+    this.#turn = this.sim.after(this.sim.prng.below(WAKE_NS), turn, true);
   }
 
   /** @internal For the world: other contexts may have scheduled something here. */

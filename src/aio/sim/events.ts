@@ -5,13 +5,16 @@ export class SimEvent {
   readonly time: Nanoseconds;
   readonly order: number;
   readonly run: () => void;
+  /** A turn of a loop: not something that happens in the world, so its place among these is no choice. */
+  readonly turn: boolean;
   /** It will not run. */
   cancelled = false;
 
-  constructor(time: Nanoseconds, order: number, run: () => void) {
+  constructor(time: Nanoseconds, order: number, run: () => void, turn: boolean) {
     this.time = time;
     this.order = order;
     this.run = run;
+    this.turn = turn;
   }
 }
 
@@ -23,8 +26,23 @@ export class EventQueue {
   readonly #heap: SimEvent[] = [];
   #orders = 0;
 
-  push(time: Nanoseconds, run: () => void): SimEvent {
-    const event = new SimEvent(time, this.#orders++, run);
+  push(time: Nanoseconds, run: () => void, turn: boolean): SimEvent {
+    const event = new SimEvent(time, this.#orders++, run, turn);
+    this.#insert(event);
+    return event;
+  }
+
+  /** The event that `choose` picks out of so many, in the order of their scheduling; a turn goes first, unasked. */
+  pick(choose: (count: number) => number): SimEvent | undefined {
+    const events = this.#heap.splice(0).filter((event) => !event.cancelled);
+    events.sort((a, b) => a.order - b.order);
+    const turn = events.findIndex((event) => event.turn);
+    const [event] = events.splice(turn >= 0 ? turn : events.length > 1 ? choose(events.length) : 0, 1);
+    for (const other of events) this.#insert(other);
+    return event;
+  }
+
+  #insert(event: SimEvent): void {
     const heap = this.#heap;
     let at = heap.push(event) - 1;
     while (at > 0) {
@@ -34,7 +52,6 @@ export class EventQueue {
       at = parent;
     }
     heap[at] = event;
-    return event;
   }
 
   /** The next event that is not cancelled; undefined when there is none. */

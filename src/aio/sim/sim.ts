@@ -44,6 +44,8 @@ export class Sim {
   readonly disk: SimDisk;
   readonly network: SimNetwork;
   readonly faults: FaultSource;
+  /** When set, it picks what happens next out of so many things, whatever their times: for trying all orders. */
+  choose: ((count: number) => number) | undefined;
   readonly #events = new EventQueue();
   readonly #backends: SimBackend[] = [];
   #now: Nanoseconds = EPOCH_NS;
@@ -87,9 +89,9 @@ export class Sim {
     this.disk.put(path, bytes);
   }
 
-  /** Schedules `run` in `ns` from now. */
-  after(ns: Nanoseconds, run: () => void): SimEvent {
-    const event = this.#events.push(this.#now + Math.max(0, ns), run);
+  /** Schedules `run` in `ns` from now; `turn`: it is one of a loop. */
+  after(ns: Nanoseconds, run: () => void, turn = false): SimEvent {
+    const event = this.#events.push(this.#now + Math.max(0, ns), run, turn);
     if (this.#drivesItself) this.#pump();
     return event;
   }
@@ -161,7 +163,7 @@ export class Sim {
   #step(): boolean {
     // Work from another context of this world: there is no thread to wake, so it is looked for.
     for (const backend of this.#backends) backend.takeRemote();
-    const event = this.#events.shift();
+    const event = this.choose ? this.#events.pick(this.choose) : this.#events.shift();
     if (!event) return false;
     this.#now = Math.max(this.#now, event.time);
     event.run();

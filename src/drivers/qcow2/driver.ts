@@ -1,0 +1,136 @@
+/** qcow2: the driver and its node, which hands each question to the part that answers it. See docs/QCOW2.md. */
+import type { Timer } from '../../aio/timers.ts';
+import type { Iov } from '../../base/memory.ts';
+import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
+import type {
+  Driver,
+  DriverNode,
+  Limits,
+  Mapping,
+  MapReason,
+  MaybePromise,
+  OpenContext,
+  Reservation,
+  Supported,
+} from '../../block/driver.ts';
+import { Incompatible, QCOW2_MAGIC } from '../../proto/qcow2/constants.ts';
+import { amend } from './amend.ts';
+import { createImage } from './create.ts';
+import { createOptions } from './create-options.ts';
+import { Eraser } from './erase.ts';
+import type { Image } from './image.ts';
+import { Lookup } from './lookup.ts';
+import { OpaqueIo } from './opaque.ts';
+import { openImage } from './open.ts';
+import { optionSpecs, type Qcow2Options } from './options.ts';
+import { resize } from './resize.ts';
+import { Snapshots } from './snapshots.ts';
+import { Writer } from './write.ts';
+
+const CLEAN_SECONDS = 600;
+const NS = 1e9;
+
+export class Qcow2Node implements DriverNode {
+  readonly limits: Partial<Limits>;
+  readonly image: Image;
+  readonly snapshots: Snapshots;
+  readonly #lookup: Lookup;
+  readonly #writer: Writer;
+  readonly #eraser: Eraser;
+  readonly #opaque: OpaqueIo;
+  readonly #cleaning: Timer;
+
+  constructor(image: Image, cleanSeconds: number) {
+    this.image = image;
+    this.snapshots = new Snapshots(image);
+    this.#lookup = new Lookup(image);
+    this.#writer = new Writer(image);
+    this.#eraser = new Eraser(image, this.#writer);
+    this.#opaque = new OpaqueIo(image, this.#writer);
+    const { clusterSize, subclusterSize } = image.geometry;
+    this.limits = {
+      optimal: subclusterSize,
+      zeroAlignment: clusterSize,
+      discardAlignment: clusterSize,
+      ...(image.cipher === null ? {} : { alignment: SECTOR }),
+    };
+    this.#cleaning = image.aio.timer(() => this.#clean(cleanSeconds), 'qcow2 cache cleaning');
+    if (cleanSeconds > 0) this.#cleaning.armIn(cleanSeconds * NS);
+  }
+
+  get length(): Bytes {
+    return this.image.size;
+  }
+
+  map(at: Offset, want: Bytes, why: MapReason, out: Mapping): MaybePromise<void> {
+    return this.#lookup.map(at, want, why, out);
+  }
+
+  reserve(at: Offset, want: Bytes): Promise<Reservation> {
+    return this.#writer.reserve(at, want);
+  }
+
+  preadv(at: Offset, iov: Iov): Promise<void> {
+    return this.#opaque.read(at, iov);
+  }
+
+  pwritev(at: Offset, iov: Iov): Promise<void> {
+    return this.#opaque.write(at, iov);
+  }
+
+  writeCompressed(at: Offset, iov: Iov): Promise<void> {
+    return this.#opaque.writeCompressed(at, iov);
+  }
+
+  zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
+    return this.#eraser.zero(at, length, flags);
+  }
+
+  discard(at: Offset, length: Bytes): Promise<Supported> {
+    return this.#eraser.discard(at, length);
+  }
+
+  flush(): MaybePromise<void> {
+    return this.image.sync.dirty ? this.image.sync.run() : undefined;
+  }
+
+  drainBusy(): boolean {
+    return this.image.sync.busy;
+  }
+
+  truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
+    return resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
+  }
+
+  amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
+    return amend(this.image, this.#writer, changes);
+  }
+
+  async close(): Promise<void> {
+    this.#cleaning.cancel();
+    const { image } = this;
+    if (image.readOnly || image.damage !== null) return;
+    await image.sync.completeRefcounts();
+    await image.mark(Incompatible.DIRTY, false);
+  }
+
+  #clean(seconds: number): void {
+    this.image.l2.clean();
+    this.image.refcounts.cache.clean();
+    this.#cleaning.armIn(seconds * NS);
+  }
+}
+
+export const qcow2Driver: Driver<Qcow2Options> = {
+  name: 'qcow2',
+  role: 'format',
+  children: { file: 'primary', backing: 'cow', 'data-file': 'data' },
+  options: optionSpecs,
+  createOptions,
+  probe: (head) => (new DataView(head.buffer, head.byteOffset, head.length).getUint32(0) === QCOW2_MAGIC ? 100 : 0),
+  async open(context: OpenContext, options: Qcow2Options): Promise<DriverNode> {
+    const image = await openImage(context, options);
+    return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS);
+  },
+  create: createImage,
+};

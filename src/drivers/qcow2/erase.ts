@@ -1,0 +1,136 @@
+/**
+ * Zero writes and discards of whole clusters. Entries are changed in
+ * memory; what they refer to is freed after the next sync. An allocation in flight in the range is waited for.
+ */
+import type { Bytes, Offset } from '../../base/units.ts';
+import { RequestFlags, type Supported } from '../../block/driver.ts';
+import { Autoclear, EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
+import { hostOf, Kind, kindOf } from './entries.ts';
+import type { Image } from './image.ts';
+import { EntryPlace, findEntry, freeEntry } from './tables.ts';
+import type { Writer } from './write.ts';
+
+/** What becomes of an entry. */
+type Change = (position: number, cluster: number) => void;
+
+export class Eraser {
+  readonly #image: Image;
+  readonly #writer: Writer;
+  readonly #place = new EntryPlace();
+
+  constructor(image: Image, writer: Writer) {
+    this.#image = image;
+    this.#writer = writer;
+  }
+
+  /** See NodeIo.zero. Whole clusters, but for the end of the disk. */
+  async zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
+    const image = this.#image;
+    // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
+    if (image.header.version < 3 && this.#below(at)) return 'unsupported';
+    const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
+    if ((image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n) {
+      // Who reads the data file without us must find zeroes, too.
+      await image.data.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
+    }
+    await this.#each(at, at + length, false, (position, cluster) => this.#zeroEntry(position, cluster, unmap));
+    return 'done';
+  }
+
+  /** See NodeIo.discard. Whole clusters, but for the end of the disk. */
+  async discard(at: Offset, length: Bytes): Promise<Supported> {
+    await this.#each(at, at + length, true, (position) => this.#discardEntry(position));
+    return 'done';
+  }
+
+  /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
+  async unmap(at: Offset, end: Offset): Promise<void> {
+    await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
+  }
+
+  #below(at: Offset): boolean {
+    const { backing } = this.#image;
+    return backing !== null && at < backing.length;
+  }
+
+  /** Runs `change` for every cluster of a range. `skip`: places without an L2 table are left alone. */
+  async #each(at: Offset, end: Offset, skip: boolean, change: Change): Promise<void> {
+    const image = this.#image;
+    const { clusterSize, tableEntries, entryBytes } = image.geometry;
+    const last = Math.ceil(end / clusterSize) - 1;
+    for (let cluster = at / clusterSize; cluster <= last; ) {
+      const nothing = image.tables[Math.floor(cluster / tableEntries)] === 0;
+      if (nothing && (skip || !this.#below(cluster * clusterSize))) {
+        cluster += tableEntries - (cluster % tableEntries);
+        continue;
+      }
+      await this.#writer.prepared(cluster);
+      const { position, left, slot } = findEntry(image, cluster, this.#place);
+      const count = Math.min(left, last - cluster + 1);
+      const other = image.allocations.overlapping(cluster, cluster + count - 1);
+      if (other) {
+        await other.gate.promise;
+        continue;
+      }
+      image.l2.modify(slot);
+      for (let i = 0; i < count; i++) change(position + i * entryBytes, cluster + i);
+      cluster += count;
+    }
+  }
+
+  #zeroEntry(position: number, cluster: number, unmap: boolean): void {
+    const image = this.#image;
+    const { clusterSize, extended } = image.geometry;
+    const { view } = image.l2;
+    const high = view.getUint32(position);
+    const low = view.getUint32(position + 4);
+    const flat = image.dataFile !== null;
+    const kind = kindOf(high, low, clusterSize - 1, !extended && image.header.version >= 3, flat);
+    const host = kind === Kind.COMPRESSED ? 0 : hostOf(high, low);
+    const below = this.#below(cluster * clusterSize);
+    if (kind === Kind.ABSENT && !below) {
+      // Nothing here and nothing below: zeroes already, but for subclusters, whose bits say nothing else.
+      return;
+    }
+    const keep = high >= EntryHigh.COPIED && (host !== 0 || flat) && (!unmap || flat) && image.header.version >= 3;
+    if (!keep) this.#clear(position, image.header.version >= 3 && (below || kind !== Kind.ABSENT), 'request');
+    else if (extended) {
+      view.setUint32(position + 8, 0xffff_ffff);
+      view.setUint32(position + 12, 0);
+    } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
+  }
+
+  #discardEntry(position: number): void {
+    const image = this.#image;
+    const { view } = image.l2;
+    const high = view.getUint32(position);
+    const low = view.getUint32(position + 4);
+    const { extended } = image.geometry;
+    const nothing = high === 0 && low === 0 && !(extended && view.getUint32(position + 8) !== 0);
+    if (nothing && image.backing === null) return;
+    const modern = image.header.version >= 3;
+    const host = (high & EntryHigh.COMPRESSED) !== 0 ? 0 : hostOf(high, low);
+    if (image.settings.discardNoUnref && modern && host !== 0 && high >= EntryHigh.COPIED) {
+      if (extended) {
+        view.setUint32(position + 8, 0xffff_ffff);
+        view.setUint32(position + 12, 0);
+      } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
+      return;
+    }
+    // What is below must not come to light again.
+    this.#clear(position, modern && image.backing !== null, 'request');
+  }
+
+  /** Unlinks what an entry refers to. */
+  #clear(position: number, zero: boolean, reason: 'request' | 'other'): void {
+    const image = this.#image;
+    const { view } = image.l2;
+    const { extended } = image.geometry;
+    freeEntry(image, view.getUint32(position), view.getUint32(position + 4), reason);
+    view.setUint32(position, 0);
+    view.setUint32(position + 4, zero && !extended ? EntryLow.ZERO : 0);
+    if (!extended) return;
+    view.setUint32(position + 8, zero ? 0xffff_ffff : 0);
+    view.setUint32(position + 12, 0);
+  }
+}

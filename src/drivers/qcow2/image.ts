@@ -1,0 +1,205 @@
+/**
+ * An open image: its children, header and tables, and the parts that work on them. Everything here belongs to the home
+ * context of the node.
+ */
+
+import { CoMutex } from '../../aio/co-mutex.ts';
+import type { AioContext } from '../../aio/context.ts';
+import { BlockError, Errno } from '../../base/errors.ts';
+import { alignUp, type Bytes, type Offset, SECTOR } from '../../base/units.ts';
+import type { Child, OpenContext } from '../../block/driver.ts';
+import type { SectorCipher } from '../../codec/sector-cipher.ts';
+import { EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
+import { encodeHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import type { SnapshotEntry } from '../../proto/qcow2/snapshot-table.ts';
+import { Allocations } from './allocations.ts';
+import type { CompressedClusters } from './compressed.ts';
+import { MetadataIo } from './metadata-io.ts';
+import type { MetadataMap } from './overlap.ts';
+import type { Refcounts } from './refcounts.ts';
+import type { Sync } from './sync.ts';
+import type { TableCache } from './table-cache.ts';
+
+/** What the options of the node say, checked. */
+export interface Qcow2Settings {
+  lazyRefcounts: boolean;
+  /** Discard freed clusters in the file: those of guest discards, of snapshots, of anything else. */
+  readonly passDiscard: { readonly request: boolean; readonly snapshot: boolean; readonly other: boolean };
+  /** A discard keeps the cluster, so that the file does not fragment. */
+  readonly discardNoUnref: boolean;
+}
+
+/** Sizes that follow from the header. `entry` is one of an L2 table. */
+export class Geometry {
+  readonly clusterSize: Bytes;
+  readonly extended: boolean;
+  readonly entryBytes: 8 | 16;
+  readonly tableEntries: number;
+  /** Bytes of the guest's disk that one L2 table maps. */
+  readonly tableSpan: Bytes;
+  readonly sliceSize: Bytes;
+  readonly sliceEntries: number;
+  /** What a copy-on-write is made whole to: a cluster, or a subcluster. */
+  readonly subclusterSize: Bytes;
+
+  constructor(header: Qcow2Header, sliceSize: Bytes) {
+    this.clusterSize = 2 ** header.clusterBits;
+    this.extended = (header.incompatible & Incompatible.EXTENDED_L2) !== 0;
+    this.entryBytes = this.extended ? 16 : 8;
+    this.tableEntries = this.clusterSize / this.entryBytes;
+    this.tableSpan = this.tableEntries * this.clusterSize;
+    this.sliceSize = Math.min(sliceSize, this.clusterSize);
+    this.sliceEntries = this.sliceSize / this.entryBytes;
+    this.subclusterSize = this.extended ? this.clusterSize / 32 : this.clusterSize;
+  }
+}
+
+export class Image {
+  readonly context: OpenContext;
+  readonly aio: AioContext;
+  readonly file: Child;
+  readonly dataFile: Child | null;
+  readonly backing: Child | null;
+  readonly io: MetadataIo;
+  readonly header: Qcow2Header;
+  readonly geometry: Geometry;
+  readonly settings: Qcow2Settings;
+  /** Of the disk that is shown. */
+  size: Bytes;
+  /** Where the active L2 tables are; 0 for none. */
+  tables: Float64Array;
+  /** 1 where the table's entry has the COPIED flag: it may be changed in place. */
+  owned: Uint8Array;
+  snapshots: SnapshotEntry[] = [];
+  /** Bytes of the snapshot table in the file. */
+  snapshotTableBytes: Bytes = 0;
+  cipher: SectorCipher | null = null;
+  /** Held while the L1 table, or which tables it names, changes. */
+  readonly tableMutex = new CoMutex('qcow2 tables');
+  readonly allocations = new Allocations();
+  /** Reads of clusters that `map` calls opaque, each until it has ended: see settle() of refcounts.ts. */
+  readonly opaqueReads = new Set<Promise<unknown>>();
+  l2!: TableCache;
+  refcounts!: Refcounts;
+  sync!: Sync;
+  metadata!: MetadataMap;
+  compressed!: CompressedClusters;
+  /** Why the image must not be written any more. */
+  damage: BlockError | null = null;
+
+  constructor(
+    context: OpenContext,
+    children: { readonly file: Child; readonly dataFile: Child | null; readonly backing: Child | null },
+    header: Qcow2Header,
+    geometry: Geometry,
+    settings: Qcow2Settings,
+  ) {
+    this.context = context;
+    this.aio = context.aio;
+    this.file = children.file;
+    this.dataFile = children.dataFile;
+    this.backing = children.backing;
+    this.io = new MetadataIo(context.aio, children.file);
+    this.header = header;
+    this.geometry = geometry;
+    this.settings = settings;
+    this.size = header.size;
+    this.tables = new Float64Array(header.l1Size);
+    this.owned = new Uint8Array(header.l1Size);
+  }
+
+  get readOnly(): boolean {
+    return this.context.readOnly;
+  }
+
+  /** Where guest data is. */
+  get data(): Child {
+    return this.dataFile ?? this.file;
+  }
+
+  has(incompatible: number): boolean {
+    return (this.header.incompatible & incompatible) !== 0;
+  }
+
+  /** Writes the header's sectors. Not flushed. */
+  async writeHeader(): Promise<void> {
+    await this.io.write(0, encodeHeader(this.header));
+  }
+
+  /** Sets or clears an incompatible bit on stable storage. Version 2 has none: nothing happens. */
+  async mark(bit: number, on: boolean): Promise<void> {
+    if (this.header.version < 3 || this.has(bit) === on) return;
+    this.header.incompatible = on ? this.header.incompatible | bit : this.header.incompatible & ~bit;
+    try {
+      await this.writeHeader();
+      await this.file.flush();
+    } catch (error) {
+      this.header.incompatible = on ? this.header.incompatible & ~bit : this.header.incompatible | bit;
+      throw error;
+    }
+  }
+
+  /** Takes over an L1 table as it is on the disk. EIO for an entry that cannot be one. */
+  setL1(view: DataView, entries: number): void {
+    const { tables, owned } = decodeL1(view, entries, this.geometry.clusterSize);
+    this.tables = tables;
+    this.owned = owned;
+  }
+
+  /** The bytes of an L1 table on the disk. */
+  encodeL1(tables: Float64Array, owned: Uint8Array): Uint8Array {
+    const bytes = new Uint8Array(alignUp(tables.length * 8, SECTOR));
+    const view = new DataView(bytes.buffer);
+    for (let i = 0; i < tables.length; i++) encodeTableEntry(view, i * 8, tables[i]!, owned[i]!);
+    return bytes;
+  }
+
+  /** Found damaged while in use: it is marked so, and only reads go on. Returns the error for whoever ran into it. */
+  corrupted(what: string, at: Offset): BlockError {
+    const error = new BlockError(
+      Errno.EIO,
+      `Image of node '${this.context.nodeName}' is corrupt: ${what}; it takes no more writes, run a check with repair`,
+      { where: { node: this.context.nodeName, at } },
+    );
+    if (this.damage === null && !this.readOnly) {
+      this.damage = error;
+      // The mark is for who opens the image next; here the error says it all.
+      this.mark(Incompatible.CORRUPT, true).catch((failure: unknown) => {
+        if (!(failure instanceof BlockError)) throw failure;
+      });
+    }
+    return error;
+  }
+
+  assertUndamaged(): void {
+    if (this.damage !== null) throw this.damage;
+  }
+}
+
+/** An L1 table on the disk as offsets, and 1 where COPIED is set. EIO for an entry that cannot be one. */
+export function decodeL1(
+  view: DataView,
+  entries: number,
+  clusterSize: Bytes,
+): { readonly tables: Float64Array; readonly owned: Uint8Array } {
+  const tables = new Float64Array(entries);
+  const owned = new Uint8Array(entries);
+  for (let i = 0; i < entries; i++) {
+    const high = view.getUint32(i * 8);
+    const low = view.getUint32(i * 8 + 4);
+    const at = (high & EntryHigh.OFFSET) * 2 ** 32 + low;
+    if ((high & 0x7f00_0000) !== 0 || at % clusterSize !== 0) {
+      throw new BlockError(Errno.EIO, `Could not use the image: L1 entry ${i} is invalid (offset ${at})`);
+    }
+    tables[i] = at;
+    owned[i] = high >>> 31;
+  }
+  return { tables, owned };
+}
+
+/** An L1 entry, and an entry of the refcount table when `copied` is 0. */
+export function encodeTableEntry(view: DataView, at: number, offset: Offset, copied: number): void {
+  const high = Math.floor(offset / 2 ** 32);
+  view.setUint32(at, copied !== 0 ? (high | EntryHigh.COPIED) >>> 0 : high);
+  view.setUint32(at + 4, offset % 2 ** 32);
+}

@@ -1,0 +1,38 @@
+/** Reads and writes of metadata outside the caches: headers, whole tables. For paths that are not hot. */
+import type { AioContext } from '../../aio/context.ts';
+import { Iov } from '../../base/memory.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
+import type { Child } from '../../block/driver.ts';
+
+/** Fresh memory that the kernel may use: zeroes. */
+export function kernelBytes(length: Bytes): Uint8Array {
+  return new Uint8Array(new SharedArrayBuffer(length));
+}
+
+export class MetadataIo {
+  readonly aio: AioContext;
+  readonly child: Child;
+
+  constructor(aio: AioContext, child: Child) {
+    this.aio = aio;
+    this.child = child;
+  }
+
+  /** `length` bytes from `at`; zeroes beyond the end of the file. Bounds are the caller's business. */
+  async read(at: Offset, length: Bytes): Promise<Uint8Array> {
+    const bytes = kernelBytes(length);
+    if (length > 0) await this.child.read(at, Iov.of(this.aio.backend.memory(bytes)));
+    return bytes;
+  }
+
+  /** Writes all of `bytes`; they are copied first where the kernel could not use them. */
+  async write(at: Offset, bytes: Uint8Array): Promise<void> {
+    if (bytes.length === 0) return;
+    let memory = bytes;
+    if (!(bytes.buffer instanceof SharedArrayBuffer)) {
+      memory = kernelBytes(bytes.length);
+      memory.set(bytes);
+    }
+    await this.child.write(at, Iov.of(this.aio.backend.memory(memory)));
+  }
+}

@@ -1,0 +1,158 @@
+/** Opening an image: header, children, tables, keys; in this order, and nothing is written before all of it is read. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import { type Bytes, KiB } from '../../base/units.ts';
+import type { Child, OpenContext } from '../../block/driver.ts';
+import { legacyAesCipher } from '../../codec/aes-legacy.ts';
+import { luksCipher } from '../../codec/luks.ts';
+import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
+import { clusterSizeOf, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
+import { checkSnapshotL1, SnapshotTableParser } from '../../proto/qcow2/snapshot-table.ts';
+import { checkImage } from './check.ts';
+import { CompressedClusters } from './compressed.ts';
+import { Geometry, Image } from './image.ts';
+import { MetadataIo } from './metadata-io.ts';
+import { cacheSlots, type Qcow2Options, settingsOf, sliceSizeOf } from './options.ts';
+import { MetadataMap } from './overlap.ts';
+import { decodeRefcountTable, Refcounts } from './refcounts.ts';
+import { Sync } from './sync.ts';
+import { TableCache } from './table-cache.ts';
+
+const HEAD = 512;
+
+export async function openImage(context: OpenContext, options: Qcow2Options): Promise<Image> {
+  const file = await context.openChild('file', 'primary');
+  if (!file) throw refusal("option 'file' is missing");
+  const header = await readHeader(context, file);
+  if ((header.incompatible & Incompatible.CORRUPT) !== 0 && !context.readOnly) {
+    throw refusal('it is marked corrupt: open it read-only, or repair it with a check', Errno.EACCES);
+  }
+  const dataFile = await openDataFile(context, header);
+  const backing = await openBacking(context, header);
+  const geometry = new Geometry(header, sliceSizeOf(options, 2 ** header.clusterBits));
+  const settings = settingsOf(options, header, context.common.discard === 'unmap');
+  const image = new Image(context, { file, dataFile, backing }, header, geometry, settings);
+  if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
+  await readTables(image, options);
+  await unlock(image, options);
+  return image;
+}
+
+export async function readHeader(context: Pick<OpenContext, 'aio'>, file: Child): Promise<Qcow2Header> {
+  const io = new MetadataIo(context.aio, file);
+  const clusterSize = clusterSizeOf(await io.read(0, HEAD));
+  return parseHeader(await io.read(0, clusterSize), file.length);
+}
+
+async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
+  const wanted = (header.incompatible & Incompatible.DATA_FILE) !== 0;
+  const dataFile = await context.openChild('data-file', 'data');
+  if (wanted && !dataFile) throw refusal("its data is in another file: option 'data-file' is missing");
+  if (!wanted && dataFile) throw refusal("option 'data-file' is given, and the image has no external data file");
+  return dataFile ?? null;
+}
+
+/** Only what the options name is opened. null says that nothing is to be. */
+async function openBacking(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
+  const backing = await context.openChild('backing', 'cow');
+  const given = (context.common as unknown as Readonly<Record<string, unknown>>)['backing'];
+  if (header.backingFile !== undefined && given === undefined) {
+    throw refusal(`it has a backing file ('${header.backingFile}'): option 'backing' is missing (null: without it)`);
+  }
+  return backing ?? null;
+}
+
+/** Refcounts may be wrong: whoever wrote the image last did not get to its end. */
+async function repair(image: Image): Promise<void> {
+  const { aio, file, header, dataFile } = image;
+  const result = await checkImage({ aio, file, header, dataFile, readOnly: false }, 'all');
+  const left = result.corruptions + result.checkErrors;
+  if (left > 0) throw refusal(`it was not closed cleanly, and ${left} errors could not be repaired`, Errno.EIO);
+  await image.mark(Incompatible.DIRTY, false);
+}
+
+/** Reads L1, refcount table and snapshot table, and sets up what works on them. */
+async function readTables(image: Image, options: Qcow2Options): Promise<void> {
+  const { header, geometry, aio, file, io } = image;
+  const { clusterSize } = geometry;
+  image.snapshots = await readSnapshots(image);
+  const shown = await chooseL1(image, options.snapshot);
+  const slots = cacheSlots(options, shown.size, geometry);
+  const slice = { aio, file, sliceSize: geometry.sliceSize, sync: () => image.sync.run() };
+  image.l2 = new TableCache({ ...slice, slots: slots.l2 });
+  const tableBytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * clusterSize);
+  const table = decodeRefcountTable(new DataView(tableBytes.buffer), clusterSize);
+  image.sync = new Sync(image);
+  image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
+  image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
+  image.refcounts = new Refcounts(image, table, slots.refcounts);
+  noteMetadata(image);
+}
+
+/** Everything that guest data must never be written over. */
+export function noteMetadata(image: Image): void {
+  const { header, metadata } = image;
+  if (!metadata.enabled) return;
+  metadata.clear();
+  metadata.add(0);
+  if (header.snapshotCount > 0) metadata.add(header.snapshotsOffset, image.snapshotTableBytes);
+  metadata.add(header.refcountTableOffset, header.refcountTableClusters * image.geometry.clusterSize);
+  if (header.l1Size > 0) metadata.add(header.l1Offset, header.l1Size * 8);
+  for (const at of image.refcounts.table) if (at !== 0) metadata.add(at);
+  for (const at of image.tables) if (at !== 0) metadata.add(at);
+  for (const { l1Offset, l1Size } of image.snapshots) if (l1Size > 0) metadata.add(l1Offset, l1Size * 8);
+  const keys = encryptionExtension(header);
+  if (keys) metadata.add(keys.offset, keys.length);
+}
+
+export async function readSnapshots(image: Image): Promise<Image['snapshots']> {
+  const { header, io, file } = image;
+  if (header.snapshotCount === 0) return [];
+  const parser = new SnapshotTableParser(header, file.length);
+  while (parser.needed > 0) parser.take(await io.read(parser.at, Math.max(parser.needed, 64 * KiB)));
+  image.snapshotTableBytes = parser.length;
+  return parser.entries;
+}
+
+/** The L1 table of the disk, or of the snapshot that is to be shown; the size of that disk. */
+async function chooseL1(image: Image, snapshot: string | undefined): Promise<{ readonly size: Bytes }> {
+  const { header, io, context } = image;
+  let [at, entries, size] = [header.l1Offset, header.l1Size, header.size];
+  if (snapshot !== undefined) {
+    if (!context.readOnly) throw refusal('a snapshot can be opened read-only only');
+    const entry =
+      image.snapshots.find(({ id }) => id === snapshot) ?? image.snapshots.find(({ name }) => name === snapshot);
+    if (!entry) throw refusal(`it has no snapshot '${snapshot}'`, Errno.ENOENT);
+    checkSnapshotL1(entry, image.geometry.clusterSize);
+    [at, entries, size] = [entry.l1Offset, entry.l1Size, entry.diskSize ?? header.size];
+    if (entries * image.geometry.tableSpan < size) {
+      throw refusal(`the L1 table of snapshot '${snapshot}' is too small for its disk`, Errno.EIO);
+    }
+    image.size = size;
+  }
+  const bytes = await io.read(at, entries * 8);
+  image.setL1(new DataView(bytes.buffer), entries);
+  return { size };
+}
+
+async function unlock(image: Image, options: Qcow2Options): Promise<void> {
+  const { header, io } = image;
+  if (header.cryptMethod === Crypt.NONE) return;
+  const key = options['encrypt.key'];
+  if (key === undefined) throw refusal("it is encrypted: option 'encrypt.key' is missing", Errno.EACCES);
+  const passphrase = new TextEncoder().encode(key);
+  if (header.cryptMethod === Crypt.AES) {
+    if (!image.readOnly)
+      throw refusal('its encryption is of the old AES kind, which is for reading only', Errno.ENOTSUP);
+    image.cipher = legacyAesCipher(passphrase);
+    return;
+  }
+  const place = encryptionExtension(header);
+  if (!place) throw refusal('it is encrypted, and the header extension that says where the keys are is missing');
+  const read = (at: number, length: Bytes): Promise<Uint8Array> => io.read(place.offset + at, length);
+  image.cipher = await luksCipher(read, place.length, passphrase);
+}
+
+function refusal(why: string, errno: number = Errno.EINVAL): BlockError {
+  return new BlockError(errno, `Could not open the image: ${why}`);
+}

@@ -1,0 +1,123 @@
+/** Changing the length of the disk. Control function: no request is in flight on what comes or goes. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import { alignUp, type Bytes, MiB, type Offset, SECTOR } from '../../base/units.ts';
+import { L1_BYTES_MAX } from '../../proto/qcow2/constants.ts';
+import type { Eraser } from './erase.ts';
+import type { Image } from './image.ts';
+import type { Writer } from './write.ts';
+
+/** Preallocation goes in steps of this. */
+const STEP = 64 * MiB;
+
+export async function resize(
+  image: Image,
+  parts: { readonly writer: Writer; readonly eraser: Eraser },
+  length: Bytes,
+  preallocation: 'off' | 'falloc' | 'full',
+): Promise<void> {
+  const { header } = image;
+  image.assertUndamaged();
+  if (length % SECTOR !== 0) throw refusal(Errno.EINVAL, `its length is a multiple of ${SECTOR} bytes, not ${length}`);
+  if (header.version < 3 && image.snapshots.length > 0) {
+    throw refusal(Errno.ENOTSUP, 'it is of version 2 and has snapshots, which do not say how long they are');
+  }
+  const old = image.size;
+  if (length < old) await shrink(image, parts.eraser, length);
+  else await grow(image, length);
+  if (image.dataFile !== null && (length > image.dataFile.length || length < old))
+    await image.dataFile.truncate(length);
+  if (length > old && preallocation !== 'off') await preallocate(parts.writer, old, length);
+}
+
+async function grow(image: Image, length: Bytes): Promise<void> {
+  const entries = Math.ceil(length / image.geometry.tableSpan);
+  if (entries > image.header.l1Size) await growL1(image, entries);
+  await setSize(image, length);
+}
+
+/** A longer L1 table in new clusters; the header names it once it is on the disk. */
+async function growL1(image: Image, entries: number): Promise<void> {
+  const { header, geometry, refcounts, sync } = image;
+  if (entries * 8 > L1_BYTES_MAX) {
+    throw refusal(Errno.EFBIG, 'with its cluster size the L1 table would be larger than 32 MiB');
+  }
+  await sync.complete();
+  const clusters = Math.ceil((entries * 8) / geometry.clusterSize);
+  const at = await refcounts.allocate(clusters);
+  const tables = new Float64Array(entries);
+  const owned = new Uint8Array(entries);
+  tables.set(image.tables);
+  owned.set(image.owned);
+  const bytes = new Uint8Array(clusters * geometry.clusterSize);
+  bytes.set(image.encodeL1(tables, owned));
+  await image.io.write(at, bytes);
+  await sync.completeRefcounts();
+  const old = { at: header.l1Offset, entries: header.l1Size };
+  header.l1Offset = at;
+  header.l1Size = entries;
+  try {
+    await image.writeHeader();
+    await image.file.flush();
+  } catch (error) {
+    header.l1Offset = old.at;
+    header.l1Size = old.entries;
+    throw error;
+  }
+  image.tables = tables;
+  image.owned = owned;
+  image.metadata.add(at, clusters * geometry.clusterSize);
+  if (old.entries === 0) return;
+  const oldClusters = Math.ceil((old.entries * 8) / geometry.clusterSize);
+  image.metadata.delete(old.at, oldClusters * geometry.clusterSize);
+  refcounts.free(old.at, oldClusters, 'other');
+}
+
+/** The disk gets shorter first; what is behind its end then is nobody's. */
+async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void> {
+  const { geometry, sync, refcounts } = image;
+  const old = image.size;
+  await setSize(image, length);
+  await eraser.unmap(alignUp(length, geometry.clusterSize), alignUp(old, geometry.clusterSize));
+  await sync.complete();
+  const { tableSpan, clusterSize } = geometry;
+  for (let index = Math.ceil(length / tableSpan); index < image.tables.length; index++) {
+    const at = image.tables[index]!;
+    if (at === 0) continue;
+    sync.l1Changes(index);
+    image.tables[index] = 0;
+    image.owned[index] = 0;
+    image.l2.forget(at, clusterSize);
+    image.metadata.delete(at);
+    refcounts.free(at, 1, 'other');
+  }
+  await sync.completeRefcounts();
+  const end = await refcounts.trim();
+  if (end < image.file.length) await image.file.truncate(end);
+}
+
+async function setSize(image: Image, length: Bytes): Promise<void> {
+  const old = image.header.size;
+  image.header.size = length;
+  try {
+    await image.writeHeader();
+    await image.file.flush();
+  } catch (error) {
+    image.header.size = old;
+    throw error;
+  }
+  image.size = length;
+}
+
+/** Gives every cluster of a range a place in the file that has its space. */
+async function preallocate(writer: Writer, from: Offset, to: Offset): Promise<void> {
+  for (let at = from; at < to; ) {
+    await using room = await writer.reserve(at, Math.min(STEP, to - at));
+    await room.child.writeZeroes(room.at - room.head, room.head + room.length + room.tail);
+    await room.commit();
+    at += room.length;
+  }
+}
+
+function refusal(errno: number, why: string): BlockError {
+  return new BlockError(errno, `Could not resize the image: ${why}`);
+}
