@@ -25,7 +25,7 @@ before(() => {
     ...tableDriver,
     name: 'refuses',
     open: async (openContext, options) => {
-      await tableDriver.open(openContext, options);
+      await tableDriver.open(openContext, options as { size: number });
       throw new BlockError(Errno.EACCES, 'Could not open: scripted');
     },
   });

@@ -1,6 +1,7 @@
 import { registerDriver } from '../block/registry.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
+import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 
 /** Makes the drivers that come along known in this thread. Idempotent. */
@@ -9,4 +10,5 @@ export function builtinDrivers(): void {
   registerDriver(fileDriver);
   registerDriver(hostDeviceDriver);
   registerDriver(rawDriver);
+  registerDriver(qcow2Driver);
 }

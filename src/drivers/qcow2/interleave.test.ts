@@ -106,7 +106,11 @@ async function run(scene: Scene, image: Uint8Array, answers: readonly number[]):
     Iov.of(context.backend.memory(new Uint8Array(new SharedArrayBuffer(length)).fill(value)));
   const seen = memory(LENGTH, 0xee);
   const works = [
-    ...scene.writes.map(({ at, length, value }) => () => blk.write(at, memory(length, value))),
+    ...scene.writes.map(
+      ({ at, length, value }) =>
+        () =>
+          blk.write(at, memory(length, value)),
+    ),
     () => blk.discard(0, LENGTH),
     () => blk.read(0, seen),
   ];

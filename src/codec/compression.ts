@@ -1,0 +1,57 @@
+/**
+ * Compression of one block of bytes at a time, in Node's worker threads. Small blocks are done at once: handing them over
+ * would cost more.
+ */
+import { deflateRaw, deflateRawSync, inflateRaw, inflateRawSync, constants as zlib } from 'node:zlib';
+import { type Bytes, KiB } from '../base/units.ts';
+import { zstd, zstdFrameLength } from './zstd.ts';
+
+export type CompressionType = 'zlib' | 'zstd';
+/** Called once, maybe before the call returns: how many bytes were put into `to`; -1 where that cannot be done. */
+export type CodecDone = (length: number) => void;
+
+/** The window that writers of the format use: 4 KiB. Readers must not count on it. */
+const WINDOW_BITS = 12;
+const SMALL = 4 * KiB;
+// Sectors are padded: what follows the end of the stream is left alone, and a missing end is noticed by the length.
+const INFLATE = { finishFlush: zlib.Z_SYNC_FLUSH };
+
+/** Compresses `from` into `to`; -1 where it does not fit: it was not worth it. */
+export function compress(type: CompressionType, from: Uint8Array, to: Uint8Array, done: CodecDone): void {
+  if (type === 'zstd') {
+    zstd().compress(from, to, done);
+    return;
+  }
+  const options = { windowBits: WINDOW_BITS };
+  if (from.length <= SMALL) done(put(deflateRawSync(from, options), to));
+  else deflateRaw(from, options, (error, result) => done(error ? -1 : put(result, to)));
+}
+
+/** Decompresses `from` until `to` is full; -1 where it is less than that, more, or no such stream at all. */
+export function decompress(type: CompressionType, from: Uint8Array, to: Uint8Array, done: CodecDone): void {
+  const whole: CodecDone = (length) => done(length === to.length ? length : -1);
+  if (type === 'zstd') {
+    const length = zstdFrameLength(from);
+    if (length === 0) done(-1);
+    else zstd().decompress(from.subarray(0, length), to, whole);
+    return;
+  }
+  const options = { ...INFLATE, maxOutputLength: to.length };
+  if (to.length > SMALL) {
+    inflateRaw(from, options, (error, result) => whole(error ? -1 : put(result, to)));
+    return;
+  }
+  let length: Bytes = -1;
+  try {
+    length = put(inflateRawSync(from, options), to);
+  } catch {
+    // Whatever it is, it is not such a stream.
+  }
+  whole(length);
+}
+
+function put(result: Uint8Array, to: Uint8Array): number {
+  if (result.length > to.length) return -1;
+  to.set(result);
+  return result.length;
+}
