@@ -297,12 +297,14 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked against
    *  `createOptions` before. */
   create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;
+  /** Like NodeControl.check, of an image that is not open: one that is damaged may not open at all. */
+  check?(context: CreateContext, fix: CheckFix): Promise<CheckResult>;
 }
 
-/** What an image is made in. */
+/** The files of an image that is made, or checked. */
 export interface CreateContext {
   readonly aio: AioContext;
-  /** May be written and resized. */
+  /** May be written and resized, unless a check is to change nothing. */
   readonly file: Child;
   /** The external data file, where the format has one and the options ask for it. */
   readonly dataFile?: Child;
