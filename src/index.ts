@@ -12,7 +12,6 @@
  */
 export type { SocketAddress } from './aio/backend.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
-export type { CheckResult, SnapshotInfo } from './block/driver.ts';
 export type { Abortable } from './lib/abort.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
@@ -21,9 +20,11 @@ export type { DiskStat } from './lib/disk-stat.ts';
 export type {
   AmendOptions,
   CheckOptions,
+  CheckResult,
   EncryptOptions,
   ImageOptions,
   Preallocation,
+  SnapshotInfo,
   TruncateOptions,
 } from './lib/image-options.ts';
 export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';

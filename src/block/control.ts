@@ -1,6 +1,6 @@
 /**
- * What can be done to an image as a whole: make, check, amend it, its internal snapshots. On an open image each runs with
- * no request in flight. ENOTSUP where the driver cannot.
+ * What can be done to an image as a whole: make, check, amend it, its internal snapshots. On an open image each runs
+ * with no request in flight. ENOTSUP where the driver cannot.
  */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -12,7 +12,8 @@ import { creationOptions } from './options.ts';
 import { driverByName } from './registry.ts';
 
 function unsupported(what: string, driver: Driver): BlockError {
-  return new BlockError(Errno.ENOTSUP, `Could not ${what}: driver '${driver.name}' cannot`);
+  const message = `Could not ${what}: the format '${driver.name}' does not support it`;
+  return new BlockError(Errno.ENOTSUP, message, { where: { op: 'unsupported' } });
 }
 
 /** Makes an image in files that are there, and flushes them. Nothing is written when an option is wrong (EINVAL). */

@@ -5,8 +5,8 @@ import type { SnapshotMessage } from './messages.ts';
 type Act = (action: SnapshotMessage['action'], which?: string) => Promise<readonly SnapshotInfo[]>;
 
 /**
- * Snapshots inside an image. Requests wait while one is made, applied or deleted. `which` is an id or a name; an id goes
- * first. ENOENT where there is none.
+ * Snapshots inside an image. Requests wait while one is made, applied or deleted. `which` is an id or a name; an id
+ * goes first. ENOENT where there is none.
  */
 export class DiskSnapshots {
   readonly #act: Act;

@@ -1,10 +1,15 @@
 /** Looking at the beginning of an image, without opening a node: no lock, nothing written, no other file. */
+import type { Stats } from 'node:fs';
 import { constants, type FileHandle, open } from 'node:fs/promises';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { deviceSize } from '../native/file.ts';
 import { clusterSizeOf, parseHeader, type Qcow2Header } from '../proto/qcow2/header.ts';
 import { MAGIC_BYTES, magicOf } from './magic.ts';
+
+export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
+  return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
+}
 
 /** A file that is open for being looked at. */
 export class ImageHead implements AsyncDisposable {
@@ -43,7 +48,7 @@ export class ImageHead implements AsyncDisposable {
       const stats = await handle.stat();
       const block = stats.isBlockDevice();
       return new ImageHead(path, handle, {
-        kind: stats.isFile() ? 'file' : block ? 'block' : 'other',
+        kind: kindOf(stats),
         length: block ? deviceLength(path, handle.fd) : stats.size,
         allocated: stats.blocks * 512,
         dev: stats.dev,

@@ -1,10 +1,12 @@
 /** Options of functions on images as a whole, and what the drivers call them. */
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
-import type { CheckFix, OptionSpec } from '../block/driver.ts';
+import type { CheckFix, CheckResult, OptionSpec, SnapshotInfo } from '../block/driver.ts';
 import { createOptions } from '../drivers/qcow2/create-options.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import type { Format } from './options.ts';
+
+export type { CheckResult, OptionSpec, SnapshotInfo };
 
 export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full';
 

@@ -78,10 +78,13 @@ export async function inspect(
   assertImageFile(head);
   // Looking does no harm: here the content may say what it is.
   const format = options.format ?? formatByName(path) ?? (await head.magic()) ?? 'raw';
-  const about = { filename: path, format, fileSize: head.length, allocatedSize: head.allocated };
-  if (format !== 'qcow2') return { ...about, virtualSize: format === 'raw' ? head.length : null };
-  const header = await head.qcow2Header();
-  return { ...about, virtualSize: header.size, qcow2: await qcow2Info(head, header) };
+  const header = format === 'qcow2' ? await head.qcow2Header() : undefined;
+  return {
+    ...{ filename: path, format },
+    virtualSize: header?.size ?? (format === 'raw' ? head.length : null),
+    ...{ fileSize: head.length, allocatedSize: head.allocated },
+    ...(header ? { qcow2: await qcow2Info(head, header) } : {}),
+  };
 }
 
 async function qcow2Info(head: ImageHead, header: Qcow2Header): Promise<Qcow2Info> {

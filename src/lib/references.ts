@@ -9,7 +9,7 @@
  * - A format that only the content speaks for leads nowhere: a guest can write any content into a raw image.
  * - Time and memory have a bound: so many images in a chain, each file once, of each its first cluster.
  */
-import { readlink, realpath } from 'node:fs/promises';
+import { lstat, readlink, realpath } from 'node:fs/promises';
 import { dirname, isAbsolute, sep } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
@@ -17,7 +17,7 @@ import { identityOf } from '../drivers/file/driver.ts';
 import { Incompatible } from '../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName } from '../proto/qcow2/header-extensions.ts';
-import { assertImageFile, ImageHead } from './image-head.ts';
+import { ImageHead, kindOf } from './image-head.ts';
 import { type BlockdevOptions, formatByName } from './options.ts';
 
 /**
@@ -185,14 +185,16 @@ class Resolver {
       throw refuse(errnoText(errnoOf(error)), errnoOf(error));
     });
     this.#assertAllowed(directories, real, refuse);
+    // To open something else than a file can have effects by itself.
+    const { kind } = await lookAt(real, refuse);
+    if (kind !== 'file' && (kind !== 'block' || this.#policy.references !== 'all')) throw refuse('it is not a file');
     // Not through a link that has come there since.
     const head = await ImageHead.open(real, false).catch((error: unknown) => {
       throw refuse(errnoText(errnoOf(error)), errnoOf(error));
     });
     try {
       this.#assertAllowed(directories, await placeOf(head), refuse);
-      if (this.#policy.references === 'all') assertImageFile(head);
-      else if (head.kind !== 'file') throw refuse('it is not a regular file');
+      if (head.kind !== kind) throw refuse('it is another file than it was a moment ago', Errno.EAGAIN);
       if (link.seen.has(identityOf(head))) throw refuse('the chain comes back to it', Errno.ELOOP);
       return head;
     } catch (error) {
@@ -220,6 +222,17 @@ class Resolver {
     if (references === 'all' || directories.some((directory) => isInside(directory, real))) return;
     const outside = references === 'none' ? 'the allowed directories' : "the image's directory";
     throw refuse(`it is outside ${outside} (allowed with allowDirectories, or references 'all')`);
+  }
+}
+
+async function lookAt(
+  real: string,
+  refuse: (why: string, errno?: number) => BlockError,
+): Promise<Pick<ImageHead, 'kind'>> {
+  try {
+    return { kind: kindOf(await lstat(real)) };
+  } catch (error) {
+    throw refuse(errnoText(errnoOf(error)), errnoOf(error));
   }
 }
 

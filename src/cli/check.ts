@@ -1,0 +1,72 @@
+/** `blockplane check`. */
+import { BlockError } from '../base/errors.ts';
+import type { CheckResult } from '../lib/image-options.ts';
+import { checkIn } from '../lib/images.ts';
+import { withLocalEngine } from '../lib/local-engine.ts';
+import { formatByName } from '../lib/options.ts';
+import { formatOption, oneOf, referenceOptions } from './image-args.ts';
+import { errorLine } from './report.ts';
+import type { RawCheckOptions } from './verbs.ts';
+
+const Exit = { CLEAN: 0, INCOMPLETE: 1, CORRUPT: 2, LEAKS: 3, UNSUPPORTED: 63 } as const;
+
+/** Answers the exit code, which is qemu-img's. */
+export async function check(path: string, raw: RawCheckOptions): Promise<number> {
+  const output = oneOf(raw.output, ['human', 'json'] as const, '--output');
+  const repair = oneOf(raw.repair, ['leaks', 'all'] as const, '--repair');
+  const format = formatOption(raw.format);
+  try {
+    const options = { format, repair, ...referenceOptions(raw) };
+    const result = await withLocalEngine((engine) => checkIn(engine, path, options));
+    const about = { filename: path, format: format ?? formatByName(path) ?? 'qcow2' };
+    process.stdout.write(output === 'json' ? `${JSON.stringify(json(result, about), null, 4)}\n` : text(result));
+    return exitCode(result);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    process.stderr.write(errorLine(error));
+    return error.where.op === 'unsupported' ? Exit.UNSUPPORTED : Exit.INCOMPLETE;
+  }
+}
+
+function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {
+  if (corruptions > 0) return Exit.CORRUPT;
+  if (checkErrors > 0) return Exit.INCOMPLETE;
+  return leaks > 0 ? Exit.LEAKS : Exit.CLEAN;
+}
+
+function json(result: CheckResult, about: { readonly filename: string; readonly format: string }): object {
+  return {
+    'image-end-offset': result.imageEndOffset,
+    'total-clusters': result.totalClusters,
+    'check-errors': result.checkErrors,
+    leaks: result.leaks,
+    corruptions: result.corruptions,
+    'leaks-fixed': result.leaksFixed,
+    'corruptions-fixed': result.corruptionsFixed,
+    'allocated-clusters': result.allocatedClusters,
+    'fragmented-clusters': result.fragmentedClusters,
+    'compressed-clusters': result.compressedClusters,
+    ...about,
+  };
+}
+
+function text(result: CheckResult): string {
+  const { corruptions, leaks, checkErrors, totalClusters: total, allocatedClusters: allocated } = result;
+  const lines = [...result.messages];
+  const { corruptionsFixed, leaksFixed } = result;
+  if (corruptionsFixed + leaksFixed > 0) {
+    lines.push(`Repaired: ${leaksFixed} leaked clusters, ${corruptionsFixed} corruptions`);
+  }
+  if (corruptions > 0) lines.push(`${corruptions} errors were found: data may be lost, writes may damage more`);
+  if (leaks > 0) lines.push(`${leaks} leaked clusters were found: disk space is lost, no data is`);
+  if (checkErrors > 0) lines.push(`${checkErrors} places could not be looked at`);
+  if (corruptions + leaks + checkErrors === 0) lines.push('No errors were found on the image');
+  if (total > 0) {
+    const percent = (part: number, whole: number): string => `${(whole === 0 ? 0 : (100 * part) / whole).toFixed(2)}%`;
+    const { fragmentedClusters: fragmented, compressedClusters: compressed } = result;
+    const shares = `${percent(fragmented, allocated)} fragmented, ${percent(compressed, allocated)} compressed`;
+    lines.push(`${allocated}/${total} = ${percent(allocated, total)} allocated, ${shares} clusters`);
+  }
+  lines.push(`Image end offset: ${result.imageEndOffset}`);
+  return `${lines.join('\n')}\n`;
+}

@@ -1,0 +1,111 @@
+/** Arguments that the verbs have in common, in the library's terms. */
+import { closeSync, openSync, readSync } from 'node:fs';
+import type { OptionSpec } from '../lib/image-options.ts';
+import { FORMATS, type Format, type TargetOptions } from '../lib/options.ts';
+import { REFERENCES, type ReferenceOptions } from '../lib/references.ts';
+import { parseCount, parseSize, UsageError } from './report.ts';
+
+/** As commander delivers them. */
+export interface RawImageOptions {
+  readonly format?: string;
+  readonly references?: string;
+  readonly allowDirectory?: readonly string[];
+  readonly keyFile?: string;
+}
+
+/** No passphrase is longer; what is (a device, say) is not read to its end. */
+const KEY_BYTES_MAX = 64 * 1024;
+
+export function oneOf<T extends string>(value: string | undefined, allowed: readonly T[], what: string): T | undefined {
+  if (value === undefined) return undefined;
+  const found = allowed.find((entry) => entry === value);
+  if (!found) throw new UsageError(`${what}: '${value}' is not one of ${allowed.join(', ')}`);
+  return found;
+}
+
+export function formatOption(value: string | undefined, what = '--format'): Format | undefined {
+  return oneOf(value, FORMATS, what);
+}
+
+export function referenceOptions(raw: RawImageOptions): ReferenceOptions {
+  return {
+    references: oneOf(raw.references, REFERENCES, '--references'),
+    allowDirectories: raw.allowDirectory ?? [],
+  };
+}
+
+/** How an image is opened to be changed. */
+export function openOptions(raw: RawImageOptions): TargetOptions & ReferenceOptions {
+  const qcow2 = { 'encrypt.key': readKey(raw.keyFile) };
+  return { format: formatOption(raw.format), qcow2, ...referenceOptions(raw) };
+}
+
+/** The passphrase in a file, all bytes of it. */
+export function readKey(path: string | undefined): string | undefined {
+  if (path === undefined) return undefined;
+  const bytes = Buffer.alloc(KEY_BYTES_MAX + 1);
+  let length = 0;
+  try {
+    const fd = openSync(path, 'r');
+    try {
+      for (let read = -1; read !== 0 && length < bytes.length; length += read) {
+        read = readSync(fd, bytes, length, bytes.length - length, null);
+      }
+    } finally {
+      closeSync(fd);
+    }
+    if (length > KEY_BYTES_MAX) throw new Error(`it is longer than ${KEY_BYTES_MAX} bytes`);
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes.subarray(0, length));
+  } catch (error) {
+    throw new UsageError(`--key-file: could not read '${path}': ${(error as Error).message}`);
+  }
+}
+
+/** The words of '-o a=1,b=2', which may be given more than once; two commas stand for one. */
+function pairs(given: readonly string[]): [string, string][] {
+  const words = given.flatMap((text) =>
+    text
+      .replaceAll(',,', '\0')
+      .split(',')
+      .map((word) => word.replaceAll('\0', ',')),
+  );
+  return words.map((word) => {
+    const at = word.indexOf('=');
+    if (at < 1) throw new UsageError(`-o: '${word}' is not NAME=VALUE`);
+    return [word.slice(0, at).replaceAll('_', '-'), word.slice(at + 1)];
+  });
+}
+
+function boolean(text: string, what: string): boolean {
+  if (/^(on|yes|true|y)$/.test(text)) return true;
+  if (/^(off|no|false|n)$/.test(text)) return false;
+  throw new UsageError(`${what}: '${text}' is neither on nor off`);
+}
+
+/** Options of a driver from `-o`, of the types that it says. */
+export function driverPairs(
+  given: readonly string[],
+  specs: Readonly<Record<string, OptionSpec>>,
+): Record<string, unknown> {
+  const options: Record<string, unknown> = {};
+  for (const [name, text] of pairs(given)) {
+    const spec = Object.hasOwn(specs, name) ? specs[name] : undefined;
+    const what = `-o ${name}`;
+    if (!spec || name === 'encrypt.key') {
+      const known = Object.keys(specs).filter((one) => one !== 'encrypt.key');
+      throw new UsageError(`-o: unknown option '${name}' (there are ${known.join(', ')})`);
+    }
+    if (spec.type === 'size') options[name] = parseSize(text, what);
+    else if (spec.type === 'number') options[name] = parseCount(text, what);
+    else if (spec.type === 'boolean') options[name] = boolean(text, what);
+    else options[name] = spec.type === 'enum' ? oneOf(text, spec.values ?? [], what) : text;
+  }
+  return options;
+}
+
+/** What `--help` says about `-o`. */
+export function driverHelp(specs: Readonly<Record<string, OptionSpec>>): string {
+  const names = Object.keys(specs).filter((name) => name !== 'encrypt.key');
+  const width = Math.max(...names.map((name) => name.length));
+  return names.map((name) => `  ${name.padEnd(width)}  ${specs[name]!.help}`).join('\n');
+}
