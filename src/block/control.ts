@@ -12,8 +12,7 @@ import { creationOptions } from './options.ts';
 import { driverByName } from './registry.ts';
 
 function unsupported(what: string, driver: Driver): BlockError {
-  const message = `Could not ${what}: the format '${driver.name}' does not support it`;
-  return new BlockError(Errno.ENOTSUP, message, { where: { op: 'unsupported' } });
+  return new BlockError(Errno.ENOTSUP, `Could not ${what}: the format '${driver.name}' does not support it`);
 }
 
 /** Makes an image in files that are there, and flushes them. Nothing is written when an option is wrong (EINVAL). */

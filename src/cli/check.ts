@@ -1,13 +1,16 @@
 /** `blockplane check`. */
-import { BlockError } from '../base/errors.ts';
+import { BlockError, Errno } from '../base/errors.ts';
 import type { CheckResult } from '../lib/image-options.ts';
 import { checkIn } from '../lib/images.ts';
+import { inspect } from '../lib/inspect.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { formatByName } from '../lib/options.ts';
+import type { Format } from '../lib/options.ts';
 import { formatOption, oneOf, referenceOptions } from './image-args.ts';
 import { errorLine } from './report.ts';
 import type { RawCheckOptions } from './verbs.ts';
 
+/** The one format that has checks. */
+const CHECKED = 'qcow2';
 const Exit = { CLEAN: 0, INCOMPLETE: 1, CORRUPT: 2, LEAKS: 3, UNSUPPORTED: 63 } as const;
 
 /** Answers the exit code, which is qemu-img's. */
@@ -18,17 +21,26 @@ export async function check(path: string, raw: RawCheckOptions): Promise<number>
   try {
     const options = { format, repair, ...referenceOptions(raw) };
     const result = await withLocalEngine((engine) => checkIn(engine, path, options));
-    const about = { filename: path, format: format ?? formatByName(path) ?? 'qcow2' };
+    const about = { filename: path, format: CHECKED };
     process.stdout.write(output === 'json' ? `${JSON.stringify(json(result, about), null, 4)}\n` : text(result));
     return exitCode(result);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     process.stderr.write(errorLine(error));
-    return error.where.op === 'unsupported' ? Exit.UNSUPPORTED : Exit.INCOMPLETE;
+    return error.errno === Errno.ENOTSUP && !(await isChecked(path, format)) ? Exit.UNSUPPORTED : Exit.INCOMPLETE;
   }
 }
 
-function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {
+/** False for an image of which only the format stands in the way. */
+async function isChecked(path: string, format: Format | undefined): Promise<boolean> {
+  return inspect(path, { format }).then(
+    (image) => image.format === CHECKED,
+    () => true,
+  );
+}
+
+/** By what is left, after repairs. */
+export function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {
   if (corruptions > 0) return Exit.CORRUPT;
   if (checkErrors > 0) return Exit.INCOMPLETE;
   return leaks > 0 ? Exit.LEAKS : Exit.CLEAN;

@@ -22,7 +22,7 @@ export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable 
  * like an image of another format than that is refused (EINVAL), since a guest can write such a beginning into a raw
  * image; but opened read-only, a qcow2 image that names no other file is shown as what it is. Backing files are
  * followed inside the image's directory, unless `references` says more or less. Writable images are locked against
- * other programs (EAGAIN).
+ * other programs (EBUSY).
  *
  * ```ts
  * const disk = await open('disk.img', { cache: 'none' });
