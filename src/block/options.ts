@@ -3,7 +3,8 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { isOffset } from '../base/units.ts';
 import type { Driver, OptionSpec } from './driver.ts';
 
-const COMMON: Readonly<Record<string, OptionSpec>> = {
+/** Options that every node takes. */
+export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   driver: { type: 'string', help: 'driver' },
   'node-name': { type: 'string', help: 'name of the node' },
   'read-only': { type: 'boolean', help: 'no writes' },
@@ -27,7 +28,7 @@ export function ownOptions(driver: Driver, options: Readonly<Record<string, unkn
       continue;
     }
     const mine = Object.hasOwn(driver.options, name) ? driver.options[name] : undefined;
-    const spec = mine ?? (Object.hasOwn(COMMON, name) ? COMMON[name] : undefined);
+    const spec = mine ?? (Object.hasOwn(COMMON_OPTIONS, name) ? COMMON_OPTIONS[name] : undefined);
     if (!spec) throw invalid(driver, `unknown option '${name}'`);
     checkValue((why) => invalid(driver, why), name, spec, value);
     if (mine) own[name] = value;
