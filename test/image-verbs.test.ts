@@ -45,8 +45,8 @@ test('create makes what it is asked for, and says what it cannot', needs('qemu-i
   await ok('create', '--overwrite', path, '2M');
   assert.equal((await theirs(path))['virtual-size'], 2 * MiB);
   await fails(
-    2,
-    /-o: unknown option 'clustersize' \(there are size, compat,/,
+    1,
+    /Unknown option 'clustersize' of qcow2: there are size, compat,/,
     'create',
     '-o',
     'clustersize=1',

@@ -1,4 +1,4 @@
-/** Images as a whole, in the library: made, looked at, mended and changed by us, judged by qemu-img, and the reverse. */
+/** Images as a whole, in the library: made, looked at and changed by us, judged by qemu-img, and the reverse. */
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';

@@ -30,18 +30,16 @@ export async function createImage(
   });
 }
 
-/** Checks an image that is not open, and what is below it not at all. Written only where `fix` says so. */
+/** Checks an image that is not open. Written only where `fix` says so. */
 export async function checkImage(
   aio: AioContext,
   driverName: string,
-  files: ImageFiles,
+  files: Pick<ImageFiles, 'file'>,
   fix: CheckFix,
 ): Promise<CheckResult> {
   const driver = driverByName(driverName);
   if (!driver.check) throw unsupported('check the image', driver);
-  return withFiles(aio, driver, files, fix === 'none', (file, dataFile) =>
-    driver.check!({ aio, file, ...(dataFile ? { dataFile } : {}) }, fix),
-  );
+  return withFiles(aio, driver, files, fix === 'none', (file) => driver.check!({ aio, file }, fix));
 }
 
 /** Checks an open image. */

@@ -5,7 +5,7 @@ import { checkIn } from '../lib/images.ts';
 import { inspect } from '../lib/inspect.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
 import type { Format } from '../lib/options.ts';
-import { formatOption, oneOf, referenceOptions } from './image-args.ts';
+import { formatOption, oneOf } from './image-args.ts';
 import { errorLine } from './report.ts';
 import type { RawCheckOptions } from './verbs.ts';
 
@@ -19,8 +19,7 @@ export async function check(path: string, raw: RawCheckOptions): Promise<number>
   const repair = oneOf(raw.repair, ['leaks', 'all'] as const, '--repair');
   const format = formatOption(raw.format);
   try {
-    const options = { format, repair, ...referenceOptions(raw) };
-    const result = await withLocalEngine((engine) => checkIn(engine, path, options));
+    const result = await withLocalEngine((engine) => checkIn(engine, path, { format, repair }));
     const about = { filename: path, format: CHECKED };
     process.stdout.write(output === 'json' ? `${JSON.stringify(json(result, about), null, 4)}\n` : text(result));
     return exitCode(result);
@@ -41,8 +40,8 @@ async function isChecked(path: string, format: Format | undefined): Promise<bool
 
 /** By what is left, after repairs. */
 export function exitCode({ checkErrors, corruptions, leaks }: CheckResult): number {
-  if (corruptions > 0) return Exit.CORRUPT;
   if (checkErrors > 0) return Exit.INCOMPLETE;
+  if (corruptions > 0) return Exit.CORRUPT;
   return leaks > 0 ? Exit.LEAKS : Exit.CLEAN;
 }
 

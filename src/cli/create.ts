@@ -1,10 +1,10 @@
 /** `blockplane create`. */
 import { existsSync, rmSync } from 'node:fs';
-import { createOptionSpecs } from '../lib/image-options.ts';
+import { createOptionSpecs, textOptions } from '../lib/image-options.ts';
 import { createIn } from '../lib/images.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
 import { formatByName } from '../lib/options.ts';
-import { driverHelp, driverPairs, formatOption, readKey } from './image-args.ts';
+import { driverHelp, formatOption, readKey } from './image-args.ts';
 import { parseSize } from './report.ts';
 import type { RawCreateOptions } from './verbs.ts';
 
@@ -19,7 +19,7 @@ export async function create(path: string, size: string | undefined, raw: RawCre
   const key = readKey(raw.keyFile);
   const backingFormat = formatOption(raw.backingFormat, '--backing-format');
   const options = {
-    ...driverPairs(given, specs),
+    ...textOptions(format, given),
     ...(size === undefined ? {} : { size: parseSize(size, 'SIZE') }),
     ...(raw.backing === undefined ? {} : { 'backing-file': raw.backing }),
     ...(backingFormat === undefined ? {} : { 'backing-fmt': backingFormat }),

@@ -3,7 +3,7 @@ import { closeSync, openSync, readSync } from 'node:fs';
 import type { OptionSpec } from '../lib/image-options.ts';
 import { FORMATS, type Format, type TargetOptions } from '../lib/options.ts';
 import { REFERENCES, type ReferenceOptions } from '../lib/references.ts';
-import { parseCount, parseSize, UsageError } from './report.ts';
+import { UsageError } from './report.ts';
 
 /** As commander delivers them. */
 export interface RawImageOptions {
@@ -59,48 +59,6 @@ export function readKey(path: string | undefined): string | undefined {
   } catch (error) {
     throw new UsageError(`--key-file: could not read '${path}': ${(error as Error).message}`);
   }
-}
-
-/** The words of '-o a=1,b=2', which may be given more than once; two commas stand for one. */
-function pairs(given: readonly string[]): [string, string][] {
-  const words = given.flatMap((text) =>
-    text
-      .replaceAll(',,', '\0')
-      .split(',')
-      .map((word) => word.replaceAll('\0', ',')),
-  );
-  return words.map((word) => {
-    const at = word.indexOf('=');
-    if (at < 1) throw new UsageError(`-o: '${word}' is not NAME=VALUE`);
-    return [word.slice(0, at).replaceAll('_', '-'), word.slice(at + 1)];
-  });
-}
-
-function boolean(text: string, what: string): boolean {
-  if (/^(on|yes|true|y)$/.test(text)) return true;
-  if (/^(off|no|false|n)$/.test(text)) return false;
-  throw new UsageError(`${what}: '${text}' is neither on nor off`);
-}
-
-/** Options of a driver from `-o`, of the types that it says. */
-export function driverPairs(
-  given: readonly string[],
-  specs: Readonly<Record<string, OptionSpec>>,
-): Record<string, unknown> {
-  const options: Record<string, unknown> = {};
-  for (const [name, text] of pairs(given)) {
-    const spec = Object.hasOwn(specs, name) ? specs[name] : undefined;
-    const what = `-o ${name}`;
-    if (!spec || name === 'encrypt.key') {
-      const known = Object.keys(specs).filter((one) => one !== 'encrypt.key');
-      throw new UsageError(`-o: unknown option '${name}' (there are ${known.join(', ')})`);
-    }
-    if (spec.type === 'size') options[name] = parseSize(text, what);
-    else if (spec.type === 'number') options[name] = parseCount(text, what);
-    else if (spec.type === 'boolean') options[name] = boolean(text, what);
-    else options[name] = spec.type === 'enum' ? oneOf(text, spec.values ?? [], what) : text;
-  }
-  return options;
 }
 
 /** What `--help` says about `-o`. */

@@ -133,8 +133,6 @@ function addCheck(program: Command, ended: Ended): void {
     .option('-f, --format <format>', FORMAT)
     .option('-r, --repair <what>', 'leaks (give back what is lost) or all')
     .option('--output <form>', 'human (default) or json')
-    .option('--references <which>', `${REFERENCES}; for an external data file`)
-    .option('--allow-directory <path>', ALLOW, collect)
     .addHelpText('after', CHECK_HELP)
     .action(async (file: string, options: RawCheckOptions) => {
       const { check } = await import('./check.ts');

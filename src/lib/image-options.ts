@@ -2,6 +2,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import type { CheckFix, CheckResult, OptionSpec, SnapshotInfo } from '../block/driver.ts';
+import { splitOptions, typedValue } from '../block/text-options.ts';
 import { createOptions } from '../drivers/qcow2/create-options.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import type { Format } from './options.ts';
@@ -93,4 +94,26 @@ export function driverOptions(options: Readonly<Record<string, unknown>>): Recor
 /** What a new image of a format takes. */
 export function createOptionSpecs(format: Format): Readonly<Record<string, OptionSpec>> {
   return format === 'qcow2' ? createOptions : (rawDriver.createOptions ?? {});
+}
+
+/**
+ * Options of a format as `name=value,name=value`, more than once or not; names with '_' or '-', a comma in a value is
+ * written twice. EINVAL.
+ */
+export function textOptions(format: Format, texts: readonly string[]): Record<string, unknown> {
+  const specs = createOptionSpecs(format);
+  const options: Record<string, unknown> = {};
+  for (const part of texts.flatMap(splitOptions)) {
+    const [, written = '', value = ''] = /^([^=]+)=(.*)$/s.exec(part) ?? [];
+    const name = written.replaceAll('_', '-');
+    if (name === 'encrypt.key' || !Object.hasOwn(specs, name)) {
+      const known = Object.keys(specs).filter((one) => one !== 'encrypt.key');
+      throw new BlockError(
+        Errno.EINVAL,
+        `Unknown option '${written || part}' of ${format}: there are ${known.join(', ')}`,
+      );
+    }
+    options[name] = typedValue(name, value, specs[name]);
+  }
+  return options;
 }

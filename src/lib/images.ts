@@ -29,7 +29,7 @@ export interface CreateOptions extends ImageOptions, EngineOptions {
   readonly overwrite?: boolean | undefined;
 }
 
-export interface CheckImageOptions extends CheckOptions, ReferenceOptions, EngineOptions {
+export interface CheckImageOptions extends CheckOptions, EngineOptions {
   readonly format?: Format | undefined;
 }
 
@@ -74,7 +74,10 @@ export async function createIn(
   }
 }
 
-/** Looks for damage in an image that nobody has open, and repairs it where asked to. */
+/**
+ * Looks for damage in an image that nobody has open, and repairs it where asked to. No other file is opened. ENOTSUP
+ * for a format without checks.
+ */
 export async function check(path: string, options: CheckImageOptions = {}): Promise<CheckResult> {
   const use = await useThread(options.iothread, options.aio);
   try {
@@ -86,10 +89,9 @@ export async function check(path: string, options: CheckImageOptions = {}): Prom
 
 export function checkIn(engine: Engine, path: string, options: CheckImageOptions): Promise<CheckResult> {
   const fix = fixOf(options);
-  const target = { format: options.format, readOnly: fix === 'none' };
-  const { references, allowDirectories } = options;
-  const message = openMessage(path, { ...target, references, allowDirectories });
-  return engine.call('check-image', { ...message, fix });
+  const { format } = options;
+  const { options: node, name, probed } = openMessage(path, { format, readOnly: fix === 'none' });
+  return engine.call('check-image', { options: node, name, probed, fix });
 }
 
 /** Opens an image for the time of `body`, which gets the disk's number. */

@@ -30,7 +30,6 @@ export interface CheckImageMessage {
   readonly options: BlockdevOptions;
   readonly name: string;
   readonly probed: boolean;
-  readonly policy: ReferencePolicy;
   readonly fix: CheckFix;
 }
 

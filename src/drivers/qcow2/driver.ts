@@ -134,8 +134,8 @@ export const qcow2Driver: Driver<Qcow2Options> = {
     return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS);
   },
   create: createImage,
-  async check({ aio, file, dataFile = null }, fix) {
+  async check({ aio, file }, fix) {
     const header = await readHeader({ aio }, file);
-    return checkImage({ aio, file, header, dataFile, readOnly: fix === 'none' }, fix);
+    return checkImage({ aio, file, header, dataFile: null, readOnly: fix === 'none' }, fix);
   },
 };
