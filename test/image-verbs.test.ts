@@ -102,6 +102,33 @@ test('check ends with the exit codes of qemu-img', needs('qemu-img'), async (t) 
   await fails(1, /looks like a qcow2 image, and its name does not say so/, 'check', '-r', 'all', `${dir}/b.img`);
 });
 
+test('check finds what qemu-img check finds, repairs it, and looks at no other file', needs('qemu-img'), async (t) => {
+  const dir = scratch(t);
+  const path = `${dir}/a.qcow2`;
+  await ok('create', path, '16M');
+  const first = await blockplane('check', path);
+  if (/not supported yet/.test(first.stderr)) return t.skip('there is no check yet');
+  assert.match(first.stdout, /^No errors were found on the image\n/);
+  const clean = readFileSync(path);
+  const table = Number(clean.readBigUInt64BE(48));
+  const counts = Number(clean.readBigUInt64BE(table));
+  const l1 = Number(clean.readBigUInt64BE(40)) / 65_536;
+  const damage = { leaks: [clean.length / 65_536, 1, 3], corruptions: [l1, 0, 2] } as const;
+  for (const [what, [cluster, count, code]] of Object.entries(damage)) {
+    const bytes = Buffer.concat([clean, Buffer.alloc(65_536)]);
+    bytes.writeUInt16BE(count, counts + 2 * cluster);
+    const names = { backing: '../nowhere.img', backingFormat: 'raw' };
+    writeFileSync(path, bytes);
+    withNames(path, path, names);
+    const json = await blockplane('check', '--output', 'json', path);
+    assert.equal(json.code, code, `${what}: ${json.stderr}`);
+    assert.equal((JSON.parse(json.stdout) as Record<string, unknown>)[what], 1);
+    const repaired = await ok('check', '-r', 'all', path);
+    assert.match(repaired, /Repaired: /);
+    assert.match(await ok('check', path), /No errors/);
+  }
+});
+
 test('snapshot, resize and amend change what qemu-img then sees', needs('qemu-img', 'qemu-io'), async (t) => {
   const path = `${scratch(t)}/a.qcow2`;
   await ok('create', path, '1M');
@@ -125,6 +152,11 @@ test('snapshot, resize and amend change what qemu-img then sees', needs('qemu-im
   assert.equal((await theirs(path))['virtual-size'], 2 * MiB);
   await ok('amend', '-o', 'compat=0.10', path);
   await fails(1, /Could not amend/, 'amend', '-o', 'cluster_size=4k', path);
+  // A name that leads nowhere is in the way of everything but another name.
+  await ok('amend', '-o', 'backing_file=nbd://nowhere,backing_fmt=raw', path);
+  await fails(1, /'nbd:' is not followed/, 'resize', path, '3M');
+  await ok('amend', '-o', 'backing_file=', path);
+  await ok('resize', path, '2M');
   const { data } = (await theirs(path))['format-specific'] as { data: { compat: string } };
   assert.equal(data.compat, '0.10');
   await peer('qemu-img', 'check', '-q', path);

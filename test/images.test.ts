@@ -306,7 +306,7 @@ test('an encrypted image is known as one, and is not opened without its key', ne
   const dir = scratch(t);
   const path = `${dir}/a.qcow2`;
   const secret = ['--object', 'secret,id=s,data=secret'];
-  const luks = ['-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'];
+  const luks = ['-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100'];
   await peer('qemu-img', 'create', '-q', ...secret, '-f', 'qcow2', ...luks, path, '1M');
   assert.equal((await inspect(path)).qcow2?.encryption, 'luks');
   await assert.rejects(open(path, { iothread }), code('EACCES', /a\.qcow2': it is encrypted: option 'encrypt\.key'/));

@@ -1,7 +1,9 @@
 /** Arguments that the verbs have in common, in the library's terms. */
 import { closeSync, openSync, readSync } from 'node:fs';
 import type { OptionSpec } from '../lib/image-options.ts';
-import { FORMATS, type Format, type TargetOptions } from '../lib/options.ts';
+import type { OpenMessage } from '../lib/messages.ts';
+import { openMessage } from '../lib/open-message.ts';
+import { FORMATS, type Format } from '../lib/options.ts';
 import { REFERENCES, type ReferenceOptions } from '../lib/references.ts';
 import { UsageError } from './report.ts';
 
@@ -35,9 +37,9 @@ export function referenceOptions(raw: RawImageOptions): ReferenceOptions {
 }
 
 /** How an image is opened to be changed. */
-export function openOptions(raw: RawImageOptions): TargetOptions & ReferenceOptions {
+export function toChange(path: string, raw: RawImageOptions): OpenMessage {
   const qcow2 = { 'encrypt.key': readKey(raw.keyFile) };
-  return { format: formatOption(raw.format), qcow2, ...referenceOptions(raw) };
+  return openMessage(path, { format: formatOption(raw.format), qcow2, ...referenceOptions(raw) });
 }
 
 /** The passphrase in a file, all bytes of it. */

@@ -1,7 +1,7 @@
 /** `blockplane resize`. */
 import { withDisk } from '../lib/images.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { oneOf, openOptions } from './image-args.ts';
+import { oneOf, toChange } from './image-args.ts';
 import { parseSize, UsageError } from './report.ts';
 import type { RawResizeOptions } from './verbs.ts';
 
@@ -10,7 +10,7 @@ export async function resize(path: string, text: string, raw: RawResizeOptions):
   const sign = /^[+-]/.exec(text)?.[0];
   const bytes = parseSize(sign === undefined ? text : text.slice(1), 'SIZE');
   await withLocalEngine((engine) =>
-    withDisk(engine, path, openOptions(raw), async (disk) => {
+    withDisk(engine, toChange(path, raw), async (disk) => {
       const { size: old } = await engine.call('stat', { disk });
       const size = sign === undefined ? bytes : sign === '+' ? old + bytes : old - bytes;
       if (size < 0) throw new UsageError(`SIZE: the disk has ${old} bytes, ${bytes} cannot be taken away`);

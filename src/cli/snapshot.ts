@@ -2,7 +2,7 @@
 import { withDisk } from '../lib/images.ts';
 import { inspect } from '../lib/inspect.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { formatOption, oneOf, openOptions } from './image-args.ts';
+import { formatOption, oneOf, toChange } from './image-args.ts';
 import { UsageError } from './report.ts';
 import { snapshotJson, snapshotTable } from './snapshot-list.ts';
 import type { RawSnapshotOptions } from './verbs.ts';
@@ -16,7 +16,7 @@ export async function snapshot(path: string, raw: RawSnapshotOptions): Promise<v
   const which = raw[action]!;
   if (which === '') throw new UsageError(`--${action}: the name is empty`);
   await withLocalEngine((engine) =>
-    withDisk(engine, path, openOptions(raw), (disk) => engine.call('snapshots', { disk, action, which })),
+    withDisk(engine, toChange(path, raw), (disk) => engine.call('snapshots', { disk, action, which })),
   );
 }
 

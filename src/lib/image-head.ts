@@ -99,7 +99,7 @@ export class ImageHead implements AsyncDisposable {
 
 /** A driver knows an image as "the image"; whoever opened it knows its name. */
 export function ofImage(error: unknown, path: string): unknown {
-  if (!(error instanceof BlockError) || !error.message.startsWith('Could not open the image:')) return error;
+  if (!(error instanceof BlockError) || !/^Could not \w+ the image:/.test(error.message)) return error;
   const message = error.message.replace('the image:', () => `'${path}':`);
   return new BlockError(error.errno, message, { where: { ...error.where, path }, cause: error.cause });
 }

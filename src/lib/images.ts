@@ -6,10 +6,9 @@ import type { CheckResult } from '../block/driver.ts';
 import { type CheckOptions, driverOptions, fixOf, type ImageOptions } from './image-options.ts';
 import { inspect } from './inspect.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import type { Method, MethodArgs, MethodResult } from './messages.ts';
+import type { Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
-import { type Format, formatByName, type TargetOptions } from './options.ts';
-import type { ReferenceOptions } from './references.ts';
+import { type Format, formatByName } from './options.ts';
 
 /** Whatever takes the calls of messages.ts: an IOThread, or a loop in this thread. */
 export interface Engine {
@@ -97,11 +96,10 @@ export function checkIn(engine: Engine, path: string, options: CheckImageOptions
 /** Opens an image for the time of `body`, which gets the disk's number. */
 export async function withDisk<T>(
   engine: Engine,
-  path: string,
-  options: TargetOptions & ReferenceOptions,
+  message: OpenMessage,
   body: (disk: number) => Promise<T>,
 ): Promise<T> {
-  const { disk } = await engine.call('open', openMessage(path, options));
+  const { disk } = await engine.call('open', message);
   let result: T;
   try {
     result = await body(disk);
