@@ -50,5 +50,5 @@ export type {
   TargetOptions,
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
-export type { ReferenceOptions, References } from './lib/references.ts';
+export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';

@@ -6,7 +6,8 @@ import { createServer } from 'node:net';
 import { after, before, type TestContext, test } from 'node:test';
 import { type BlockError, create, IOThread, inspect, type OpenOptions, open } from '../src/index.ts';
 import { type BlockdevOptions, blockdevOf } from '../src/lib/options.ts';
-import { assertUnchanged, CHAIN_MAX, policyOf, resolveReferences } from '../src/lib/references.ts';
+import { policyOf } from '../src/lib/reference-policy.ts';
+import { assertUnchanged, CHAIN_MAX, resolveReferences } from '../src/lib/references.ts';
 import { needs, pattern, run, scratch } from './harness.ts';
 import { hostileNames, type Names, withNames } from './hostile-names.ts';
 
@@ -147,6 +148,10 @@ test('relative names inside the directory are followed, from each image on', asy
   withNames(empty, top, { backing: 'base.img' });
   await refuses(`${images}/sub/linked.qcow2`, /No such file/);
   assert.deepEqual(await opens(withNames(empty, top, { data: 'base.img' })), new Uint8Array(16));
+  // So are the names of one below.
+  symlinkSync('sub/inner.qcow2', `${images}/current.qcow2`);
+  withNames(empty, `${images}/sub/inner.qcow2`, { backing: 'base.img', backingFormat: 'raw' });
+  assert.deepEqual(await opens(withNames(empty, top, { backing: 'current.qcow2' })), bytes);
 });
 
 test('more is allowed by references and allowDirectories, less too, and never a protocol', async (t) => {
@@ -185,6 +190,12 @@ test('what a tree says itself is not asked about', async (t) => {
   const inner = withNames(empty, `${images}/inner.qcow2`, { backing: '../outside/secret.img', backingFormat: 'raw' });
   const below = { driver: 'qcow2', file: { driver: 'file', filename: inner } } as const;
   await refuses({ driver: 'qcow2', file, backing: below }, /that '.*inner\.qcow2' names: it is outside/);
+});
+
+test('a tree that goes round in a circle is refused', async () => {
+  const circle: Record<string, unknown> = { driver: 'raw' };
+  circle.file = circle;
+  await assert.rejects(opens(circle as unknown as BlockdevOptions), { code: 'ELOOP' });
 });
 
 test('loops of any length end, and are called so', { timeout: 60_000 }, async (t) => {

@@ -6,6 +6,7 @@ import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockChild } from './child.ts';
+import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
 import type { Child, ChildRole, CommonOptions, Driver, MaybePromise, OpenContext } from './driver.ts';
 import { PERM_ALL } from './driver.ts';
@@ -14,9 +15,6 @@ import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
 import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
-
-/** Nodes from a root down to its furthest leaf: a chain of 256 images, and a few filters above and files below. */
-export const MAX_DEPTH = 264;
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;

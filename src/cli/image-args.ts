@@ -4,7 +4,7 @@ import type { OptionSpec } from '../lib/image-options.ts';
 import type { OpenMessage } from '../lib/messages.ts';
 import { openMessage } from '../lib/open-message.ts';
 import { FORMATS, type Format } from '../lib/options.ts';
-import { REFERENCES, type ReferenceOptions } from '../lib/references.ts';
+import { REFERENCES, type ReferenceOptions } from '../lib/reference-policy.ts';
 import { UsageError } from './report.ts';
 
 /** As commander delivers them. */

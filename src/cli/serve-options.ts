@@ -10,7 +10,7 @@ import {
   type Format,
   type Qcow2Settings,
 } from '../lib/options.ts';
-import type { ReferenceOptions } from '../lib/references.ts';
+import type { ReferenceOptions } from '../lib/reference-policy.ts';
 import { oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';

@@ -1,7 +1,6 @@
 /** `blockplane serve`: images over NBD until a signal comes. */
 import { EventEmitter, once } from 'node:events';
 import type { Disk } from '../lib/disk.ts';
-import { create } from '../lib/images.ts';
 import { IOThread } from '../lib/iothread.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import { open } from '../lib/open.ts';
@@ -161,6 +160,7 @@ class ServeCommand {
 
   async #temporaryImage(thread: IOThread): Promise<string> {
     const path = this.#temporaryPath;
+    const { create } = await import('../lib/images.ts');
     await create(path, { size: this.#options.size, iothread: thread });
     return path;
   }

@@ -3,7 +3,7 @@ import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlockdevOptions, Format } from './options.ts';
-import type { ReferencePolicy } from './references.ts';
+import type { ReferencePolicy } from './reference-policy.ts';
 
 export interface OpenMessage {
   readonly options: BlockdevOptions;

@@ -1,6 +1,6 @@
 import type { OpenMessage } from './messages.ts';
 import { type BlockdevOptions, blockdevOf, isProbed, isWritethrough, nameOf, type TargetOptions } from './options.ts';
-import { policyOf, type ReferenceOptions } from './references.ts';
+import { policyOf, type ReferenceOptions } from './reference-policy.ts';
 
 /** What opens `target` in an IOThread. EINVAL for options that cannot be. */
 export function openMessage(target: string | BlockdevOptions, options: TargetOptions & ReferenceOptions): OpenMessage {

@@ -5,7 +5,7 @@ import { type IOThread, useThread } from './iothread.ts';
 import type { OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import type { BlockdevOptions, TargetOptions } from './options.ts';
-import type { ReferenceOptions } from './references.ts';
+import type { ReferenceOptions } from './reference-policy.ts';
 
 export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable {
   /** The thread that does its I/O. Default: one that all disks without a thread of their own share. */

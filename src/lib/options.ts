@@ -1,5 +1,6 @@
 /** What can be opened, by the names that QAPI gives it, and how a file name becomes that. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { MAX_DEPTH } from '../block/depth.ts';
 
 /** Options of every node. */
 export interface NodeOptions {
@@ -178,10 +179,16 @@ export function formatByName(path: string): Format | undefined {
 
 /** The name a tree goes by in messages: its file's, or its driver's. */
 export function nameOf(options: BlockdevOptions): string {
-  const { filename, file } = options as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
-  if (typeof filename === 'string') return filename;
-  if (typeof file === 'string') return file;
-  return typeof file === 'object' && file !== null ? nameOf(file) : `${options.driver}://`;
+  let node = options;
+  // A tree that goes round in a circle has no name; the graph refuses it.
+  for (let depth = 0; depth < MAX_DEPTH; depth++) {
+    const { filename, file } = node as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
+    if (typeof filename === 'string') return filename;
+    if (typeof file === 'string') return file;
+    if (typeof file !== 'object' || file === null) break;
+    node = file;
+  }
+  return `${node.driver}://`;
 }
 
 /** True when the format was left to us and nothing says it but the content. */

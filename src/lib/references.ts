@@ -13,55 +13,21 @@ import { lstat, readlink, realpath } from 'node:fs/promises';
 import { dirname, isAbsolute, sep } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+import { MAX_DEPTH } from '../block/depth.ts';
 import { identityOf } from '../drivers/file/driver.ts';
 import { Incompatible } from '../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName } from '../proto/qcow2/header-extensions.ts';
 import { ImageHead, kindOf } from './image-head.ts';
 import { type BlockdevOptions, formatByName } from './options.ts';
-
-/**
- * Which files an image may lead to:
- * - `none`: no other;
- * - `directory`: regular files that are really inside the directory of the image that the caller named, or below, by
- *   relative names;
- * - `all`: regular files and block devices anywhere.
- */
-export type References = 'none' | 'directory' | 'all';
-export const REFERENCES: readonly References[] = ['none', 'directory', 'all'];
-
-/** How far names inside images are followed, as a caller says it. */
-export interface ReferenceOptions {
-  /** Default: directory. An explicit `backing` or `data-file` of a tree is not asked about. */
-  readonly references?: References | undefined;
-  /** Files in these directories, or below, are allowed too, by absolute names as well. */
-  readonly allowDirectories?: readonly string[] | undefined;
-}
-
-export interface ReferencePolicy {
-  readonly references: References;
-  readonly allowDirectories: readonly string[];
-}
-
-export const NO_REFERENCES: ReferencePolicy = { references: 'none', allowDirectories: [] };
-
-/** The policy that options ask for. EINVAL. */
-export function policyOf(options: ReferenceOptions): ReferencePolicy {
-  const { references = 'directory', allowDirectories = [] } = options;
-  if (!REFERENCES.includes(references)) {
-    throw new BlockError(Errno.EINVAL, `Unknown references '${references}': use one of ${REFERENCES.join(', ')}`);
-  }
-  const wrong =
-    !Array.isArray(allowDirectories) || allowDirectories.some((path) => typeof path !== 'string' || path === '');
-  if (wrong) throw new BlockError(Errno.EINVAL, 'allowDirectories: expected an array of paths');
-  return { references, allowDirectories: [...allowDirectories] };
-}
+import type { ReferencePolicy } from './reference-policy.ts';
 
 /** Images in a chain, from the one that was named to its last backing file. */
 export const CHAIN_MAX = 256;
 
 type Tree = Readonly<Record<string, unknown>>;
 type What = 'backing file' | 'data file';
+type FileNode = Tree & { readonly filename: string; readonly identity: string };
 
 /** An image whose names are being followed. */
 interface Link {
@@ -106,25 +72,21 @@ class Resolver {
     this.#policy = policy;
   }
 
-  async node(tree: Tree): Promise<Tree> {
+  async node(tree: Tree, depth = 1): Promise<Tree> {
+    // The graph refuses what is deeper, and what goes round in a circle.
+    if (depth > MAX_DEPTH) return tree;
     const entries = Object.entries(tree).map(async ([name, value]) => [
       name,
-      isNode(value) ? await this.node(value) : value,
+      isNode(value) ? await this.node(value, depth + 1) : value,
     ]);
     const node = Object.fromEntries(await Promise.all(entries)) as Record<string, unknown>;
     const path = pathOf(node.file);
-    if (node.driver !== 'qcow2' || path === undefined) return node;
-    // What cannot be opened is the driver's to say.
-    const opened = await ImageHead.open(path).catch(() => undefined);
-    if (!opened) return node;
-    await using head = opened;
-    if (head.kind === 'other') return node;
-    const header = await head.qcow2Header();
-    if (referencesOf(header).length === 0) return node;
+    const top = node.driver === 'qcow2' && path !== undefined ? await lookAtTop(path) : undefined;
+    if (path === undefined || top === undefined || referencesOf(top.header).length === 0) return node;
     const { references, allowDirectories } = this.#policy;
     const allowed = await Promise.all(allowDirectories.map(realDirectory));
     const relative = references === 'directory' ? [await realDirectory(dirname(path)), ...allowed] : allowed;
-    const identity = identityOf(head);
+    const { header, identity } = top;
     const found = await this.#children({ path, header, relative, allowed, seen: new Set([identity]) }, node);
     return { ...node, ...found, file: { ...(node.file as Tree), identity } };
   }
@@ -149,49 +111,50 @@ class Resolver {
   }
 
   async #backing(link: Link, name: string): Promise<Tree> {
-    const what = 'backing file';
-    if (link.seen.size >= CHAIN_MAX)
-      throw refusal(link, what, name, `the chain has more than ${CHAIN_MAX} images`, Errno.ELOOP);
-    await using head = await this.#follow(link, what, name);
-    const said = backingFormat(link.header) ?? formatByName(head.path);
-    if (said === 'raw') return { driver: 'raw', file: fileNode(head) };
-    if (said !== undefined && said !== 'qcow2') {
-      throw refusal(link, what, name, `its format '${shown(said)}' is not supported`, Errno.ENOTSUP);
+    if (link.seen.size >= CHAIN_MAX) {
+      throw refusal(link, 'backing file', name, `the chain has more than ${CHAIN_MAX} images`, Errno.ELOOP);
     }
-    if (said === undefined) {
-      const magic = await head.magic();
-      if (magic === undefined) return { driver: 'raw', file: fileNode(head) };
-      if (magic !== 'qcow2') throw refusal(link, what, name, `it looks like a ${magic} image, and no format is given`);
-    }
+    const { file, header } = await this.#look(link, name);
+    if (header === undefined) return { driver: 'raw', file };
+    const seen = new Set([...link.seen, file.identity]);
+    const children = await this.#children({ ...link, path: pathFrom(link, name), header, seen }, {});
+    return { driver: 'qcow2', file, ...children };
+  }
+
+  /** The backing file and, where it is a qcow2 image, its header. */
+  async #look(link: Link, name: string): Promise<{ readonly file: FileNode; readonly header?: Qcow2Header }> {
+    const refuse = (why: string, errno?: number): BlockError => refusal(link, 'backing file', name, why, errno);
+    await using head = await this.#follow(link, 'backing file', name);
+    const file = fileNode(head);
+    const said = backingFormat(link.header) ?? formatByName(name);
+    if (said === 'raw') return { file };
+    if (said === 'qcow2') return { file, header: await head.qcow2Header() };
+    if (said !== undefined) throw refuse(`its format '${shown(said)}' is not supported`, Errno.ENOTSUP);
+    const magic = await head.magic();
+    if (magic === undefined) return { file };
+    if (magic !== 'qcow2') throw refuse(`it looks like a ${magic} image, and no format is given`);
     const header = await head.qcow2Header();
-    if (said === undefined && referencesOf(header).length > 0) {
-      const why = 'no format is given, it looks like a qcow2 image, and it names further files';
-      throw refusal(link, what, name, `${why}: amend backing-fmt, or give the tree of nodes`);
-    }
-    const seen = new Set([...link.seen, identityOf(head)]);
-    const children = await this.#children({ ...link, path: head.path, header, seen }, {});
-    return { driver: 'qcow2', file: fileNode(head), ...children };
+    if (referencesOf(header).length === 0) return { file, header };
+    const why = 'no format is given, it looks like a qcow2 image, and it names further files';
+    throw refuse(`${why}: amend backing-fmt, or give the tree of nodes`);
   }
 
   /** Opens the file that `name` leads to, if that is allowed. */
   async #follow(link: Link, what: What, name: string): Promise<ImageHead> {
     const refuse = (why: string, errno?: number): BlockError => refusal(link, what, name, why, errno);
+    const failed = (error: unknown): never => {
+      throw refuse(errnoText(errnoOf(error)), errnoOf(error));
+    };
     const why = this.#wrongName(name);
     if (why !== undefined) throw refuse(why);
-    // Not normalised: what '..' means behind a symbolic link is the system's to say.
-    const path = isAbsolute(name) ? name : `${dirname(link.path)}${sep}${name}`;
     const directories = isAbsolute(name) ? link.allowed : link.relative;
-    const real = await realpath(path).catch((error: unknown) => {
-      throw refuse(errnoText(errnoOf(error)), errnoOf(error));
-    });
+    const real = await realpath(pathFrom(link, name)).catch(failed);
     this.#assertAllowed(directories, real, refuse);
     // To open something else than a file can have effects by itself.
-    const { kind } = await lookAt(real, refuse);
+    const kind = kindOf(await lstat(real).catch(failed));
     if (kind !== 'file' && (kind !== 'block' || this.#policy.references !== 'all')) throw refuse('it is not a file');
     // Not through a link that has come there since.
-    const head = await ImageHead.open(real, false).catch((error: unknown) => {
-      throw refuse(errnoText(errnoOf(error)), errnoOf(error));
-    });
+    const head = await ImageHead.open(real, false).catch(failed);
     try {
       this.#assertAllowed(directories, await placeOf(head), refuse);
       if (head.kind !== kind) throw refuse('it is another file than it was a moment ago', Errno.EAGAIN);
@@ -225,15 +188,19 @@ class Resolver {
   }
 }
 
-async function lookAt(
-  real: string,
-  refuse: (why: string, errno?: number) => BlockError,
-): Promise<Pick<ImageHead, 'kind'>> {
-  try {
-    return { kind: kindOf(await lstat(real)) };
-  } catch (error) {
-    throw refuse(errnoText(errnoOf(error)), errnoOf(error));
-  }
+/** The image that the caller named; undefined for what cannot be opened, which is the driver's to say. */
+async function lookAtTop(
+  path: string,
+): Promise<{ readonly header: Qcow2Header; readonly identity: string } | undefined> {
+  const opened = await ImageHead.open(path).catch(() => undefined);
+  if (!opened) return undefined;
+  await using head = opened;
+  return head.kind === 'other' ? undefined : { header: await head.qcow2Header(), identity: identityOf(head) };
+}
+
+/** Where a name in an image leads. Not normalised: what '..' means behind a symbolic link is the system's to say. */
+function pathFrom({ path }: Link, name: string): string {
+  return isAbsolute(name) ? name : `${dirname(path)}${sep}${name}`;
 }
 
 /** Where an open file really is. Without /proc, where its name leads to now. */
@@ -258,7 +225,7 @@ function isInside(directory: string, real: string): boolean {
   return real.startsWith(directory.endsWith(sep) ? directory : `${directory}${sep}`);
 }
 
-function fileNode(head: ImageHead): Tree {
+function fileNode(head: ImageHead): FileNode {
   return { driver: head.kind === 'block' ? 'host_device' : 'file', filename: head.path, identity: identityOf(head) };
 }
 

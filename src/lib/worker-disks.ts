@@ -18,7 +18,8 @@ import type {
   TruncateMessage,
 } from './messages.ts';
 import { probe } from './probe.ts';
-import { assertUnchanged, NO_REFERENCES, resolveReferences } from './references.ts';
+import { NO_REFERENCES } from './reference-policy.ts';
+import { assertUnchanged, resolveReferences } from './references.ts';
 
 /** Disks open in one thread at a time. */
 const MAX_DISKS = 1024;
