@@ -1,6 +1,6 @@
 /**
- * Clusters that only the driver can read or write: compressed and encrypted ones. Also the plain ones beside them, since
- * what a range is may change between `map` and here.
+ * Clusters that only the driver can read or write: compressed and encrypted ones. Also the plain ones beside them,
+ * since what a range is may change between `map` and here.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';

@@ -149,7 +149,8 @@ export class Refcounts {
     return at < 0 ? -1 : this.#packed(at, length);
   }
 
-  /** Gives up one reference to each of some clusters, from when the next sync has reached the disk. `at`: of a cluster. */
+  /** Gives up one reference to each of some clusters, from when the next sync has reached the disk. `at` is of a
+   *  cluster. */
   free(at: Offset, clusters: number, reason: FreeReason): void {
     if (clusters === 0) return;
     const first = at / this.#clusterSize;

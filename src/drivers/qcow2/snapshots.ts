@@ -22,7 +22,7 @@ export class Snapshots implements SnapshotControl {
   }
 
   list(): readonly SnapshotInfo[] {
-    return this.#image.snapshots.map((entry) => describe(entry, this.#image.header.size));
+    return this.#image.snapshots.map((entry) => snapshotInfo(entry, this.#image.header.size));
   }
 
   async create(name: string): Promise<SnapshotInfo> {
@@ -41,7 +41,7 @@ export class Snapshots implements SnapshotControl {
       await this.#storeTable([...image.snapshots, entry]);
       image.metadata.add(entry.l1Offset, entry.l1Size * 8);
     });
-    return describe(entry, image.header.size);
+    return snapshotInfo(entry, image.header.size);
   }
 
   async apply(which: string): Promise<void> {
@@ -88,7 +88,7 @@ export class Snapshots implements SnapshotControl {
       await this.#release(tables, entry.l1Offset, entry.l1Size);
       await fixCopied(image);
     });
-    return describe(entry, image.header.size);
+    return snapshotInfo(entry, image.header.size);
   }
 
   #assertPossible(what: string): void {
@@ -234,7 +234,8 @@ function newEntry(image: Image, name: string): SnapshotEntry {
   };
 }
 
-function describe(entry: SnapshotEntry, size: number): SnapshotInfo {
+/** An entry as it is shown. `size` of the disk is the snapshot's where the entry does not say. */
+export function snapshotInfo(entry: SnapshotEntry, size: number): SnapshotInfo {
   return {
     ...{ id: entry.id, name: entry.name, vmStateSize: entry.vmStateSize, diskSize: entry.diskSize ?? size },
     ...{ dateSeconds: entry.dateSeconds, dateNanoseconds: entry.dateNanoseconds },

@@ -1,6 +1,6 @@
 /**
- * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section without
- * `await`; whatever is missing for that is waited for first, and then all is looked at again.
+ * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section
+ * without `await`; whatever is missing for that is waited for first, and then all is looked at again.
  */
 import type { MaybePromise } from '../../aio/op.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
