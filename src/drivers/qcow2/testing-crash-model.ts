@@ -96,6 +96,8 @@ export class GuestModel {
   /** As reads find it now, where no two writes went on at once. */
   readonly current = new Map<number, SectorValue>();
   readonly snapshots: Snapshot[] = [];
+  /** Operations that change many refcounts. */
+  readonly sharing: GuestOp[] = [];
   readonly #writes = new Map<number, Write[]>();
   readonly #flushes: GuestOp[] = [];
   readonly #sizes: { readonly op: GuestOp; readonly size: Bytes }[];
@@ -122,12 +124,15 @@ export class GuestModel {
 
   /** `op` puts `value` into the sectors of a range; sectors outside of the regions are not looked at. */
   write(op: GuestOp, at: Offset, length: Bytes, value: SectorValue | ((sector: number) => SectorValue)): void {
-    for (let sector = at / SECTOR; sector < (at + length) / SECTOR; sector++) {
+    const touched = this.regions.map((region) => {
+      const from = Math.max(at, region.at);
+      return { at: from, length: Math.min(at + length, region.at + region.length) - from };
+    });
+    for (const sector of sectorsOf(touched, Infinity)) {
       const put = typeof value === 'number' ? value : value(sector);
       const writes = this.#writes.get(sector);
       if (writes) writes.push({ op, value: put });
-      else if (this.#looksAt(sector)) this.#writes.set(sector, [{ op: ALWAYS, value: 0 }, { op, value: put }]);
-      else continue;
+      else this.#writes.set(sector, [{ op: ALWAYS, value: 0 }, { op, value: put }]);
       this.current.set(sector, put);
     }
   }
@@ -152,6 +157,11 @@ export class GuestModel {
 
   alive(name?: string): Snapshot | undefined {
     return this.snapshots.find((one) => one.deleted === undefined && (name === undefined || one.name === name));
+  }
+
+  /** True in the middle of an operation that changes many refcounts. */
+  shares(moment: number): boolean {
+    return this.sharing.some(({ began, ended }) => began <= moment && moment < ended);
   }
 
   /** What is wrong with the disk found after a crash at `moment`; undefined when nothing is. */
@@ -184,10 +194,6 @@ export class GuestModel {
       }
     }
     return undefined;
-  }
-
-  #looksAt(sector: number): boolean {
-    return this.regions.some(({ at, length }) => sector * SECTOR >= at && sector * SECTOR < at + length);
   }
 
   #allowed(sector: number, moment: number): SectorValue[] {

@@ -205,6 +205,7 @@ export class Guest {
   async #control(step: Step, op: GuestOp): Promise<void> {
     const { model } = this;
     const { snapshots } = this.#node;
+    if (step.do !== 'resize') model.sharing.push(op);
     switch (step.do) {
       case 'resize':
         return this.#resize(step.size, op);

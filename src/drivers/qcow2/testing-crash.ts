@@ -53,6 +53,8 @@ interface Found {
 /** All that can be found out of a state without knowing when it was. */
 interface Examined {
   readonly dirty: boolean;
+  /** Only COPIED flags do not fit: nothing is lost by it, whatever is done to the image. */
+  readonly copied: boolean;
   /** Of the check; of the one after the repair where it was repaired. */
   readonly code: number;
   readonly output: string;
@@ -129,21 +131,20 @@ export class CrashRunner {
   async #examine(plan: Plan, state: CrashState, folder: string): Promise<Examined> {
     const { format } = plan;
     const number = this.totals.states++;
-    const dirty = isDirty(state.files.get(IMAGE)!);
     const paths = new Map([...state.files].map(([path, store]) => [path, writeFile(folder, path, store)] as const));
     const image = paths.get(IMAGE)!;
+    const dirty = isDirty(state.files.get(IMAGE)!);
     const found = [await look(format, state.files)];
-    if (dirty) {
-      // What comes out here does not matter, as long as all is well afterwards.
-      await qemuImg(folder, 'check', '-q', '-r', 'all', '-f', 'qcow2', image);
-      const { code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image);
+    // What comes out here does not matter where the dirty bit is set, as long as all is well after the repair.
+    let { code, output } = await qemuImg(folder, 'check', ...(dirty ? ['-r', 'all'] : []), '-f', 'qcow2', image);
+    const copied = format.create.compat === '0.10' && code === CHECK_CORRUPT && onlyCopied(output);
+    if (copied) await qemuImg(folder, 'check', '-r', 'all', '-f', 'qcow2', image);
+    if (dirty || copied) {
+      ({ code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image));
       const repaired = new Map(state.files);
       repaired.set(IMAGE, readStore(image));
       found.push(await look(format, repaired));
-      return { dirty, code, output, found };
-    }
-    let { code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image);
-    if (number % this.#options.sample === 0) {
+    } else if (number % this.#options.sample === 0) {
       found.push({ content: await this.#peerReads(format, image, folder), snapshots: found[0]!.snapshots });
     } else if (number % this.#options.sample === 1 && code !== CHECK_CORRUPT) {
       const after = await goOn(format, state.files);
@@ -151,7 +152,7 @@ export class CrashRunner {
       ({ code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image));
       this.totals.continued++;
     }
-    return { dirty, code, output, found };
+    return { dirty, copied, code, output, found };
   }
 
   async #peerReads(format: CrashFormat, image: string, folder: string): Promise<GuestContent> {
@@ -170,16 +171,19 @@ export class CrashRunner {
     return { size, values };
   }
 
-  #count({ dirty, code }: Examined): void {
+  #count({ dirty, copied, code }: Examined): void {
     if (dirty) this.totals.dirty++;
+    else if (copied) this.totals.copied++;
     else if (code === CHECK_LEAKS) this.totals.leaks++;
     else if (code === 0) this.totals.clean++;
   }
 
-  #problem(guest: Guest, { moment }: CrashPoint, { code, output, found }: Examined): string | undefined {
+  #problem({ model }: Guest, { moment }: CrashPoint, examined: Examined): string | undefined {
+    const { copied, code, output, found } = examined;
+    if (copied && !model.shares(moment)) return 'COPIED flags do not fit';
     if (code !== 0 && code !== CHECK_LEAKS) return `qemu-img check ends with ${code}: ${output}`;
     for (const { content, snapshots } of found) {
-      const problem = guest.model.problem(moment, content) ?? guest.model.snapshotProblem(moment, snapshots);
+      const problem = model.problem(moment, content) ?? model.snapshotProblem(moment, snapshots);
       if (problem !== undefined) return problem;
     }
     return undefined;
@@ -217,6 +221,12 @@ function choose(points: readonly CrashPoint[], most: number, prng: Prng): CrashP
   const must = points.filter((point) => point.must).length;
   const share = (most - must) / Math.max(1, points.length - must);
   return points.filter((point) => point.must || prng.chance(share));
+}
+
+/** True when all errors of a check are about COPIED flags. */
+function onlyCopied(output: string): boolean {
+  const errors = output.split('\n').filter((line) => line.startsWith('ERROR'));
+  return errors.length > 0 && errors.every((line) => line.startsWith('ERROR OFLAG_COPIED'));
 }
 
 /** The header's incompatible feature bit 0, of version 3. */
