@@ -1,7 +1,7 @@
 /**
- * Repairs of an image. Whatever is written anew goes to clusters behind everything that is in use, and becomes part of the
- * image by one write of the header, after a flush: a crash before or after it leaves an image that can be repaired again.
- * Nothing is written to an L2 table that shares a cluster with other metadata.
+ * Repairs of an image. Whatever is written anew goes to clusters behind everything that is in use, and becomes part of
+ * the image by one write of the header, after a flush: a crash before or after it leaves an image that can be repaired
+ * again. Nothing is written to an L2 table that shares a cluster with other metadata.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { MiB, type Offset } from '../../base/units.ts';
@@ -21,7 +21,7 @@ import { encodeTableEntry } from './image.ts';
 const PIECE = MiB;
 
 /** Calls `edit` for each entry of the L2 tables in `tables`; where it answers true, it has changed it. Returns how many
- *  it has changed, each as often as its table is counted. */
+ *  it has changed. */
 async function editEntries(
   scan: Scan,
   tables: ClusterCounts,
@@ -41,7 +41,7 @@ async function editEntries(
       const end = position + form.clusterSize;
       for (let entry = position; entry < end; entry += form.entryBytes) if (edit(memory.view, entry)) changed++;
       if (changed === 0) return undefined;
-      changes += changed * tables.get(at / form.clusterSize);
+      changes += changed;
       return io.write(at, memory.bytes.subarray(position, end));
     },
     (_index, error) => {
@@ -123,8 +123,8 @@ interface Room {
 }
 
 /**
- * Writes the refcount table and its blocks anew, and the snapshot table where `withSnapshots` says so. `end` is behind all
- * clusters in use. Returns a scan whose counts are those of the image afterwards.
+ * Writes the refcount table and its blocks anew, and the snapshot table where `withSnapshots` says so. `end` is behind
+ * all clusters in use. Returns a scan whose counts are those of the image afterwards.
  */
 export async function rebuild(target: CheckTarget, end: Offset, withSnapshots: boolean): Promise<Scan> {
   const { header, file } = target;

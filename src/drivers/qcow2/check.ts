@@ -1,6 +1,6 @@
 /**
- * Looking for damage in an image, and repairing it. The counts are those of `qemu-img check`; see docs/QCOW2.md, "Check",
- * for where a repair goes another way.
+ * Looking for damage in an image, and repairing it. The counts are those of `qemu-img check`; docs/QCOW2.md, "Check",
+ * says where a repair goes another way.
  */
 import type { AioContext } from '../../aio/context.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
@@ -23,15 +23,15 @@ export interface CheckTarget {
 /** Any number of snapshots, for a repair to cut down. */
 const SNAPSHOTS_ANY = 0xffff_ffff;
 
-/** Checks an image that is not open: opening it may fail for what is to be repaired. Only its header has to be right. */
+/** Checks an image that is not open, and may not open for what is to be repaired. Only its header has to be right. */
 export async function checkFile({ aio, file }: CreateContext, fix: CheckFix): Promise<CheckResult> {
   const header = await readHeader(new MetadataIo(aio, file), SNAPSHOTS_ANY);
   return checkImage({ aio, file, header, readOnly: fix === 'none' }, fix);
 }
 
 /**
- * EPERM for a repair of what is read-only, EFBIG for what cannot be kept in memory, and errors of the file where a repair
- * meets them. Where there is nothing to repair, the marks of a damaged image go away.
+ * EPERM for a repair of what is read-only, EFBIG for what cannot be kept in memory, and errors of the file where a
+ * repair meets them. Where there is nothing to repair, the marks of a damaged image go away.
  */
 export async function checkImage(target: CheckTarget, fix: CheckFix): Promise<CheckResult> {
   if (fix !== 'none' && target.readOnly) {

@@ -1,7 +1,7 @@
 /**
- * A count for each of many things with a number (clusters of a file). Memory follows from how many are counted, not from
- * how far their numbers reach: pages of neighbours, found by a hash in typed arrays. A chunk of pages has a byte for each
- * count, and wider ones once a count needs them.
+ * A count for each of many things with a number (clusters of a file). Memory follows from how many are counted, not
+ * from how far their numbers reach: pages of neighbours, found by a hash in typed arrays. A chunk of pages has a byte
+ * for each count, and more once a count needs them.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { MAX_OFFSET } from '../../base/units.ts';
@@ -12,8 +12,8 @@ type Counters = Uint8Array | Uint16Array | Float64Array;
 const PAGE = 64;
 const CHUNK = 1024;
 /**
- * 2^23 pages are 2^29 counts: a file of 32 TiB in clusters of 64 KiB, all in use. They take 512 MiB, and keys and hash 128
- * more. A hostile image gets there with an entry of 8 bytes for each page, 64 MiB of them.
+ * 2^23 pages are 2^29 counts: a file of 32 TiB in clusters of 64 KiB, all in use. They take 512 MiB, and keys and hash
+ * 128 more. A hostile image gets there with an entry of 8 bytes for each page, 64 MiB of them.
  */
 const PAGES_MAX = 2 ** 23;
 const EMPTY_PAGE: Counters = new Uint8Array(PAGE);
@@ -172,7 +172,7 @@ export class ClusterCounts {
     this.#chunk = wide;
   }
 
-  // The low bits of a number that may have more than 32 are all that a hash needs; the best ones of the product are high.
+  // The low bits of a number that may have more than 32 are all that a hash needs; the best of the product are high.
   #home(key: number): number {
     return Math.imul(key | 0, GOLDEN) >>> this.#shift;
   }

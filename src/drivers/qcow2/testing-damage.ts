@@ -277,6 +277,7 @@ export const DAMAGES: readonly Damage[] = [
     kind: 'plain',
     damage: (image) => image.point(image.l1(), image.l1(), COPIED),
     same: false,
+    ours: 'repair',
   },
   { name: 'the dirty bit', kind: 'plain', damage: (image) => image.flip(72, { set: [0] }) },
   { name: 'the corrupt bit', kind: 'plain', damage: (image) => image.flip(72, { set: [1] }) },
