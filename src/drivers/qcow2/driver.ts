@@ -3,6 +3,8 @@ import type { Timer } from '../../aio/timers.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type {
+  CheckFix,
+  CheckResult,
   Driver,
   DriverNode,
   Limits,
@@ -22,7 +24,7 @@ import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
-import { openImage, readHeader } from './open.ts';
+import { openImage, readHeader, reread } from './open.ts';
 import { optionSpecs, type Qcow2Options } from './options.ts';
 import { resize } from './resize.ts';
 import { Snapshots } from './snapshots.ts';
@@ -105,6 +107,20 @@ export class Qcow2Node implements DriverNode {
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
     return amend(this.image, this.#writer, changes);
+  }
+
+  /** What was found damaged while in use can be repaired: then writes go on. */
+  async check(fix: CheckFix): Promise<CheckResult> {
+    const { image } = this;
+    if (!image.readOnly && image.damage === null) await image.sync.completeRefcounts();
+    if (fix === 'none') return checkImage(image, fix);
+    try {
+      const result = await checkImage(image, fix);
+      if (result.corruptions + result.checkErrors === 0) image.damage = null;
+      return result;
+    } finally {
+      await reread(image);
+    }
   }
 
   async close(): Promise<void> {

@@ -1,29 +1,27 @@
 /** Opening an image: header, children, tables, keys; in this order, and nothing is written before all of it is read. */
 import { BlockError, Errno } from '../../base/errors.ts';
-import { type Bytes, KiB } from '../../base/units.ts';
+import type { Bytes } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import { legacyAesCipher } from '../../codec/aes-legacy.ts';
 import { luksCipher } from '../../codec/luks.ts';
 import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
-import { clusterSizeOf, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
-import { checkSnapshotL1, SnapshotTableParser } from '../../proto/qcow2/snapshot-table.ts';
+import { checkSnapshotL1 } from '../../proto/qcow2/snapshot-table.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Geometry, Image } from './image.ts';
-import { MetadataIo } from './metadata-io.ts';
+import { MetadataIo, readHeader, readSnapshotTable } from './metadata-io.ts';
 import { cacheSlots, type Qcow2Options, settingsOf, sliceSizeOf } from './options.ts';
 import { MetadataMap } from './overlap.ts';
 import { decodeRefcountTable, Refcounts } from './refcounts.ts';
 import { Sync } from './sync.ts';
 import { TableCache } from './table-cache.ts';
 
-const HEAD = 512;
-
 export async function openImage(context: OpenContext, options: Qcow2Options): Promise<Image> {
   const file = await context.openChild('file', 'primary');
   if (!file) throw refusal("option 'file' is missing");
-  const header = await readHeader(context, file);
+  const header = await readHeader(new MetadataIo(context.aio, file));
   if ((header.incompatible & Incompatible.CORRUPT) !== 0 && !context.readOnly) {
     throw refusal('it is marked corrupt: open it read-only, or repair it with a check', Errno.EACCES);
   }
@@ -36,12 +34,6 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   await readTables(image, options);
   await unlock(image, options);
   return image;
-}
-
-export async function readHeader(context: Pick<OpenContext, 'aio'>, file: Child): Promise<Qcow2Header> {
-  const io = new MetadataIo(context.aio, file);
-  const clusterSize = clusterSizeOf(await io.read(0, HEAD));
-  return parseHeader(await io.read(0, clusterSize), file.length);
 }
 
 async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
@@ -64,8 +56,7 @@ async function openBacking(context: OpenContext, header: Qcow2Header): Promise<C
 
 /** Refcounts may be wrong: whoever wrote the image last did not get to its end. */
 async function repair(image: Image): Promise<void> {
-  const { aio, file, header, dataFile } = image;
-  const result = await checkImage({ aio, file, header, dataFile, readOnly: false }, 'all');
+  const result = await checkImage(image, 'all');
   const left = result.corruptions + result.checkErrors;
   if (left > 0) throw refusal(`it was not closed cleanly, and ${left} errors could not be repaired`, Errno.EIO);
   await image.mark(Incompatible.DIRTY, false);
@@ -73,20 +64,39 @@ async function repair(image: Image): Promise<void> {
 
 /** Reads L1, refcount table and snapshot table, and sets up what works on them. */
 async function readTables(image: Image, options: Qcow2Options): Promise<void> {
-  const { header, geometry, aio, file, io } = image;
+  const { header, geometry, aio, file } = image;
   const { clusterSize } = geometry;
   image.snapshots = await readSnapshots(image);
   const shown = await chooseL1(image, options.snapshot);
   const slots = cacheSlots(options, shown.size, geometry);
   const slice = { aio, file, sliceSize: geometry.sliceSize, sync: () => image.sync.run() };
   image.l2 = new TableCache({ ...slice, slots: slots.l2 });
-  const tableBytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * clusterSize);
-  const table = decodeRefcountTable(new DataView(tableBytes.buffer), clusterSize);
   image.sync = new Sync(image);
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
-  image.refcounts = new Refcounts(image, table, slots.refcounts);
+  await readRefcounts(image, slots.refcounts);
+}
+
+/** Reads the refcount table, and notes all metadata. `slots`: of the cache. */
+async function readRefcounts(image: Image, slots: number): Promise<void> {
+  const { refcountTableOffset, refcountTableClusters } = image.header;
+  const { clusterSize } = image.geometry;
+  const bytes = await image.io.read(refcountTableOffset, refcountTableClusters * clusterSize);
+  const table = decodeRefcountTable(new DataView(bytes.buffer), clusterSize);
+  image.refcounts = new Refcounts(image, table, slots);
   noteMetadata(image);
+}
+
+/** Forgets what is cached, and takes everything from the disk again: it was repaired. No request may be in flight. */
+export async function reread(image: Image): Promise<void> {
+  const { header, io } = image;
+  image.l2.forget(0, Number.POSITIVE_INFINITY);
+  image.compressed.forget(0, Number.POSITIVE_INFINITY);
+  image.sync = new Sync(image);
+  image.snapshots = await readSnapshots(image);
+  const bytes = await io.read(header.l1Offset, header.l1Size * 8);
+  image.setL1(new DataView(bytes.buffer), header.l1Size);
+  await readRefcounts(image, image.refcounts.cache.slots);
 }
 
 /** Everything that guest data must never be written over. */
@@ -106,12 +116,11 @@ export function noteMetadata(image: Image): void {
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {
-  const { header, io, file } = image;
+  const { header, io } = image;
   if (header.snapshotCount === 0) return [];
-  const parser = new SnapshotTableParser(header, file.length);
-  while (parser.needed > 0) parser.take(await io.read(parser.at, Math.max(parser.needed, 64 * KiB)));
-  image.snapshotTableBytes = parser.length;
-  return parser.entries;
+  const table = await readSnapshotTable(io, header);
+  image.snapshotTableBytes = table.length;
+  return table.entries;
 }
 
 /** The L1 table of the disk, or of the snapshot that is to be shown; the size of that disk. */
