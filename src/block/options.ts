@@ -57,6 +57,9 @@ function checkValue(driver: Driver, name: string, spec: OptionSpec, value: unkno
     case 'enum':
       if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
       return;
+    case 'secret':
+      if (typeof value !== 'string') throw invalid(driver, `option '${name}' is not a string`);
+      return;
     default:
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');

@@ -168,10 +168,15 @@ function checked(options: LuksOptions): {
   if (!(iterTime >= 1)) {
     throw new BlockError(Errno.EINVAL, `Could not create the image: 'iter-time' is ${iterTime}, less than 1 millisecond`);
   }
+  const keyBytes = keyLengths(mode)[size]!;
+  if ((keyBytes * STRIPES) % SECTOR !== 0) {
+    // The format has no rule for its last, half sector: others cannot read such a volume.
+    throw unsupported('cipher-alg', `aes-192 with 'cipher-mode' ${mode}`);
+  }
   return {
     cipher: { mode, ivgen, ivgenHash: ivgen === 'essiv' ? knownHash(ivgenHash, 'ivgen-hash-alg') : undefined },
     hash: knownHash(hash, 'hash-alg'),
-    keyBytes: keyLengths(mode)[size]!,
+    keyBytes,
     iterTime,
   };
 }
