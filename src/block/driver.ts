@@ -260,9 +260,10 @@ export interface CommonOptions {
   readonly cache?: { readonly direct?: boolean; readonly 'no-flush'?: boolean };
 }
 
-/** One option of a driver's own: the single source for validation, types of messages and help. */
+/** One option of a driver's own: the single source for validation, types of messages and help. A secret is a string
+ *  that no message shows. */
 export interface OptionSpec {
-  readonly type: 'string' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
   readonly values?: readonly string[];
   readonly required?: boolean;
   readonly help: string;

@@ -77,6 +77,9 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
     case 'enum':
       if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
       return;
+    case 'secret':
+      if (typeof value !== 'string') throw invalid(driver, `option '${name}' is not a string`);
+      return;
     default:
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');

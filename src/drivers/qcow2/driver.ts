@@ -46,7 +46,7 @@ export class Qcow2Node implements DriverNode {
   constructor(image: Image, cleanSeconds: number) {
     this.image = image;
     this.snapshots = new Snapshots(image);
-    this.#lookup = new Lookup(image);
+    this.#lookup = new Lookup(image, image.cipher !== null);
     this.#writer = new Writer(image);
     this.#eraser = new Eraser(image, this.#writer);
     this.#opaque = new OpaqueIo(image, this.#writer);

@@ -77,8 +77,9 @@ export class Image {
   /** Held while the L1 table, or which tables it names, changes. */
   readonly tableMutex = new CoMutex('qcow2 tables');
   readonly allocations = new Allocations();
-  /** Reads of clusters that `map` calls opaque, each until it has ended: see settle() of refcounts.ts. */
-  readonly opaqueReads = new Set<Promise<unknown>>();
+  /** Reads of clusters that `map` calls opaque, and writes of such in place, each until it has ended: see settle() of
+   *  refcounts.ts. */
+  readonly opaqueWork = new Set<Promise<unknown>>();
   l2!: TableCache;
   refcounts!: Refcounts;
   sync!: Sync;

@@ -29,8 +29,10 @@ export class Lookup {
   /** An entry's offset must be its cluster's in the guest. */
   readonly #flat: boolean;
   readonly #zeroFlag: boolean;
+  readonly #encrypted: boolean;
 
-  constructor(image: Image) {
+  /** `encrypted`: data is told as opaque, since it takes a cipher to read and write it. */
+  constructor(image: Image, encrypted: boolean) {
     const { geometry } = image;
     this.#image = image;
     this.#cache = image.l2;
@@ -48,6 +50,7 @@ export class Lookup {
     this.#data = image.data;
     this.#flat = image.dataFile !== null;
     this.#zeroFlag = image.header.version >= 3;
+    this.#encrypted = encrypted;
   }
 
   /** See NodeIo.map. EIO for an entry that cannot be one. */
@@ -58,7 +61,8 @@ export class Lookup {
     const index = cluster - table * this.#tableEntries;
     const inside = at - cluster * this.#clusterSize;
     if (tableAt === 0) {
-      out.other('absent', Math.min(want, (this.#tableEntries - index) * this.#clusterSize - inside));
+      const kind = this.#encrypted && why === 'write' ? 'opaque' : 'absent';
+      out.other(kind, Math.min(want, (this.#tableEntries - index) * this.#clusterSize - inside));
       return undefined;
     }
     const inSlice = index % this.#sliceEntries;
@@ -66,7 +70,7 @@ export class Lookup {
     const slot = this.#cache.find(key);
     if (slot === MISS) return this.#mapLater(key, at, want, why, out);
     const position = slot * this.#sliceSize + inSlice * this.#entryBytes;
-    if (this.#extended || this.#flat || this.#image.cipher !== null) {
+    if (this.#extended || this.#flat || this.#encrypted) {
       this.#mapRun(position, inSlice, cluster, inside, want, why, out);
       return undefined;
     }
@@ -144,7 +148,7 @@ export class Lookup {
     }
     if (why === 'write') {
       image.assertUndamaged();
-      if (image.cipher !== null) out.other('opaque', length);
+      if (this.#encrypted) out.other('opaque', length);
       else if (kind !== Kind.DATA || !this.#copied(position)) out.other('absent', length);
       else {
         if (!this.#flat && image.metadata.hasAny(at, length)) {
@@ -152,7 +156,7 @@ export class Lookup {
         }
         out.data(length, this.#data, at);
       }
-    } else if (kind === Kind.DATA && image.cipher === null) out.data(length, this.#data, at);
+    } else if (kind === Kind.DATA && !this.#encrypted) out.data(length, this.#data, at);
     else if (kind === Kind.DATA || kind === Kind.COMPRESSED) out.other('opaque', length);
     else out.other(kind === Kind.ZERO ? 'zero' : 'absent', length);
   }

@@ -235,9 +235,9 @@ export class Refcounts {
 
   /** Lowers the refcounts of what is unlinked on the disk. Clusters that nobody uses any more can be had again. */
   async settle(freed: readonly Freed[]): Promise<void> {
-    const { context, opaqueReads } = this.#image;
+    const { context, opaqueWork } = this.#image;
     await context.grace();
-    await Promise.allSettled([...opaqueReads]);
+    await Promise.allSettled([...opaqueWork]);
     for (const range of freed) {
       let unused = 0;
       for (let cluster = range.first; cluster < range.first + range.count; cluster++) {

@@ -148,8 +148,9 @@ export class Writer {
     // In place: others may be writing next to us right now, and must not be overwritten with what was there before.
     if (found.keeps && kindAt(this.#image, found.position, at % this.#image.geometry.clusterSize) === Kind.DATA)
       return 0;
-    // New clusters are zeroes: what is zeroes anyway needs no copying.
-    const { backing } = this.#image;
+    // New clusters are zeroes: what is zeroes anyway needs no copying. But zeroes do not decrypt to zeroes.
+    const { backing, cipher } = this.#image;
+    if (cipher !== null) return bytes;
     const zeroes = found.zero || backing === null || at - (at % this.#unit(found)) >= backing.length;
     return fresh && found.empty && zeroes ? 0 : bytes;
   }
