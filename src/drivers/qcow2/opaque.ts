@@ -76,7 +76,9 @@ export class OpaqueIo {
     const image = this.#image;
     const { clusterSize, tableEntries } = image.geometry;
     const cluster = Math.floor(at / clusterSize);
-    if (image.tables[Math.floor(cluster / tableEntries)] === 0) return this.#readBelow(at, iov);
+    const tableAt = image.tables[Math.floor(cluster / tableEntries)]!;
+    if (tableAt < 0) throw image.corrupted(`the L1 entry of the disk's cluster at ${at} is invalid`, at);
+    if (tableAt === 0) return this.#readBelow(at, iov);
     const place = findEntry(image, cluster, new EntryPlace());
     while (place.position === MISS) {
       await image.l2.load(place.key);
