@@ -78,7 +78,7 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
       return;
     case 'secret':
-      if (typeof value !== 'string') throw invalid(driver, `option '${name}' is not a string`);
+      if (typeof value !== 'string') throw fail(`option '${name}' is not a string`);
       return;
     default:
       if (typeof value !== 'string') throw wrong('a string');

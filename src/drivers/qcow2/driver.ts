@@ -17,14 +17,14 @@ import type {
 } from '../../block/driver.ts';
 import { Incompatible, QCOW2_MAGIC } from '../../proto/qcow2/constants.ts';
 import { amend } from './amend.ts';
-import { checkImage } from './check.ts';
+import { checkFile, checkImage } from './check.ts';
 import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
 import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
-import { openImage, readHeader, reread } from './open.ts';
+import { openImage, reread } from './open.ts';
 import { optionSpecs, type Qcow2Options } from './options.ts';
 import { resize } from './resize.ts';
 import { Snapshots } from './snapshots.ts';
@@ -116,7 +116,7 @@ export class Qcow2Node implements DriverNode {
     if (fix === 'none') return checkImage(image, fix);
     try {
       const result = await checkImage(image, fix);
-      if (result.corruptions + result.checkErrors === 0) image.damage = null;
+      if (result.corruptions + result.checkErrors === 0) image.repaired();
       return result;
     } finally {
       await reread(image);
@@ -150,8 +150,5 @@ export const qcow2Driver: Driver<Qcow2Options> = {
     return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS);
   },
   create: createImage,
-  async check({ aio, file }, fix) {
-    const header = await readHeader({ aio }, file);
-    return checkImage({ aio, file, header, dataFile: null, readOnly: fix === 'none' }, fix);
-  },
+  check: checkFile,
 };

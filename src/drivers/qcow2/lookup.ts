@@ -6,7 +6,7 @@ import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, Mapping, MapReason, MaybePromise } from '../../block/driver.ts';
 import { EntryHigh } from '../../proto/qcow2/constants.ts';
 import { hostOf, Kind, kindOf, subclusterKind } from './entries.ts';
-import type { Image } from './image.ts';
+import { hexEntry, type Image } from './image.ts';
 import { MISS, type TableCache } from './table-cache.ts';
 
 /** Anything in the upper half of an entry that makes it more than plain data, but for COPIED. */
@@ -60,7 +60,8 @@ export class Lookup {
     const tableAt = this.#image.tables[table]!;
     const index = cluster - table * this.#tableEntries;
     const inside = at - cluster * this.#clusterSize;
-    if (tableAt === 0) {
+    if (tableAt <= 0) {
+      if (tableAt < 0) throw this.#image.corrupted(`L1 entry ${table} is invalid`, at);
       const kind = this.#encrypted && why === 'write' ? 'opaque' : 'absent';
       out.other(kind, Math.min(want, (this.#tableEntries - index) * this.#clusterSize - inside));
       return undefined;
@@ -180,12 +181,8 @@ export class Lookup {
   }
 
   #invalid(position: number, cluster: number): Error {
-    const high = this.#view.getUint32(position).toString(16).padStart(8, '0');
-    const low = this.#view
-      .getUint32(position + 4)
-      .toString(16)
-      .padStart(8, '0');
+    const entry = hexEntry(this.#view.getUint32(position), this.#view.getUint32(position + 4));
     const at = cluster * this.#clusterSize;
-    return this.#image.corrupted(`the L2 entry 0x${high}${low} of the disk's cluster at ${at} is invalid`, at);
+    return this.#image.corrupted(`the L2 entry ${entry} of the disk's cluster at ${at} is invalid`, at);
   }
 }

@@ -113,7 +113,15 @@ export class Snapshots implements SnapshotControl {
     const { geometry, io } = this.#image;
     checkSnapshotL1(entry, geometry.clusterSize);
     const bytes = await io.read(entry.l1Offset, entry.l1Size * 8);
-    return decodeL1(new DataView(bytes.buffer), entry.l1Size, geometry.clusterSize).tables;
+    const { tables, invalid } = decodeL1(new DataView(bytes.buffer), entry.l1Size, geometry.clusterSize);
+    const refuse = (why: string): BlockError =>
+      new BlockError(Errno.EIO, `Could not use snapshot '${entry.id}': its L1 table ${why}`);
+    if (invalid !== undefined) throw refuse(`has an invalid entry ${invalid.index}: ${invalid.value}`);
+    // Each table is read and counted once for every entry: of a few bytes there must not be work for years.
+    const sorted = tables.filter((at) => at !== 0).sort();
+    const twice = sorted.find((at, i) => i > 0 && at === sorted[i - 1]);
+    if (twice !== undefined) throw refuse(`names the L2 table at ${twice} twice`);
+    return tables;
   }
 
   /** Everything is synced before and after; a crash in between leaves an image that is repaired when it is opened. */
