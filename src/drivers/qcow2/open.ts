@@ -8,6 +8,8 @@ import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import { clusterSizeOf, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
 import { checkSnapshotL1, SnapshotTableParser } from '../../proto/qcow2/snapshot-table.ts';
+import { readBitmaps } from './bitmap-read.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Geometry, Image } from './image.ts';
@@ -35,6 +37,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  if (!image.readOnly) await image.bitmaps?.clearStale();
   return image;
 }
 
@@ -86,6 +89,8 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
   image.refcounts = new Refcounts(image, table, slots.refcounts);
+  // Those of a snapshot's disk are not kept.
+  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, io, header));
   noteMetadata(image);
 }
 
@@ -103,6 +108,7 @@ export function noteMetadata(image: Image): void {
   for (const { l1Offset, l1Size } of image.snapshots) if (l1Size > 0) metadata.add(l1Offset, l1Size * 8);
   const keys = encryptionExtension(header);
   if (keys) metadata.add(keys.offset, keys.length);
+  image.bitmaps?.note();
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {
