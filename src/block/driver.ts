@@ -15,6 +15,7 @@
 import type { AioContext } from '../aio/context.ts';
 import type { AioOp } from '../aio/op.ts';
 import type { Iov } from '../base/memory.ts';
+import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
@@ -168,6 +169,8 @@ export interface NodeControl {
   /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
   readonly snapshots?: SnapshotControl;
+  /** Of a format that keeps bitmaps in its image. */
+  readonly bitmaps?: BitmapStore;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
   drainBegin?(): void;
   drainEnd?(): void;
@@ -221,6 +224,49 @@ export interface SnapshotControl {
   /** The disk becomes what it was; the snapshot stays. */
   apply(which: string): Promise<void>;
   delete(which: string): Promise<SnapshotInfo>;
+}
+
+/** A bitmap as an image holds it. */
+export interface StoredBitmap {
+  readonly name: string;
+  /** Bytes of the disk that a bit stands for. */
+  readonly granularity: Bytes;
+  /** It records writes. */
+  readonly enabled: boolean;
+  /** It is not known what it should hold (whoever had it in use did not store it): it can only be removed. */
+  readonly inconsistent: boolean;
+}
+
+/** A bitmap to be kept: bit i of `bits` stands for the i-th granule of the disk. */
+export interface BitmapToStore {
+  readonly name: string;
+  readonly granularity: Bytes;
+  readonly enabled: boolean;
+  readonly bits: PagedBits;
+}
+
+/**
+ * Bitmaps in an image. block/ loads all that are consistent when the node opens, marks those in use that are about to
+ * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never on a
+ * read-only node.
+ */
+export interface BitmapStore {
+  /** What the image holds now. */
+  readonly stored: readonly StoredBitmap[];
+  /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
+  assertStorable(name: string, granularity: Bytes): void;
+  /** Fills `bits`, which are clear and which the node's bitmap goes on with. */
+  load(name: string, bits: PagedBits): Promise<void>;
+  /** From here on, and until `store`, whoever finds the image takes these for inconsistent; on stable storage. Names that
+   *  are not stored are passed over. */
+  use(names: readonly string[]): Promise<void>;
+  /**
+   * Makes `bitmaps`, and the inconsistent ones, what the image holds; on stable storage. Where it fails, what was in use
+   * stays so. `inUse`: the node goes on (a checkpoint), and they stay in use.
+   */
+  store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void>;
+  /** Takes one out, on stable storage. A name that is not stored is passed over. */
+  remove(name: string): Promise<void>;
 }
 
 export interface DriverNode extends NodeIo, NodeControl {}

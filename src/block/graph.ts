@@ -33,12 +33,14 @@ async function openAt(aio: AioContext, options: NodeOptions, depth: number): Pro
   const node = new BlockNode(name, driver, aio, options);
   try {
     node.opened(await driver.open(openContext(node, options, depth), own));
+    await node.bitmaps.load();
     // It may have begun while the driver opened, and does not know of this node.
     if (inDrainAll()) throw drainingAll();
   } catch (error) {
     // The driver may be open: its limits can be refused after that. What is thrown is why the node did not open.
     await everyStep(
       () => Promise.reject(error),
+      () => node.bitmaps.store(),
       () => closeDriver(node),
       () => detachChildren(node),
       () => freeName(name),
@@ -271,6 +273,7 @@ async function closeNode(node: BlockNode): Promise<void> {
   const drained = await drain(node);
   await everyStep(
     () => (node.readOnly ? undefined : flushNode(node)),
+    () => node.bitmaps.store(),
     () => closeDriver(node),
     () => drained.end(),
     () => detachChildren(node),

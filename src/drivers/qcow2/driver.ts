@@ -3,6 +3,7 @@ import type { Timer } from '../../aio/timers.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type {
+  BitmapStore,
   CheckFix,
   CheckResult,
   Driver,
@@ -37,6 +38,7 @@ export class Qcow2Node implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly image: Image;
   readonly snapshots: Snapshots;
+  readonly bitmaps?: BitmapStore;
   readonly #lookup: Lookup;
   readonly #writer: Writer;
   readonly #eraser: Eraser;
@@ -46,6 +48,7 @@ export class Qcow2Node implements DriverNode {
   constructor(image: Image, cleanSeconds: number) {
     this.image = image;
     this.snapshots = new Snapshots(image);
+    if (image.bitmaps !== null) this.bitmaps = image.bitmaps;
     this.#lookup = new Lookup(image, image.cipher !== null);
     this.#writer = new Writer(image);
     this.#eraser = new Eraser(image, this.#writer);
@@ -101,8 +104,10 @@ export class Qcow2Node implements DriverNode {
     return this.image.sync.busy;
   }
 
-  truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
-    return resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
+  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
+    // Their tables are for the length that the disk has now.
+    await this.bitmaps?.use(this.bitmaps.stored.map(({ name }) => name));
+    await resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
   }
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {

@@ -13,6 +13,7 @@ import { EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
 import { encodeHeader, encodeIncompatible, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { SnapshotEntry } from '../../proto/qcow2/snapshot-table.ts';
 import { Allocations } from './allocations.ts';
+import type { Bitmaps } from './bitmaps.ts';
 import type { CompressedClusters } from './compressed.ts';
 import { MetadataIo } from './metadata-io.ts';
 import type { MetadataMap } from './overlap.ts';
@@ -85,6 +86,8 @@ export class Image {
   sync!: Sync;
   metadata!: MetadataMap;
   compressed!: CompressedClusters;
+  /** Null where a snapshot is shown. */
+  bitmaps: Bitmaps | null = null;
   /** Why the image must not be written any more. */
   damage: BlockError | null = null;
   #marked = false;

@@ -8,6 +8,8 @@ import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
 import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
+import { readBitmaps } from './bitmap-read.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Geometry, Image } from './image.ts';
@@ -33,6 +35,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  if (!image.readOnly) await image.bitmaps?.clearStale();
   return image;
 }
 
@@ -74,6 +77,8 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   image.sync = new Sync(image);
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
+  // Those of a snapshot's disk are not kept.
+  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, image.io, header));
   await readRefcounts(image, slots.refcounts);
 }
 
@@ -121,6 +126,7 @@ export function noteMetadata(image: Image): void {
     if (metadata.has(at)) image.suspect(`${what} ${index} is at ${at}, where other metadata is`, at);
     metadata.add(at);
   });
+  image.bitmaps?.note();
 }
 
 type VisitStructure = (what: string, at: Offset, length: Bytes, index: number | string) => void;

@@ -47,6 +47,12 @@ export class Snapshots implements SnapshotControl {
   async apply(which: string): Promise<void> {
     const image = this.#image;
     this.#assertPossible('apply a snapshot');
+    if ((image.bitmaps?.stored.length ?? 0) > 0) {
+      throw new BlockError(
+        Errno.EBUSY,
+        `Could not apply snapshot '${which}': the image has bitmaps; remove them first`,
+      );
+    }
     const entry = this.#find(which);
     const wanted = await this.#tablesOf(entry);
     const size = entry.diskSize ?? image.header.size;
