@@ -251,6 +251,7 @@ export async function truncateNode(
     throw new BlockError(Errno.ENOTSUP, `Could not resize node '${node.name}': driver '${node.driver.name}' cannot`);
   }
   const from = Math.min(length, node.length);
+  const grows = length > from;
   const tracked = new Tracked();
   begin(node, tracked, TRACKED_TRUNCATE, from, Number.MAX_SAFE_INTEGER - from);
   try {
@@ -258,6 +259,8 @@ export async function truncateNode(
     node.serialising++;
     await waitConflicts(tracked);
     const old = node.length;
+    // Writes made it longer meanwhile: who asked for more than there was must not take that away.
+    if (grows && old > length) return;
     await node.impl.truncate(length, prealloc);
     if (length > old) await zeroAdded(node, tracked, old, length);
   } finally {

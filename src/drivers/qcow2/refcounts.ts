@@ -246,30 +246,41 @@ export class Refcounts {
           const at = cluster * this.#clusterSize;
           throw this.#image.corrupted(`the cluster at ${at} was freed, and its refcount is 0`, at);
         }
+        if (count === 1) {
+          unused++;
+          // Until it is offered it stays in use, and nothing more may be packed into it.
+          if (Math.floor(this.#packAt / this.#clusterSize) === cluster) this.#packAt = 0;
+          continue;
+        }
         this.#set(slot, cluster, count - 1);
-        if (count === 1) unused++;
-        else unused = await this.#unused(cluster - unused, unused, range.reason);
+        await this.#release(cluster - unused, unused, range.reason);
+        unused = 0;
       }
-      await this.#unused(range.first + range.count - unused, unused, range.reason);
+      await this.#release(range.first + range.count - unused, unused, range.reason);
     }
   }
 
-  /** Returns 0: a new run begins. */
-  async #unused(first: number, count: number, reason: FreeReason): Promise<number> {
-    if (count === 0) return 0;
+  /** Clusters with one reference left, which is gone: they can be had again, but not before they are discarded. */
+  async #release(first: number, count: number, reason: FreeReason): Promise<void> {
+    if (count === 0) return;
     const at = first * this.#clusterSize;
     const length = count * this.#clusterSize;
     this.#image.compressed.forget(at, length);
-    if (this.#packAt > at && this.#packAt < at + length) this.#packAt = 0;
     if (this.#image.settings.passDiscard[reason]) {
       // Advice: where the file cannot, nothing is lost.
       await this.#image.file.discard(at, length).catch((error: unknown) => {
         if (!(error instanceof BlockError)) throw error;
       });
     }
-    if (this.#reusable.length < REUSABLE_MAX) this.#reusable.push({ first, count });
-    else this.#next = Math.min(this.#next, first);
-    return 0;
+    for (let cluster = first; cluster < first + count; ) {
+      const slot = await this.#loaded(cluster);
+      const end = Math.min(first + count, cluster - (cluster % this.#perSlice) + this.#perSlice);
+      // Without an await in between: whoever looks for free clusters must not find these by their refcount, too.
+      for (let i = cluster; i < end; i++) this.#set(slot, i, 0);
+      if (this.#reusable.length < REUSABLE_MAX) this.#reusable.push({ first: cluster, count: end - cluster });
+      else this.#next = Math.min(this.#next, cluster);
+      cluster = end;
+    }
   }
 
   #takeReusable(want: number): number {

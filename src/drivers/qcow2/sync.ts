@@ -45,7 +45,13 @@ export class Sync {
     this.#image = image;
   }
 
+  /** True while something is not on the disk: what a sync has taken is not there before the sync has ended. */
   get dirty(): boolean {
+    return this.#mutex.locked || this.#waiting;
+  }
+
+  /** True when there is something for a sync to take. */
+  get #waiting(): boolean {
     return this.#image.l2.dirty > 0 || this.#l1.size > 0 || this.#image.refcounts.dirty;
   }
 
@@ -66,7 +72,7 @@ export class Sync {
     let freed: readonly Freed[] = [];
     {
       using _held = await this.#mutex.lock();
-      if (!this.dirty) return;
+      if (!this.#waiting) return;
       this.#image.assertUndamaged();
       this.stats.syncs++;
       freed = await this.#ordered();
