@@ -51,7 +51,9 @@ function vectorOf({ ivgen, ivgenHash }: CipherSpec, key: Uint8Array, sector: num
   if (ivgen !== 'plain') view.setUint32(4, Math.floor(sector / 2 ** 32), true);
   if (ivgen !== 'essiv') return vector;
   const salt = createHash(ivgenHash!).update(key).digest();
-  return createCipheriv(`aes-${salt.length * 8}-ecb`, salt, null).setAutoPadding(false).update(vector);
+  return createCipheriv(`aes-${salt.length * 8}-ecb`, salt, null)
+    .setAutoPadding(false)
+    .update(vector);
 }
 
 /** As OpenSSL does it, sector by sector. */

@@ -24,7 +24,10 @@ test('two stripes by hand: the second is the key, masked with the hash of the fi
   const split = pattern(64);
   const [first, second] = [split.subarray(0, 32), split.subarray(32)];
   const piece = (number: number, bytes: Uint8Array): Uint8Array =>
-    createHash('sha1').update(Uint8Array.of(0, 0, 0, number)).update(bytes).digest();
+    createHash('sha1')
+      .update(Uint8Array.of(0, 0, 0, number))
+      .update(bytes)
+      .digest();
   const mask = new Uint8Array(32);
   mask.set(piece(0, first.subarray(0, 20)));
   mask.set(piece(1, first.subarray(20)).subarray(0, 12), 20);

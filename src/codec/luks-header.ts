@@ -93,7 +93,10 @@ export function parseLuksHeader(bytes: Uint8Array, length: Bytes): LuksHeader {
   const version = view.getUint16(At.VERSION);
   if (version !== VERSION) refuse(`LUKS version ${version} is not supported`, Errno.ENOTSUP);
   const hash = knownHash(nameAt(bytes, At.HASH_SPEC, 'hash-spec'), 'hash-spec');
-  const cipher = parseCipher(nameAt(bytes, At.CIPHER_NAME, 'cipher-name'), nameAt(bytes, At.CIPHER_MODE, 'cipher-mode'));
+  const cipher = parseCipher(
+    nameAt(bytes, At.CIPHER_NAME, 'cipher-name'),
+    nameAt(bytes, At.CIPHER_MODE, 'cipher-mode'),
+  );
   const keyBytes = view.getUint32(At.KEY_BYTES);
   if (!keyLengths(cipher.mode).includes(keyBytes)) {
     refuse(`key-bytes is ${keyBytes}; for aes-${cipher.mode} it must be one of ${keyLengths(cipher.mode).join(', ')}`);

@@ -117,7 +117,12 @@ describe('LUKS: damaged and hostile headers', () => {
     ['many of them', (view) => view.setUint32(212, SLOT_ROUNDS_MAX / 2 + 1), 'EINVAL', /key slot 0 .* 1 to 33554432/],
     ['stripes', (view) => view.setUint32(252, 0), 'EINVAL', /stripes of key slot 0 is 0/],
     ['many stripes', (view) => view.setUint32(252, 2 ** 32 - 1), 'EINVAL', /stripes of key slot 0 is 4294967295/],
-    ['material in the header', (view) => view.setUint32(248, 1), 'EINVAL', /key slot 0 is 1 sectors, inside the header/],
+    [
+      'material in the header',
+      (view) => view.setUint32(248, 1),
+      'EINVAL',
+      /key slot 0 is 1 sectors, inside the header/,
+    ],
     ['material far away', (view) => view.setUint32(248, 2 ** 32 - 1), 'EINVAL', /ends behind the 1052672 bytes/],
     ['no slot', (view) => view.setUint32(208, 0xdead), 'EINVAL', /none of its key slots is in use/],
     [

@@ -69,7 +69,10 @@ export async function luksCipher(
 }
 
 /** A new header with its key material: all bytes in front of the payload. One key slot is in use. EINVAL, ENOTSUP. */
-export async function createLuks(options: LuksOptions, passphrase: Uint8Array): Promise<{ readonly bytes: Uint8Array }> {
+export async function createLuks(
+  options: LuksOptions,
+  passphrase: Uint8Array,
+): Promise<{ readonly bytes: Uint8Array }> {
   const { cipher, hash, keyBytes, iterTime } = checked(options);
   const slotBytes = alignUp(keyBytes * STRIPES, KEY_ALIGNMENT);
   const placeOf = (slot: number): Offset => KEY_ALIGNMENT + slot * slotBytes;
@@ -166,7 +169,10 @@ function checked(options: LuksOptions): {
   if (mode !== 'xts' && mode !== 'cbc' && mode !== 'ecb') throw unsupported('cipher-mode', mode);
   if (ivgen !== 'plain' && ivgen !== 'plain64' && ivgen !== 'essiv') throw unsupported('ivgen-alg', ivgen);
   if (!(iterTime >= 1)) {
-    throw new BlockError(Errno.EINVAL, `Could not create the image: 'iter-time' is ${iterTime}, less than 1 millisecond`);
+    throw new BlockError(
+      Errno.EINVAL,
+      `Could not create the image: 'iter-time' is ${iterTime}, less than 1 millisecond`,
+    );
   }
   const keyBytes = keyLengths(mode)[size]!;
   if ((keyBytes * STRIPES) % SECTOR !== 0) {

@@ -29,25 +29,35 @@ export class Eraser {
     image.assertUndamaged();
     // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
     if (image.header.version < 3 && this.#below(at)) return 'unsupported';
-    const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
-    if ((image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n) {
-      // Who reads the data file without us must find zeroes, too.
+    // Who reads the data file without us must find the same: the file has the zeroes, the table does not know of them.
+    if (this.#isRaw) {
       await image.data.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
+      return 'done';
     }
+    const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
     await this.#each(at, at + length, false, (position, cluster) => this.#zeroEntry(position, cluster, unmap));
     return 'done';
   }
 
   /** See NodeIo.discard. Whole clusters, but for the end of the disk. */
   async discard(at: Offset, length: Bytes): Promise<Supported> {
-    this.#image.assertUndamaged();
-    await this.#each(at, at + length, true, (position) => this.#discardEntry(position));
+    const image = this.#image;
+    image.assertUndamaged();
+    // There is no zero flag in version 2: what is below would come to light again.
+    if (image.header.version < 3 && image.backing !== null) return 'unsupported';
+    if (this.#isRaw) await image.data.discard(at, length);
+    else await this.#each(at, at + length, false, (position, cluster) => this.#discardEntry(position, cluster));
     return 'done';
   }
 
   /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
   async unmap(at: Offset, end: Offset): Promise<void> {
     await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
+  }
+
+  /** The data file is a raw image by itself. */
+  get #isRaw(): boolean {
+    return (this.#image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n;
   }
 
   #below(at: Offset): boolean {
@@ -103,14 +113,14 @@ export class Eraser {
     } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
   }
 
-  #discardEntry(position: number): void {
+  #discardEntry(position: number, cluster: number): void {
     const image = this.#image;
     const { view } = image.l2;
     const high = view.getUint32(position);
     const low = view.getUint32(position + 4);
-    const { extended } = image.geometry;
+    const { extended, clusterSize } = image.geometry;
     const nothing = high === 0 && low === 0 && !(extended && view.getUint32(position + 8) !== 0);
-    if (nothing && image.backing === null) return;
+    if (nothing && !this.#below(cluster * clusterSize)) return;
     const modern = image.header.version >= 3;
     const host = (high & EntryHigh.COMPRESSED) !== 0 ? 0 : hostOf(high, low);
     if (image.settings.discardNoUnref && modern && host !== 0 && high >= EntryHigh.COPIED) {
@@ -120,8 +130,8 @@ export class Eraser {
       } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
       return;
     }
-    // What is below must not come to light again.
-    this.#clear(position, modern && image.backing !== null, 'request');
+    // What is below, or will be once the image has another backing file, must not come to light.
+    this.#clear(position, modern, 'request');
   }
 
   /** Unlinks what an entry refers to. */
