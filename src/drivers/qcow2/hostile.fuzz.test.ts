@@ -20,8 +20,8 @@ import type { Qcow2Node } from './driver.ts';
 import { type CountedFile, countedFile, mistakes, registerCounted } from './testing-counted.ts';
 import { type BaseImage, baseImages, mutate, nodeOf } from './testing-mutants.ts';
 
-const RUNS = Number(process.env['BLOCKPLANE_FUZZ_RUNS'] ?? 1500);
-const FIRST = Number(process.env['BLOCKPLANE_FUZZ_SEED'] ?? 1);
+const RUNS = Number(process.env.BLOCKPLANE_FUZZ_RUNS ?? 1500);
+const FIRST = Number(process.env.BLOCKPLANE_FUZZ_SEED ?? 1);
 /** What one mutant may cost: all of a small image many times over. */
 const OPS_MAX = 20_000;
 const BYTES_MAX = 256 * MiB;

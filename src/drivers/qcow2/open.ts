@@ -50,7 +50,7 @@ async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<
 /** Only what the options name is opened. null says that nothing is to be. */
 async function openBacking(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
   const backing = await context.openChild('backing', 'cow');
-  const given = (context.common as unknown as Readonly<Record<string, unknown>>)['backing'];
+  const given = (context.common as unknown as Readonly<Record<string, unknown>>).backing;
   if (header.backingFile !== undefined && given === undefined) {
     throw refusal(`it has a backing file ('${header.backingFile}'): option 'backing' is missing (null: without it)`);
   }

@@ -226,7 +226,7 @@ export class TestImage {
       await this.close();
       await peer('qemu-img', 'amend', '-q', '-f', 'qcow2', ...qemuOptions(changes), this.path);
     }
-    if (changes['compat'] !== undefined) this.version = changes['compat'] === '0.10' ? 2 : 3;
+    if (changes.compat !== undefined) this.version = changes.compat === '0.10' ? 2 : 3;
   }
 
   memory(length: Bytes): Iov {
