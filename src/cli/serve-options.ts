@@ -18,6 +18,7 @@ import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
 /** As commander delivers them. */
 export interface RawServeOptions {
   readonly format?: string;
+  readonly imageOpts?: boolean;
   readonly socket?: string;
   readonly listen?: string;
   readonly exportName: readonly string[];
@@ -53,6 +54,8 @@ export interface ServeOptions {
   readonly threads: readonly string[];
   readonly listen: ListenAt;
   readonly format: Format | undefined;
+  /** The images are trees of options as text. */
+  readonly imageOpts: boolean;
   readonly readOnly: boolean;
   readonly forceShare: boolean;
   readonly aio: 'ring' | 'pool' | undefined;
@@ -164,6 +167,9 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
   if (own !== undefined && paths.length === 0) {
     throw new UsageError('--format, --snapshot and --key-file: only with an IMAGE');
   }
+  if (raw.imageOpts && own !== undefined) {
+    throw new UsageError('--image-opts: not with --format, --snapshot or --key-file, which it says itself');
+  }
   if (raw.description.length > targets.length) throw new UsageError('--description: given more often than IMAGE');
   const number = (text: string | undefined, what: string, range?: Range): number | undefined =>
     text === undefined ? undefined : parseCount(text, what, range?.least, range?.most);
@@ -177,6 +183,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     threads: [...new Set(threads)],
     listen: listenAt(raw),
     format: oneOf(raw.format, FORMATS, '--format'),
+    imageOpts: raw.imageOpts ?? false,
     // A snapshot is what it was.
     readOnly: raw.readOnly ?? raw.snapshot !== undefined,
     forceShare: raw.forceShare ?? false,

@@ -151,7 +151,8 @@ class ServeCommand {
     const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2 } = this.#options;
     const thread = this.#threads.get(image.thread)!;
     const path = image.path ?? (await this.#temporaryImage(thread));
-    const disk = await open(path, {
+    const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
+    const disk = await open(target, {
       ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, ...references },
       iothread: thread,
     });

@@ -31,6 +31,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .description('serve disk images over NBD')
     .argument('[IMAGE...]', 'disk image files or block devices')
     .option('-f, --format <format>', FORMAT)
+    .option('--image-opts', 'each IMAGE is a tree of options: driver=qcow2,file.driver=file,file.filename=disk.qcow2')
     .option('--references <which>', REFERENCES)
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
