@@ -140,8 +140,12 @@ export class OpaqueIo {
     const image = this.#image;
     const { clusterSize, subclusterSize } = image.geometry;
     const cluster = Math.floor(at / clusterSize);
-    await this.#writer.prepared(cluster);
-    const { position } = findEntry(image, cluster, new EntryPlace());
+    let place = this.#writer.ready(cluster);
+    while (place === undefined) {
+      await this.#writer.prepare(cluster);
+      place = this.#writer.ready(cluster);
+    }
+    const { position } = place;
     const inside = at % clusterSize;
     const copied = image.l2.view.getUint32(position) >= EntryHigh.COPIED;
     const length = Math.min(want, subclusterSize - (at % subclusterSize));
