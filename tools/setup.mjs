@@ -27,6 +27,7 @@ const PEERS = [
   { name: 'python3-libnbd', program: 'nbdsh', tests: 'nbdsh protocol tests' },
   { name: 'fio', program: 'fio', tests: 'fio verification, benchmarks' },
   { name: 'gnutls-bin', program: 'certtool', tests: 'TLS' },
+  { name: 'strace', program: 'strace', tests: 'that names inside an image lead nowhere' },
   { name: 'nbd-client', program: 'nbd-client', tests: 'the nbd-client handshake' },
 ];
 

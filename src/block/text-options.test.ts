@@ -70,5 +70,5 @@ test('each mistake is one error that names the option', () => {
 test('names that objects come with are names like any other', () => {
   const tree = parseTextOptions('driver=texted,__proto__.x=1,constructor=2');
   assert.equal(({} as { x?: unknown }).x, undefined);
-  assert.equal(tree['constructor'], '2');
+  assert.equal(tree.constructor, '2');
 });

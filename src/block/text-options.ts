@@ -1,6 +1,6 @@
 /**
- * Options of nodes as people write them, `driver=qcow2,file.filename=a.img,l2-cache-size=1M`: a tree of strings first, and
- * then, with what each driver says of its options, values.
+ * Options of nodes as people write them, `driver=qcow2,file.filename=a.img,l2-cache-size=1M`: a tree of strings first,
+ * and then, with what each driver says of its options, values.
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import { parseBytes } from '../base/units.ts';
@@ -35,7 +35,8 @@ function emptyTree(): TextTree {
   return Object.create(null) as TextTree;
 }
 
-function splitOptions(text: string): string[] {
+/** The parts of `a=1,b=2`; a comma in a part is written twice. */
+export function splitOptions(text: string): string[] {
   const parts: string[] = [];
   let part = '';
   for (let i = 0; i < text.length; i++) {
@@ -110,7 +111,8 @@ function typedGroup(group: string, tree: TextTree): Record<string, unknown> {
   return Object.fromEntries(entries);
 }
 
-function typedValue(name: string, value: string, spec: OptionSpec | undefined): unknown {
+/** A value of the type that `spec` says. EINVAL. */
+export function typedValue(name: string, value: string, spec: OptionSpec | undefined): unknown {
   switch (spec?.type) {
     case 'boolean':
       return booleanOf(name, value);

@@ -24,7 +24,7 @@ export async function amend(image: Image, writer: Writer, changes: Readonly<Reco
   if (unknown !== undefined) throw refusal(`'${unknown}' cannot be changed (only ${KNOWN.join(', ')})`);
   await image.sync.completeRefcounts();
   await image.mark(Incompatible.DIRTY, false);
-  const version = versionOf(changes['compat'], image.header.version);
+  const version = versionOf(changes.compat, image.header.version);
   const order = orderOf(changes['refcount-bits'], image.header.refcountOrder);
   const lazy = (changes['lazy-refcounts'] as boolean | undefined) ?? isLazy(image);
   assertPossible(image, version, order, lazy);

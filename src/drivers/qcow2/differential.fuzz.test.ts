@@ -15,8 +15,8 @@ import { registerQcow2 } from './testing.ts';
 import { Fuzzer, randomPlan } from './testing-fuzz.ts';
 import { TestImage } from './testing-image.ts';
 
-const RUNS = Number(process.env['BLOCKPLANE_FUZZ_RUNS'] ?? 40);
-const FIRST = Number(process.env['BLOCKPLANE_FUZZ_SEED'] ?? 1);
+const RUNS = Number(process.env.BLOCKPLANE_FUZZ_RUNS ?? 40);
+const FIRST = Number(process.env.BLOCKPLANE_FUZZ_SEED ?? 1);
 const STEPS = 40;
 /** However many runs were asked for: a test file has 15 minutes. */
 const SECONDS_MAX = 13 * 60;
@@ -39,11 +39,14 @@ async function run(seed: number): Promise<void> {
     throw new Error(`seed ${seed}: ${JSON.stringify(plan)}\n${steps}\n${(error as Error).stack}`);
   } finally {
     await context.stop();
-    if (process.env['BLOCKPLANE_FUZZ_KEEP'] === undefined) rmSync(folder, { recursive: true, force: true });
+    if (process.env.BLOCKPLANE_FUZZ_KEEP === undefined) rmSync(folder, { recursive: true, force: true });
   }
 }
 
-test(`${RUNS} images of random operations, from seed ${FIRST}`, { ...needs('qemu-img', 'qemu-io'), timeout: 15 * 60_000 }, async () => {
+test(`${RUNS} images of random operations, from seed ${FIRST}`, {
+  ...needs('qemu-img', 'qemu-io'),
+  timeout: 15 * 60_000,
+}, async () => {
   const began = Date.now();
   for (let i = 0; i < RUNS && Date.now() - began < SECONDS_MAX * 1000; i++) await run(FIRST + i);
 });

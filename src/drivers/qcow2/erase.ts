@@ -26,6 +26,7 @@ export class Eraser {
   /** See NodeIo.zero. Whole clusters, but for the end of the disk. */
   async zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
     const image = this.#image;
+    image.assertUndamaged();
     // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
     if (image.header.version < 3 && this.#below(at)) return 'unsupported';
     // Who reads the data file without us must find the same: the file has the zeroes, the table does not know of them.
@@ -41,6 +42,7 @@ export class Eraser {
   /** See NodeIo.discard. Whole clusters, but for the end of the disk. */
   async discard(at: Offset, length: Bytes): Promise<Supported> {
     const image = this.#image;
+    image.assertUndamaged();
     // There is no zero flag in version 2: what is below would come to light again.
     if (image.header.version < 3 && image.backing !== null) return 'unsupported';
     if (this.#isRaw) await image.data.discard(at, length);
@@ -82,6 +84,7 @@ export class Eraser {
         await other.gate.promise;
         continue;
       }
+      for (let i = 0; i < count; i++) this.#writer.assertValid(position + i * entryBytes, cluster + i);
       image.l2.modify(slot);
       for (let i = 0; i < count; i++) change(position + i * entryBytes, cluster + i);
       cluster += count;

@@ -132,7 +132,11 @@ export class GuestModel {
       const put = typeof value === 'number' ? value : value(sector);
       const writes = this.#writes.get(sector);
       if (writes) writes.push({ op, value: put });
-      else this.#writes.set(sector, [{ op: ALWAYS, value: 0 }, { op, value: put }]);
+      else
+        this.#writes.set(sector, [
+          { op: ALWAYS, value: 0 },
+          { op, value: put },
+        ]);
       this.current.set(sector, put);
     }
   }
@@ -166,7 +170,13 @@ export class GuestModel {
 
   /** What is wrong with the disk found after a crash at `moment`; undefined when nothing is. */
   problem(moment: number, found: GuestContent): string | undefined {
-    const sizes = this.#sizes.filter(({ op }) => this.#counts(op, moment, this.#sizes.map((one) => one.op)));
+    const sizes = this.#sizes.filter(({ op }) =>
+      this.#counts(
+        op,
+        moment,
+        this.#sizes.map((one) => one.op),
+      ),
+    );
     if (!sizes.some(({ size }) => size === found.size)) return `the disk has ${found.size} bytes`;
     for (const sector of sectorsOf(this.regions, found.size)) {
       const value = found.values.get(sector)!;

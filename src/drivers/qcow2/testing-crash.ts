@@ -4,7 +4,18 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, fstatSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AioContext } from '../../aio/context.ts';
@@ -19,7 +30,18 @@ import { registerQcow2 } from './testing.ts';
 import { type GuestContent, type GuestModel, sectorsOf } from './testing-crash-model.ts';
 import { type Plan, planOfSeed } from './testing-crash-plans.ts';
 import { type CrashPoint, CrashReplay, type CrashState, crashPoints, eachExtent } from './testing-crash-states.ts';
-import { addValues, type CrashFormat, describeStep, Guest, IMAGE, nodeOf, openGuest, type Prepared, prepare, readContent } from './testing-crash-work.ts';
+import {
+  addValues,
+  type CrashFormat,
+  describeStep,
+  Guest,
+  IMAGE,
+  nodeOf,
+  openGuest,
+  type Prepared,
+  prepare,
+  readContent,
+} from './testing-crash-work.ts';
 
 export interface CrashOptions {
   /** At most so many states of a workload; all flush boundaries are among them. */
@@ -212,7 +234,13 @@ function fail(plan: Plan, guest: Guest, state: CrashState, problem: string): Cra
     return `  ${path} ${what} (${began}..${ended}): ${JSON.stringify(fate)}`;
   });
   return new CrashFailure(
-    [`${problem}`, titleOf(plan), `state: ${state.point.what}; not stable, but there:`, ...entries, `kept in ${kept}`].join('\n'),
+    [
+      `${problem}`,
+      titleOf(plan),
+      `state: ${state.point.what}; not stable, but there:`,
+      ...entries,
+      `kept in ${kept}`,
+    ].join('\n'),
   );
 }
 
@@ -262,7 +290,10 @@ function worldOf(files: ReadonlyMap<string, PageStore>): { sim: Sim; context: Ai
 }
 
 /** Whoever opens the image after the crash can go on with it. */
-async function goOn(format: CrashFormat, files: ReadonlyMap<string, PageStore>): Promise<ReadonlyMap<string, PageStore>> {
+async function goOn(
+  format: CrashFormat,
+  files: ReadonlyMap<string, PageStore>,
+): Promise<ReadonlyMap<string, PageStore>> {
   const { sim, context } = worldOf(files);
   const blk = await sim.complete(openGuest(sim, context, nodeOf(format)));
   const cluster = format.create['cluster-size']!;

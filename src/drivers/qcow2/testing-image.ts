@@ -119,9 +119,7 @@ export class TestImage {
     this.#blk = await BlockBackend.open(this.#context, {
       ...{ driver: 'qcow2', ...discard, ...this.plan.node, ...options },
       file: { driver: 'file', filename: this.path, ...discard },
-      ...(data === undefined
-        ? {}
-        : { 'data-file': { driver: 'file', filename: join(this.folder, data), ...discard } }),
+      ...(data === undefined ? {} : { 'data-file': { driver: 'file', filename: join(this.folder, data), ...discard } }),
       ...(this.#below === null ? {} : { backing: this.#below }),
     } as NodeOptions);
     return this.#blk;
@@ -228,7 +226,7 @@ export class TestImage {
       await this.close();
       await peer('qemu-img', 'amend', '-q', '-f', 'qcow2', ...qemuOptions(changes), this.path);
     }
-    if (changes['compat'] !== undefined) this.version = changes['compat'] === '0.10' ? 2 : 3;
+    if (changes.compat !== undefined) this.version = changes.compat === '0.10' ? 2 : 3;
   }
 
   memory(length: Bytes): Iov {
@@ -306,7 +304,8 @@ function assertZeroes(model: DiskModel, at: Offset, length: Bytes): void {
   for (const [from, bytes] of model.extents()) {
     const inside = bytes.subarray(Math.max(0, at - from), Math.max(0, at + length - from));
     const bad = inside.findIndex((byte) => byte !== 0);
-    if (bad >= 0) assert.fail(`${length} bytes at ${at} are said to be zeroes; byte ${Math.max(at, from) + bad} is not`);
+    if (bad >= 0)
+      assert.fail(`${length} bytes at ${at} are said to be zeroes; byte ${Math.max(at, from) + bad} is not`);
   }
 }
 
@@ -338,7 +337,12 @@ async function makeLayers(folder: string, plan: ImagePlan): Promise<Below> {
     }
     if (commands.length > 0) await peer('qemu-io', '-f', format, ...commands, path);
     const file = { driver: 'file', filename: path };
-    const node: NodeOptions = { driver: format, 'read-only': true, file, ...(format === 'raw' ? {} : { backing: below.node }) };
+    const node: NodeOptions = {
+      driver: format,
+      'read-only': true,
+      file,
+      ...(format === 'raw' ? {} : { backing: below.node }),
+    };
     below = { node, model, path, format };
   }
   return below;

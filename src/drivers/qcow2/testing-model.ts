@@ -94,11 +94,7 @@ export class DiskModel {
     return inside <= 0 ? ZEROES : below.slice().fill(0, inside);
   }
 
-  #eachPart(
-    at: Offset,
-    length: Bytes,
-    visit: (index: number, inside: Bytes, done: Bytes, part: Bytes) => void,
-  ): void {
+  #eachPart(at: Offset, length: Bytes, visit: (index: number, inside: Bytes, done: Bytes, part: Bytes) => void): void {
     for (let done = 0; done < length; ) {
       const inside = (at + done) % CHUNK;
       const part = Math.min(CHUNK - inside, length - done);

@@ -2,8 +2,8 @@
 import { BlockError } from '../../base/errors.ts';
 import { GiB, KiB, MiB } from '../../base/units.ts';
 import { planOf, type Qcow2CreateOptions } from './create-options.ts';
-import type { ImagePlan, Layer } from './testing-image.ts';
 import { imageLayout } from './layout.ts';
+import type { ImagePlan, Layer } from './testing-image.ts';
 
 /** 16 TiB, but for the margin that leaves room to grow: file systems that have no longer files are common. */
 const HUGE = 16 * 1024 * GiB - 8 * MiB;

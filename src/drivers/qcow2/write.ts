@@ -1,6 +1,6 @@
 /**
- * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section without
- * `await`; whatever is missing for that is waited for first, and then all is looked at again.
+ * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section
+ * without `await`; whatever is missing for that is waited for first, and then all is looked at again.
  */
 import type { MaybePromise } from '../../aio/op.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
@@ -9,7 +9,7 @@ import { encodeCompressed } from '../../proto/qcow2/compressed-entry.ts';
 import { EntryHigh } from '../../proto/qcow2/constants.ts';
 import type { Allocation } from './allocations.ts';
 import { hostOf, Kind, kindOf } from './entries.ts';
-import type { Image } from './image.ts';
+import { hexEntry, type Image } from './image.ts';
 import { MISS } from './table-cache.ts';
 import { EntryPlace, findEntry, freeEntry, kindAt, ownsTable, ownTable } from './tables.ts';
 
@@ -119,7 +119,8 @@ export class Writer {
     return new Room(image, allocation, room, host, { cluster, count, allocated: !first.keeps, from: at });
   }
 
-  #found(position: number, cluster: number): Found {
+  /** The kind of an L2 entry that is about to be changed; one that cannot be one must not be taken for anything. */
+  assertValid(position: number, cluster: number): number {
     const image = this.#image;
     const { view } = image.l2;
     const { clusterSize, extended } = image.geometry;
@@ -127,10 +128,18 @@ export class Writer {
     const low = view.getUint32(position + 4);
     const flat = image.dataFile !== null;
     const kind = kindOf(high, low, clusterSize - 1, !extended && image.header.version >= 3, flat);
-    if (kind === Kind.INVALID) {
-      const at = cluster * clusterSize;
-      throw image.corrupted(`the L2 entry of the disk's cluster at ${at} is invalid`, at);
-    }
+    if (kind !== Kind.INVALID) return kind;
+    const at = cluster * clusterSize;
+    throw image.corrupted(`the L2 entry ${hexEntry(high, low)} of the disk's cluster at ${at} is invalid`, at);
+  }
+
+  #found(position: number, cluster: number): Found {
+    const image = this.#image;
+    const { view } = image.l2;
+    const high = view.getUint32(position);
+    const low = view.getUint32(position + 4);
+    const flat = image.dataFile !== null;
+    const kind = this.assertValid(position, cluster);
     const compressed = kind === Kind.COMPRESSED;
     const host = compressed ? 0 : hostOf(high, low);
     const copied = high >= EntryHigh.COPIED;
@@ -148,8 +157,9 @@ export class Writer {
     // In place: others may be writing next to us right now, and must not be overwritten with what was there before.
     if (found.keeps && kindAt(this.#image, found.position, at % this.#image.geometry.clusterSize) === Kind.DATA)
       return 0;
-    // New clusters are zeroes: what is zeroes anyway needs no copying.
-    const { backing } = this.#image;
+    // New clusters are zeroes: what is zeroes anyway needs no copying. But zeroes do not decrypt to zeroes.
+    const { backing, cipher } = this.#image;
+    if (cipher !== null) return bytes;
     const zeroes = found.zero || backing === null || at - (at % this.#unit(found)) >= backing.length;
     return fresh && found.empty && zeroes ? 0 : bytes;
   }
@@ -170,6 +180,7 @@ export class Writer {
         await other.gate.promise;
         continue;
       }
+      this.assertValid(findEntry(this.#image, cluster, this.#place).position, cluster);
       const host = refcounts.takeBytes(length);
       if (host >= 0) return { allocation: allocations.add(cluster, cluster), host };
       await refcounts.prepare();
