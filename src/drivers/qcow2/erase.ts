@@ -7,7 +7,7 @@ import { RequestFlags, type Supported } from '../../block/driver.ts';
 import { Autoclear, EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
 import { hostOf, Kind, kindOf } from './entries.ts';
 import type { Image } from './image.ts';
-import { EntryPlace, findEntry, freeEntry } from './tables.ts';
+import { freeEntry } from './tables.ts';
 import type { Writer } from './write.ts';
 
 /** What becomes of an entry. */
@@ -16,7 +16,6 @@ type Change = (position: number, cluster: number) => void;
 export class Eraser {
   readonly #image: Image;
   readonly #writer: Writer;
-  readonly #place = new EntryPlace();
 
   constructor(image: Image, writer: Writer) {
     this.#image = image;
@@ -76,8 +75,12 @@ export class Eraser {
         cluster += tableEntries - (cluster % tableEntries);
         continue;
       }
-      await this.#writer.prepared(cluster);
-      const { position, left, slot } = findEntry(image, cluster, this.#place);
+      const place = this.#writer.ready(cluster);
+      if (place === undefined) {
+        await this.#writer.prepare(cluster);
+        continue;
+      }
+      const { position, left, slot } = place;
       const count = Math.min(left, last - cluster + 1);
       const other = image.allocations.overlapping(cluster, cluster + count - 1);
       if (other) {

@@ -241,7 +241,8 @@ export function decodeL1(view: DataView, entries: number, clusterSize: Bytes): L
 /** The offset in an entry of a table without its flags; -1 where it cannot be one. */
 export function decodeTableEntry(high: number, low: number, clusterSize: Bytes): Offset {
   const at = (high & EntryHigh.OFFSET) * 2 ** 32 + low;
-  return (high & ~EntryHigh.OFFSET) !== 0 || at % clusterSize !== 0 ? -1 : at;
+  const reserved = high & (~EntryHigh.OFFSET | EntryHigh.BEYOND);
+  return reserved !== 0 || at % clusterSize !== 0 ? -1 : at;
 }
 
 export function hexEntry(high: number, low: number): string {

@@ -10,7 +10,7 @@ import { hexEntry, type Image } from './image.ts';
 import { MISS, type TableCache } from './table-cache.ts';
 
 /** Anything in the upper half of an entry that makes it more than plain data, but for COPIED. */
-const HIGH_SPECIAL = 0x7f00_0000;
+const HIGH_SPECIAL = 0x7f00_0000 | EntryHigh.BEYOND;
 
 export class Lookup {
   readonly #image: Image;

@@ -121,30 +121,34 @@ export function noteMetadata(image: Image): void {
   });
   const twice = metadata.overlap();
   if (twice >= 0) image.suspect(`two tables of metadata overlap at ${twice}`, twice);
-  eachStructure(image, (what, at, length, index) => {
+  eachStructure(image, (what, at, length, which) => {
     if (length > image.geometry.clusterSize) return;
-    if (metadata.has(at)) image.suspect(`${what} ${index} is at ${at}, where other metadata is`, at);
+    if (metadata.has(at)) {
+      const name = which === undefined ? what : `${what} ${which}`;
+      image.suspect(`${name} is at ${at}, where other metadata is`, at);
+    }
     metadata.add(at);
   });
   image.bitmaps?.note();
 }
 
-type VisitStructure = (what: string, at: Offset, length: Bytes, index: number | string) => void;
+/** `which`: of several. No text is made of them before it is needed: there may be millions. */
+type VisitStructure = (what: string, at: Offset, length: Bytes, which?: number | string) => void;
 
 function eachStructure(image: Image, visit: VisitStructure): void {
   const { header, geometry, tables, snapshots } = image;
   const { clusterSize } = geometry;
   const { table } = image.refcounts;
-  visit('the header', 0, clusterSize, '');
-  visit('the refcount table', header.refcountTableOffset, header.refcountTableClusters * clusterSize, '');
-  if (header.snapshotCount > 0) visit('the snapshot table', header.snapshotsOffset, image.snapshotTableBytes, '');
-  if (header.l1Size > 0) visit('the L1 table', header.l1Offset, header.l1Size * 8, '');
+  visit('the header', 0, clusterSize);
+  visit('the refcount table', header.refcountTableOffset, header.refcountTableClusters * clusterSize);
+  if (header.snapshotCount > 0) visit('the snapshot table', header.snapshotsOffset, image.snapshotTableBytes);
+  if (header.l1Size > 0) visit('the L1 table', header.l1Offset, header.l1Size * 8);
   const keys = encryptionExtension(header);
-  if (keys) visit('the encryption header', keys.offset, keys.length, '');
+  if (keys) visit('the encryption header', keys.offset, keys.length);
   for (const entry of snapshots) {
     // One that cannot be used is no table.
     if (entry.l1Size === 0 || snapshotL1Fault(entry, clusterSize) !== undefined) continue;
-    visit('the L1 table of snapshot', entry.l1Offset, entry.l1Size * 8, `'${entry.id}'`);
+    visit('the L1 table of snapshot', entry.l1Offset, entry.l1Size * 8, entry.id);
   }
   for (let i = 0; i < table.length; i++) if (table[i]! > 0) visit('refcount block', table[i]!, clusterSize, i);
   for (let i = 0; i < tables.length; i++) if (tables[i]! > 0) visit('L2 table', tables[i]!, clusterSize, i);

@@ -164,7 +164,8 @@ export class Refcounts {
   async addReferences(at: Offset, clusters: number): Promise<void> {
     const first = at / this.#clusterSize;
     for (let i = 0; i < clusters; i++) {
-      const slot = await this.#loaded(first + i);
+      let slot = this.#find(first + i);
+      for (; slot === MISS; slot = this.#find(first + i)) await this.#load(first + i);
       const count = this.#get(slot, first + i);
       if (count === 0) throw this.#image.corrupted(`the cluster at ${at} is in use, and its refcount is 0`, at);
       if (count >= this.#max) {
@@ -181,7 +182,9 @@ export class Refcounts {
   /** How often a cluster is in use, once what was freed is settled. */
   async count(at: Offset): Promise<number> {
     const cluster = Math.floor(at / this.#clusterSize);
-    return this.#get(await this.#loaded(cluster), cluster);
+    let slot = this.#find(cluster);
+    for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
+    return this.#get(slot, cluster);
   }
 
   /** As {@link count}; 0 where no refcount block counts the cluster. */
@@ -245,7 +248,8 @@ export class Refcounts {
     for (const range of freed) {
       let unused = 0;
       for (let cluster = range.first; cluster < range.first + range.count; cluster++) {
-        const slot = await this.#loaded(cluster);
+        let slot = this.#find(cluster);
+        for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
         const count = this.#get(slot, cluster);
         const at = cluster * this.#clusterSize;
         if (count === 0) throw this.#image.corrupted(`the cluster at ${at} was freed, and its refcount is 0`, at);
@@ -347,16 +351,12 @@ export class Refcounts {
     return at + slice * this.cache.sliceSize;
   }
 
-  async #loaded(cluster: number): Promise<number> {
-    for (;;) {
-      const slot = this.#find(cluster);
-      if (slot !== MISS) return slot;
-      if (this.#keyOf(cluster) === 0) {
-        const at = cluster * this.#clusterSize;
-        throw this.#image.corrupted(`there is no refcount block for the cluster at ${at}`, at);
-      }
-      await this.#bring(cluster);
-    }
+  /** Brings in the refcount of a cluster that is in use. Look again afterwards: it may be gone already. */
+  async #load(cluster: number): Promise<void> {
+    const key = this.#keyOf(cluster);
+    if (key !== 0) return this.cache.load(key);
+    const at = cluster * this.#clusterSize;
+    throw this.#image.corrupted(`there is no refcount block for the cluster at ${at}`, at);
   }
 
   #get(slot: number, cluster: number): number {

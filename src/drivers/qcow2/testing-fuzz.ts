@@ -76,7 +76,11 @@ export class Fuzzer {
     const { at, length, bytes } = this.#image.outcome(change);
     if (length > BYTES_MAX || length === 0) return;
     const found = await this.#image.read(at, length);
-    if (bytes === 'zeroes') assert.ok(found.every((byte) => byte === 0), 'it reads back as zeroes');
+    if (bytes === 'zeroes')
+      assert.ok(
+        found.every((byte) => byte === 0),
+        'it reads back as zeroes',
+      );
     else assert.ok(Buffer.compare(found, bytes) === 0, 'it reads back as it was written');
   }
 
@@ -85,7 +89,9 @@ export class Fuzzer {
     const prng = this.#prng;
     const image = this.#image;
     const place = this.#place();
-    const changes = Array.from({ length: prng.between(2, 9) }, () => this.#change(prng.chance(0.8) ? place : undefined));
+    const changes = Array.from({ length: prng.between(2, 9) }, () =>
+      this.#change(prng.chance(0.8) ? place : undefined),
+    );
     const small = changes.filter(({ length }) => length <= 4 * BYTES_MAX);
     this.log.push(`at once: ${small.map(describe).join('; ')}`);
     const blk = await image.open();
@@ -155,7 +161,9 @@ export class Fuzzer {
   #near(place: Offset): Offset {
     const prng = this.#prng;
     const { clusterSize } = this.#image;
-    const jitter = prng.chance(0.5) ? prng.between(-4, 4) * clusterSize : prng.between(-3 * clusterSize, 3 * clusterSize);
+    const jitter = prng.chance(0.5)
+      ? prng.between(-4, 4) * clusterSize
+      : prng.between(-3 * clusterSize, 3 * clusterSize);
     const unit = prng.pick([1, SECTOR, SECTOR, clusterSize]);
     const at = Math.max(0, place + jitter);
     return at - (at % unit);

@@ -45,8 +45,11 @@ export class Writer {
     const { clusterSize } = image.geometry;
     const cluster = Math.floor(at / clusterSize);
     for (;;) {
-      await this.prepared(cluster);
-      const place = findEntry(image, cluster, this.#place);
+      const place = this.ready(cluster);
+      if (place === undefined) {
+        await this.prepare(cluster);
+        continue;
+      }
       const most = Math.min(place.left, Math.ceil((at + want) / clusterSize) - cluster);
       const other = image.allocations.overlapping(cluster, cluster + most - 1);
       // One that begins later leaves room for a shorter reservation.
@@ -61,20 +64,21 @@ export class Writer {
     }
   }
 
-  /** Until the L2 entry of a cluster is in memory and may be changed. */
-  async prepared(cluster: number): Promise<void> {
+  /** The L2 entry of a cluster when it is in memory and may be changed, until the next `await`. Undefined when something
+   *  is missing for that: await {@link prepare} and ask again. */
+  ready(cluster: number): EntryPlace | undefined {
     const image = this.#image;
-    for (;;) {
-      image.assertUndamaged();
-      if (!ownsTable(image, cluster)) await ownTable(image, cluster);
-      else if (findEntry(image, cluster, this.#place).position === MISS) await image.l2.load(this.#place.key);
-      else return;
-    }
+    image.assertUndamaged();
+    if (!ownsTable(image, cluster)) return undefined;
+    const place = findEntry(image, cluster, this.#place);
+    return place.position === MISS ? undefined : place;
   }
 
-  /** Where the entry of a cluster is, once it is prepared. */
-  find(cluster: number): EntryPlace {
-    return findEntry(this.#image, cluster, this.#place);
+  /** Brings in what {@link ready} was missing; it may be gone again when the caller goes on. */
+  async prepare(cluster: number): Promise<void> {
+    const image = this.#image;
+    if (!ownsTable(image, cluster)) await ownTable(image, cluster);
+    else await image.l2.load(findEntry(image, cluster, this.#place).key);
   }
 
   /** Undefined when free clusters have to be prepared first. */
@@ -174,13 +178,17 @@ export class Writer {
   async reservePacked(cluster: number, length: Bytes): Promise<{ allocation: Allocation; host: Offset }> {
     const { allocations, refcounts } = this.#image;
     for (;;) {
-      await this.prepared(cluster);
+      const place = this.ready(cluster);
+      if (place === undefined) {
+        await this.prepare(cluster);
+        continue;
+      }
       const other = allocations.overlapping(cluster, cluster);
       if (other) {
         await other.gate.promise;
         continue;
       }
-      this.assertValid(findEntry(this.#image, cluster, this.#place).position, cluster);
+      this.assertValid(place.position, cluster);
       const host = refcounts.takeBytes(length);
       if (host >= 0) return { allocation: allocations.add(cluster, cluster), host };
       await refcounts.prepare();
@@ -188,10 +196,14 @@ export class Writer {
   }
 
   async commitPacked(cluster: number, host: Offset, length: Bytes): Promise<void> {
-    await this.prepared(cluster);
     const image = this.#image;
+    let place = this.ready(cluster);
+    while (place === undefined) {
+      await this.prepare(cluster);
+      place = this.ready(cluster);
+    }
+    const { slot, position } = place;
     const { view } = image.l2;
-    const { slot, position } = findEntry(image, cluster, this.#place);
     image.l2.modify(slot);
     freeEntry(image, view.getUint32(position), view.getUint32(position + 4), 'other');
     const { high, low } = encodeCompressed(host, length, image.header.clusterBits);
