@@ -283,7 +283,8 @@ export class Refcounts {
       });
     }
     for (let cluster = first; cluster < first + count; ) {
-      const slot = await this.#loaded(cluster);
+      let slot = this.#find(cluster);
+      for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
       const end = Math.min(first + count, cluster - (cluster % this.#perSlice) + this.#perSlice);
       // Without an await in between: whoever looks for free clusters must not find these by their refcount, too.
       for (let i = cluster; i < end; i++) this.#set(slot, i, 0);

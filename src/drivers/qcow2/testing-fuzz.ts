@@ -210,12 +210,11 @@ export class Fuzzer {
     const image = this.#image;
     if (image.version === 2 && image.snapshots.size > 0) return;
     const { size } = image.plan.create;
-    const wanted = prng.pick([
-      size,
-      size,
-      this.#near(this.#place()),
-      image.model.length + prng.below(4 * image.clusterSize),
-    ]);
+    const now = image.model.length;
+    const all = [size, size, this.#near(this.#place()), now + prng.below(4 * image.clusterSize)];
+    // What comes over a layer below is zeroed, cluster by cluster.
+    const far = image.plan.layers!.length > 0 ? 20_000 * image.clusterSize : size;
+    const wanted = prng.pick(all.filter((length) => Math.abs(length - now) <= far));
     const length = Math.min(wanted - (wanted % SECTOR), size + 4 * MiB);
     const by = length > 0 && prng.chance(0.3) ? 'QEMU' : 'us';
     await this.#note(`${by}: resize to ${length}`, () => image.resize(length, by));
