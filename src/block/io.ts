@@ -240,7 +240,8 @@ async function writeReserved(
   await room.commit();
 }
 
-/** Changes the node's length. What is added reads as zeroes. */
+/** Changes the node's length. What is added reads as zeroes. Who wants it longer does not cut off what others have added
+ *  meanwhile. */
 export async function truncateNode(
   node: BlockNode,
   length: Bytes,
@@ -251,6 +252,7 @@ export async function truncateNode(
     throw new BlockError(Errno.ENOTSUP, `Could not resize node '${node.name}': driver '${node.driver.name}' cannot`);
   }
   const from = Math.min(length, node.length);
+  const grows = length > node.length;
   const tracked = new Tracked();
   begin(node, tracked, TRACKED_TRUNCATE, from, Number.MAX_SAFE_INTEGER - from);
   try {
@@ -258,6 +260,7 @@ export async function truncateNode(
     node.serialising++;
     await waitConflicts(tracked);
     const old = node.length;
+    if (grows && old >= length && prealloc === 'off') return;
     await node.impl.truncate(length, prealloc);
     if (length > old) await zeroAdded(node, tracked, old, length);
   } finally {
