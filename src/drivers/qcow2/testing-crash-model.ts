@@ -48,11 +48,11 @@ const ALWAYS: GuestOp = { began: -1, ended: 0 };
 
 /** Fills `target`, sectors from number `first` on, with what a write of that number puts there. One number in four is of
  *  the kind that does not compress. */
-export function fillSectors(target: Uint8Array, first: number, valueOf: (sector: number) => SectorValue): void {
+export function fillSectors(target: Uint8Array, first: number, valueAt: (sector: number) => SectorValue): void {
   const words = new Uint32Array(WORDS);
   const bytes = new Uint8Array(words.buffer);
   for (let at = 0; at < target.length; at += SECTOR) {
-    fillWords(words, valueOf(first + at / SECTOR), first + at / SECTOR);
+    fillWords(words, valueAt(first + at / SECTOR), first + at / SECTOR);
     target.set(bytes.subarray(0, Math.min(SECTOR, target.length - at)), at);
   }
 }
@@ -132,7 +132,11 @@ export class GuestModel {
       const put = typeof value === 'number' ? value : value(sector);
       const writes = this.#writes.get(sector);
       if (writes) writes.push({ op, value: put });
-      else this.#writes.set(sector, [{ op: ALWAYS, value: 0 }, { op, value: put }]);
+      else
+        this.#writes.set(sector, [
+          { op: ALWAYS, value: 0 },
+          { op, value: put },
+        ]);
       this.current.set(sector, put);
     }
   }
@@ -166,7 +170,13 @@ export class GuestModel {
 
   /** What is wrong with the disk found after a crash at `moment`; undefined when nothing is. */
   problem(moment: number, found: GuestContent): string | undefined {
-    const sizes = this.#sizes.filter(({ op }) => this.#counts(op, moment, this.#sizes.map((one) => one.op)));
+    const sizes = this.#sizes.filter(({ op }) =>
+      this.#counts(
+        op,
+        moment,
+        this.#sizes.map((one) => one.op),
+      ),
+    );
     if (!sizes.some(({ size }) => size === found.size)) return `the disk has ${found.size} bytes`;
     for (const sector of sectorsOf(this.regions, found.size)) {
       const value = found.values.get(sector)!;

@@ -145,13 +145,21 @@ function setupOf(of: Kind): Step[] {
   const steps: Step[] = [];
   for (const at of [0, 2, 4]) steps.push({ do: 'write', at: at * cluster, length: size });
   if (possible({ do: 'compress', at: 0, length: 0 }, of))
-    steps.push({ do: 'compress', at: 5 * cluster, length: cluster }, { do: 'compress', at: 6 * cluster, length: cluster });
+    steps.push(
+      { do: 'compress', at: 5 * cluster, length: cluster },
+      { do: 'compress', at: 6 * cluster, length: cluster },
+    );
   steps.push({ do: 'zero', at: 4 * cluster, length: cluster });
   for (let done = 0; done < of.filled; done += 64 * KiB) {
     steps.push({ do: 'write', at: MiB + done, length: Math.min(64 * KiB, of.filled - done) });
   }
   if (!of.snapshot) return steps;
-  return [...steps, { do: 'create' }, { do: 'write', at: cluster, length: size }, { do: 'discard', at: 2 * cluster, length: cluster }];
+  return [
+    ...steps,
+    { do: 'create' },
+    { do: 'write', at: cluster, length: size },
+    { do: 'discard', at: 2 * cluster, length: cluster },
+  ];
 }
 
 /** Every step of a short workload, for one kind of image: for all of one step, then all of two, then of three. */
@@ -201,7 +209,8 @@ function randomStep(prng: Prng, of: Kind): Step {
   const length = SECTOR * prng.between(1, Math.max(1, most / SECTOR));
   const roll = prng.below(20);
   if (roll < 9) return { do: 'write', at, length: Math.min(length, of.bulk) };
-  if (roll < 11) return { do: 'compress', at: alignDown(at, cluster), length: Math.min(cluster, end - alignDown(at, cluster)) };
+  const whole = alignDown(at, cluster);
+  if (roll < 11) return { do: 'compress', at: whole, length: Math.min(cluster, of.create.size - whole) };
   if (roll < 13) return { do: 'zero', at, length, unmap: prng.chance(0.5) };
   if (roll < 16) return { do: 'discard', at, length: Math.min(end - at, 3 * length) };
   return { do: 'flush' };

@@ -82,7 +82,9 @@ export function crashPoints(journal: DiskJournal, prng: Prng, subsets: number): 
       if (last === undefined) break;
       const how = prng.pick(['prefix', 'suffix', 'pieces'] as const);
       const tear = { unit, how, where: prng.float() };
-      add(`the last write torn (${how} of ${unit})`, false, (i) => (i === last ? tear : ended(i) ? 'whole' : 'missing'));
+      add(`the last write torn (${how} of ${unit})`, false, (i) =>
+        i === last ? tear : ended(i) ? 'whole' : 'missing',
+      );
     }
     for (let n = 0; n < subsets; n++) add(`random subset ${n}`, false, () => randomFate(prng));
   }
