@@ -48,11 +48,11 @@ const ALWAYS: GuestOp = { began: -1, ended: 0 };
 
 /** Fills `target`, sectors from number `first` on, with what a write of that number puts there. One number in four is of
  *  the kind that does not compress. */
-export function fillSectors(target: Uint8Array, first: number, valueOf: (sector: number) => SectorValue): void {
+export function fillSectors(target: Uint8Array, first: number, valueAt: (sector: number) => SectorValue): void {
   const words = new Uint32Array(WORDS);
   const bytes = new Uint8Array(words.buffer);
   for (let at = 0; at < target.length; at += SECTOR) {
-    fillWords(words, valueOf(first + at / SECTOR), first + at / SECTOR);
+    fillWords(words, valueAt(first + at / SECTOR), first + at / SECTOR);
     target.set(bytes.subarray(0, Math.min(SECTOR, target.length - at)), at);
   }
 }
