@@ -186,7 +186,9 @@ export class Bitmaps implements BitmapStore {
       else mixed.push(i);
     }
     for (let done = 0; done < mixed.length; ) {
-      const { at, clusters } = await this.#take(Math.min(mixed.length - done, Math.max(1, BATCH / geometry.clusterSize)));
+      const { at, clusters } = await this.#take(
+        Math.min(mixed.length - done, Math.max(1, BATCH / geometry.clusterSize)),
+      );
       const bytes = new Uint8Array(this.#bytes(clusters));
       for (let i = 0; i < clusters; i++) {
         const index = mixed[done + i]!;
