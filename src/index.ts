@@ -13,6 +13,8 @@
 export type { SocketAddress } from './aio/backend.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
 export type { Abortable } from './lib/abort.ts';
+export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
+export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
 export type { DiskStat } from './lib/disk-stat.ts';

@@ -70,6 +70,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
     .option('-x, --export-name <name>', 'name of the export; repeat for each IMAGE', collect, [])
     .option('-D, --description <text>', 'description of the export; repeat for each IMAGE', collect, [])
+    .option('-B, --bitmap <name>', 'offer this dirty bitmap of each IMAGE; repeat for several', collect, [])
     .option('-r, --read-only', 'refuse writes')
     .option('-U, --force-share', 'ignore the locks of other programs; only with --read-only')
     .option('--aio <backend>', 'ring (io_uring) or pool (node); default: ring where the system allows it')

@@ -12,6 +12,7 @@ export interface RawServeOptions {
   readonly listen?: string;
   readonly exportName: readonly string[];
   readonly description: readonly string[];
+  readonly bitmap: readonly string[];
   readonly readOnly?: boolean;
   readonly forceShare?: boolean;
   readonly aio?: string;
@@ -39,6 +40,8 @@ export interface ServeOptions {
   readonly threads: readonly string[];
   readonly listen: ListenAt;
   readonly format: Format | undefined;
+  /** Dirty bitmaps that every image has. */
+  readonly bitmaps: readonly string[];
   readonly readOnly: boolean;
   readonly forceShare: boolean;
   readonly aio: 'ring' | 'pool' | undefined;
@@ -164,6 +167,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     threads: [...new Set(threads)],
     listen: listenAt(raw),
     format: oneOf(raw.format, FORMATS, '--format'),
+    bitmaps: raw.bitmap,
     readOnly: raw.readOnly ?? false,
     forceShare: raw.forceShare ?? false,
     aio: oneOf(raw.aio, ['ring', 'pool'] as const, '--aio'),

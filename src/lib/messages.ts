@@ -1,6 +1,7 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BitmapMethods } from './bitmap-messages.ts';
 import type { BlockdevOptions } from './options.ts';
 
 export interface OpenMessage {
@@ -74,6 +75,8 @@ export interface ExportMessage {
   readonly name: string;
   readonly description: string;
   readonly writable: boolean;
+  /** Names of dirty bitmaps. */
+  readonly bitmaps: readonly string[];
 }
 
 export interface NbdStartMessage {
@@ -131,7 +134,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods {
+export interface Methods extends BitmapMethods {
   drivers(args: DriversMessage): void;
   memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;

@@ -3,6 +3,7 @@ import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
@@ -25,6 +26,7 @@ export function setup(thread: SetupThread): Furnished {
     status: (args) => disks.status(args),
     truncate: (args) => disks.truncate(args),
     stat: async ({ disk }) => disks.stat(disk),
+    ...bitmapHandlers(disks),
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
