@@ -13,6 +13,8 @@
 export type { SocketAddress } from './aio/backend.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
 export type { Abortable } from './lib/abort.ts';
+export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
+export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
@@ -28,7 +30,7 @@ export type {
   TruncateOptions,
 } from './lib/image-options.ts';
 export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
-export { type BitmapInfo, type ImageInfo, inspect, type Qcow2Info } from './lib/inspect.ts';
+export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';

@@ -7,6 +7,7 @@ import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { type Abortable, abortable } from './abort.ts';
+import { DiskBitmaps } from './bitmaps.ts';
 import {
   type BufferOptions,
   isCurrent,
@@ -59,6 +60,8 @@ export class Disk {
   readonly name: string;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** Which parts have been written, since when. */
+  readonly bitmaps: DiskBitmaps;
   /** @internal */
   readonly id: number;
   readonly #use: ThreadUse;
@@ -78,6 +81,9 @@ export class Disk {
     this.readOnly = reply.readOnly;
     this.nodeName = reply.nodeName;
     this.#size = reply.size;
+    this.bitmaps = new DiskBitmaps((method, args) =>
+      this.#io(() => use.thread.call(method, { disk: this.id, ...args } as never), undefined),
+    );
   }
 
   /** Bytes; as of the last open, truncate or stat. */

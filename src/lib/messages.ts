@@ -2,6 +2,7 @@
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
+import type { BitmapMethods } from './bitmap-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 
@@ -117,6 +118,8 @@ export interface ExportMessage {
   readonly name: string;
   readonly description: string;
   readonly writable: boolean;
+  /** Names of dirty bitmaps. */
+  readonly bitmaps: readonly string[];
 }
 
 export interface NbdStartMessage {
@@ -174,7 +177,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods {
+export interface Methods extends BitmapMethods {
   drivers(args: DriversMessage): void;
   memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;

@@ -4,6 +4,7 @@ import { amend, checkOpen } from '../block/control.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerNbd } from './worker-nbd.ts';
@@ -32,6 +33,7 @@ export function setup(thread: SetupThread): Furnished {
     check: ({ disk, fix }) => disks.control(disk, (blk) => checkOpen(blk, fix)),
     amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
+    ...bitmapHandlers(disks),
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),

@@ -37,7 +37,8 @@ async function makesLuks(...args: string[]): Promise<void> {
   for (let tries = 0; ; tries++) {
     const { code, stderr } = await run('qemu-img', args);
     if (code === 0) return;
-    if (tries === 30 || !stderr.includes('accurate CPU usage')) throw new Error(`qemu-img ${args.join(' ')}: ${stderr}`);
+    if (tries === 30 || !stderr.includes('accurate CPU usage'))
+      throw new Error(`qemu-img ${args.join(' ')}: ${stderr}`);
   }
 }
 
