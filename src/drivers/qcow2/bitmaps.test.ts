@@ -1,124 +1,38 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, openSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import { copyFileSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, type TestContext, test } from 'node:test';
+import { after, test } from 'node:test';
 import { needs, peer, run, scratch } from '../../../test/harness.ts';
-import { AioContext } from '../../aio/context.ts';
-import { PoolBackend } from '../../aio/pool/backend.ts';
 import { Errno } from '../../base/errors.ts';
 import { Prng } from '../../base/prng.ts';
 import { GiB, KiB, MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
-import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { registerTestDrivers, testDisk, testIov } from '../../block/testing.ts';
+import { testDisk, testIov } from '../../block/testing.ts';
 import { Autoclear, ExtensionType } from '../../proto/qcow2/constants.ts';
-import { encodeHeader, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import { parseHeader } from '../../proto/qcow2/header.ts';
 import { bitmapsExtension, extension } from '../../proto/qcow2/header-extensions.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
 import type { Qcow2Node } from './driver.ts';
-import { makeImage, registerQcow2 } from './testing.ts';
-
-const TIB = 1024 * GiB;
-const PEERS = needs('qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo');
-
-let context: AioContext;
-
-before(() => {
-  registerTestDrivers();
-  registerQcow2();
-  context = new AioContext(new PoolBackend());
-});
+import { makeImage } from './testing.ts';
+import {
+  checked,
+  context,
+  type Extents,
+  extentsOf,
+  headerOf,
+  make,
+  open,
+  PEERS,
+  patchHeader,
+  peerBitmaps,
+  peerExtents,
+  peerList,
+  scribble,
+  TIB,
+} from './testing-bitmaps.ts';
 
 after(() => context.stop());
-
-type Extents = readonly (readonly [number, number])[];
-
-function open(path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> {
-  const file = { driver: 'file', filename: path };
-  return BlockBackend.open(context, { driver: 'qcow2', discard: 'unmap', ...more, file } as NodeOptions);
-}
-
-async function make(t: TestContext, options: Partial<Qcow2CreateOptions> & { size: number }): Promise<string> {
-  const path = join(scratch(t), 'image.qcow2');
-  writeFileSync(path, '');
-  const data = options['data-file'] === undefined ? undefined : `${path}.data`;
-  if (data !== undefined) writeFileSync(data, '');
-  const dataNode = data === undefined ? undefined : { driver: 'file', filename: data };
-  const all = { ...options, ...(data === undefined ? {} : { 'data-file': data }) } as Qcow2CreateOptions;
-  await makeImage(context, { driver: 'file', filename: path }, all, dataNode);
-  return path;
-}
-
-function extentsOf(bitmap: DirtyBitmap): Extents {
-  const found: [number, number][] = [];
-  for (let at = bitmap.next(0, bitmap.size, true); at < bitmap.size; ) {
-    const end = bitmap.next(at, bitmap.size, false);
-    found.push([at, end - at]);
-    at = bitmap.next(end, bitmap.size, true);
-  }
-  return found;
-}
-
-/** What QEMU says is dirty. */
-async function peerExtents(path: string, name: string): Promise<Extents> {
-  const server = ['[', 'qemu-nbd', '-r', '-f', 'qcow2', '-B', name, path, ']'];
-  const text = await peer('nbdinfo', `--map=qemu:dirty-bitmap:${name}`, '--json', '--', ...server);
-  const map = JSON.parse(text) as { offset: number; length: number; type: number }[];
-  const found: [number, number][] = [];
-  for (const { offset, length, type } of map) {
-    const last = found.at(-1);
-    if (type === 0) continue;
-    if (last && last[0] + last[1] === offset) last[1] += length;
-    else found.push([offset, length]);
-  }
-  return found;
-}
-
-interface PeerBitmap {
-  readonly name: string;
-  readonly granularity: number;
-  readonly flags: readonly string[];
-}
-
-async function peerBitmaps(path: string): Promise<PeerBitmap[]> {
-  const info = JSON.parse(await peer('qemu-img', 'info', '--output=json', path)) as {
-    'format-specific': { data: { bitmaps?: PeerBitmap[] } };
-  };
-  return info['format-specific'].data.bitmaps ?? [];
-}
-
-/** 'name granularity flags' of each. */
-async function peerList(path: string): Promise<string[]> {
-  return (await peerBitmaps(path)).map(({ name, granularity, flags }) => `${name} ${granularity} ${flags.join()}`);
-}
-
-async function checked(path: string): Promise<void> {
-  await peer('qemu-img', 'check', '-q', path);
-}
-
-/** Writes in random places; small ones, so that a large disk costs nothing. */
-async function scribble(blk: BlockBackend, prng: Prng, writes: number): Promise<void> {
-  for (let i = 0; i < writes; i++) {
-    const length = Math.min(blk.length, prng.between(1, 20_000));
-    const at = prng.below(blk.length - length + 1);
-    if (prng.chance(0.2)) await blk.writeZeroes(at, length);
-    else await blk.write(at, testIov(context, [length], i + 1));
-  }
-}
-
-function patchHeader(path: string, change: (header: Qcow2Header) => void): void {
-  const file = openSync(path, 'r+');
-  const bytes = new Uint8Array(64 * KiB);
-  readSync(file, bytes, 0, bytes.length, 0);
-  const header = parseHeader(bytes, statSync(path).size);
-  change(header);
-  writeSync(file, encodeHeader(header), 0, undefined, 0);
-}
-
-function headerOf(path: string): Qcow2Header {
-  return parseHeader(readFileSync(path).subarray(0, 64 * KiB), statSync(path).size);
-}
 
 const SHAPES: readonly (readonly [Partial<Qcow2CreateOptions> & { size: number }, number])[] = [
   [{ size: 5 * MiB + 512, 'cluster-size': 512 }, 512],

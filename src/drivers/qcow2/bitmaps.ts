@@ -2,8 +2,8 @@
  * Persistent bitmaps (specification: "Bitmaps"). Control functions, on a drained node.
  *
  * What must hold after a crash at any point: a bitmap in the file is either right or marked in use. So the mark is on
- * stable storage before the bitmap begins to differ from what is stored; a bitmap is stored in new clusters, under a new
- * directory, which one write of the header names; what was there before is freed after that. While the extension is
+ * stable storage before the bitmap begins to differ from what is stored; a bitmap is stored in new clusters, under a
+ * new directory, which one write of the header names; what was there before is freed after that. While the extension is
  * added or taken out (the header is laid out anew then), the autoclear bit is clear: nobody reads it half-written.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
