@@ -6,6 +6,7 @@ import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Nanoseconds } from '../base/units.ts';
+import { kernelThreadId } from '../native/thread.ts';
 import type { AioBackend, LoopHost, LoopStats } from './backend.ts';
 import { type BottomHalf, BottomHalfList, IDLE_NS } from './bottom-half.ts';
 import { newSharedWords, type RemoteContextHandle, SharedWord } from './context-shared.ts';
@@ -78,6 +79,11 @@ export class AioContext implements LoopHost {
   /** What other threads need to schedule bottom halves here: see remote.ts. */
   remote(): RemoteContextHandle {
     return { name: this.name, shared: this.shared, wake: this.backend.wakeHandle };
+  }
+
+  /** Lets other threads see whether this one still lives: RemoteContext.dead. */
+  identify(): void {
+    Atomics.store(this.shared, SharedWord.KERNEL_THREAD, kernelThreadId());
   }
 
   /** Starts a coroutine that belongs to this context: `stop` waits for it. A rejection ends the thread, as a bug

@@ -224,6 +224,15 @@ export class BlockBackend implements NodeParent {
     this.#start(request);
   }
 
+  /** Takes a request back that waits for the end of a drained section: it is the caller's again, and `done` is not
+   *  called. False when it has begun. */
+  takeBack(request: BlockRequest): boolean {
+    if (request.phase !== Phase.QUEUED || request.blk !== this || !this.#queue.remove(request)) return false;
+    request.phase = Phase.IDLE;
+    request.blk = null;
+    return true;
+  }
+
   /** The root is looked at here, after any waiting (B4). */
   #start(request: BlockRequest): void {
     this.inFlight++;
