@@ -1,66 +1,11 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { Worker } from 'node:worker_threads';
-import { IOThread } from '../aio/iothread.ts';
-import type { BackendChoice } from '../aio/select.ts';
 import { eachBackend, inContext } from '../aio/testing.ts';
 import { BlockStatus } from '../block/status.ts';
-import { descriptorOf, newOffer } from './descriptor.ts';
 import { BlkHandle, drainHandles } from './handle.ts';
-import { type BlkDescriptor, type BlkIdentity, SLOTS } from './layout.ts';
-import { BlkOp } from './op.ts';
-import type { ClientReport, ClientTask } from './testing-client.ts';
-import type { HomeReport } from './testing-home.ts';
-
-const extension = import.meta.url.slice(import.meta.url.lastIndexOf('.'));
-const setup = new URL(`./testing-home${extension}`, import.meta.url);
-const client = new URL(`./testing-client${extension}`, import.meta.url);
-
-function startHome(aio: BackendChoice, name = 'io0'): Promise<IOThread> {
-  return IOThread.start({ name, aio, setup });
-}
-
-async function share(home: IOThread, which: 'disk' | 'null' = 'disk'): Promise<BlkDescriptor> {
-  const { offer, port } = newOffer();
-  const identity = await home.call<BlkIdentity>('share', { offer, which }, [offer.port]);
-  return descriptorOf(identity, offer.words, port);
-}
-
-async function attach(home: IOThread, which: 'disk' | 'null' = 'disk'): Promise<BlkHandle> {
-  return BlkHandle.attach(await share(home, which));
-}
-
-function report(home: IOThread): Promise<HomeReport> {
-  return home.call<HomeReport>('report');
-}
-
-/** A worker with its task under way. */
-function begin(task: ClientTask): Worker {
-  return new Worker(client, { workerData: task, transferList: [task.descriptor.port] });
-}
-
-async function work(task: ClientTask): Promise<ClientReport> {
-  const [answer] = (await once(begin(task), 'message')) as [ClientReport];
-  return answer;
-}
-
-async function until(ready: () => Promise<boolean> | boolean): Promise<void> {
-  const end = performance.now() + 10_000;
-  while (!(await ready())) {
-    assert.ok(performance.now() < end, 'nothing in 10 s');
-    await new Promise((resolve) => setTimeout(resolve, 1));
-  }
-}
-
-class CountedOp extends BlkOp {
-  readonly results: number[] = [];
-  next: (() => void) | undefined;
-
-  done(error: number): void {
-    this.results.push(error);
-    this.next?.();
-  }
-}
+import { type BlkDescriptor, SLOTS } from './layout.ts';
+import type { ClientTask } from './testing-client.ts';
+import { attach, begin, CountedOp, report, share, startHome, until, work } from './testing-threads.ts';
 
 eachBackend('B1 every kind of request goes through a handle, and comes back with its own errno', async (backend) => {
   await using home = await startHome(backend);

@@ -194,7 +194,7 @@ export class BlkHandle {
 
   /** Fills `bytes`, which lie on a registered buffer. EIO beyond the end. */
   read(at: Offset, bytes: Uint8Array, options?: IoOptions): Promise<void> {
-    return this.#run(this.#op(BlkKind.READ, at, [bytes], options), options);
+    return this.#request(BlkKind.READ, at, [bytes], options);
   }
 
   readv(at: Offset, list: readonly Uint8Array[], options?: IoOptions): Promise<void> {
@@ -202,7 +202,7 @@ export class BlkHandle {
   }
 
   write(at: Offset, bytes: Uint8Array, options?: IoOptions): Promise<void> {
-    return this.#run(this.#op(BlkKind.WRITE, at, [bytes], options), options);
+    return this.#request(BlkKind.WRITE, at, [bytes], options);
   }
 
   writev(at: Offset, list: readonly Uint8Array[], options?: IoOptions): Promise<void> {
@@ -210,22 +210,20 @@ export class BlkHandle {
   }
 
   flush(options?: IoOptions): Promise<void> {
-    return this.#run(this.#op(BlkKind.FLUSH, 0, 0, options), options);
+    return this.#request(BlkKind.FLUSH, 0, 0, options);
   }
 
   discard(at: Offset, length: Bytes, options?: IoOptions): Promise<void> {
-    return this.#run(this.#op(BlkKind.DISCARD, at, length, options), options);
+    return this.#request(BlkKind.DISCARD, at, length, options);
   }
 
   writeZeroes(at: Offset, length: Bytes, options?: IoOptions): Promise<void> {
-    return this.#run(this.#op(BlkKind.ZERO, at, length, options), options);
+    return this.#request(BlkKind.ZERO, at, length, options);
   }
 
   /** The extent at `at`, at most `length` bytes of it, in `out`. */
   blockStatus(at: Offset, length: Bytes, out: BlockStatus, options?: IoOptions): Promise<void> {
-    const op = this.#op(BlkKind.STATUS, at, length, options);
-    op.status = out;
-    return this.#run(op, options);
+    return this.#request(BlkKind.STATUS, at, length, options, out);
   }
 
   /** `using drained = await handle.drain()`: nothing is in flight on the disk until the block ends, from any thread;
@@ -233,7 +231,7 @@ export class BlkHandle {
   async drain(): Promise<HandleDrained> {
     this.#drains++;
     try {
-      await this.#run(this.#op(ChannelKind.DRAIN_BEGIN, 0, 0));
+      await this.#request(ChannelKind.DRAIN_BEGIN, 0, 0);
     } catch (error) {
       this.#drains--;
       throw error;
@@ -284,7 +282,7 @@ export class BlkHandle {
 
   /** Waits for what is in flight, then gives all back. EBADF the second time. */
   async close(): Promise<void> {
-    this.#assertUsable();
+    if (this.#closed) this.#assertUsable();
     this.#closed = true;
     while (this.#drains > 0 && !this.#client.end) {
       this.#drains--;
@@ -338,9 +336,19 @@ export class BlkHandle {
     return op;
   }
 
-  async #run(op: GateOp, { signal }: IoOptions = {}): Promise<void> {
+  async #request(
+    kind: number,
+    at: Offset,
+    what: Bytes | readonly Uint8Array[],
+    options: IoOptions = {},
+    status: BlockStatus | null = null,
+  ): Promise<void> {
+    const { signal } = options;
+    this.#assertUsable();
     signal?.throwIfAborted();
-    this.submit(op);
+    const op = this.#op(kind, at, what, options);
+    op.status = status;
+    this.#client.submit(op);
     const onAbort = (): void => this.#client.cancel(op);
     signal?.addEventListener('abort', onAbort, { once: true });
     const error = await op.gate.promise;
@@ -352,9 +360,9 @@ export class BlkHandle {
   async #vector(kind: number, at: Offset, list: readonly Uint8Array[], options?: IoOptions): Promise<void> {
     const parts: Promise<void>[] = [];
     for (let first = 0, from = at; first < list.length || first === 0; first += RUNS_MAX) {
-      const op = this.#op(kind, from, list.slice(first, first + RUNS_MAX), options);
-      from += op.length;
-      parts.push(this.#run(op, options));
+      const part = list.slice(first, first + RUNS_MAX);
+      parts.push(this.#request(kind, from, part, options));
+      from += part.reduce((sum, bytes) => sum + bytes.length, 0);
     }
     for (const part of await Promise.allSettled(parts)) if (part.status === 'rejected') throw part.reason;
   }

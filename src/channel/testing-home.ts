@@ -12,7 +12,7 @@ import { BlkHandle } from './handle.ts';
 import { ChannelHost } from './host.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from './layout.ts';
 
-export const DISK_BYTES = 1024 * 1024;
+const DISK_BYTES = 1024 * 1024;
 
 export interface HomeReport {
   readonly log: readonly string[];
@@ -71,6 +71,9 @@ export async function setup({ context }: SetupThread): Promise<Furnished> {
     }),
     hold: (op: DiskOp) => disk.hold(op),
     release: (op: DiskOp) => disk.release(op),
+    releaseIn: ({ op, ms }: { op: DiskOp; ms: number }) => {
+      setTimeout(() => disk.release(op), ms);
+    },
     waiting: (op: DiskOp) => disk.waiting(op),
     fail: (op: DiskOp) => disk.script.push({ op, errno: 28 }),
     drain: async () => {
@@ -88,6 +91,11 @@ export async function setup({ context }: SetupThread): Promise<Furnished> {
       });
     },
     exit: () => process.exit(3),
+    /** The thread ends after that time. */
+    exitIn: (ms: number) => {
+      setTimeout(() => process.exit(3), ms);
+    },
+    bytes: () => disk.bytes,
     trySync,
     localRead,
     tryLock: () => {
