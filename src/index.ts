@@ -12,6 +12,17 @@
  */
 export type { SocketAddress } from './aio/backend.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
+export {
+  type AttachOptions,
+  BlkHandle,
+  type ChannelStats,
+  drainHandles,
+  type HandleDrained,
+  type IoOptions,
+} from './channel/handle.ts';
+export type { BlkDescriptor } from './channel/layout.ts';
+export { BlkKind, BlkOp } from './channel/op.ts';
+export type { SharedRegion } from './channel/region.ts';
 export type { Abortable } from './lib/abort.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';

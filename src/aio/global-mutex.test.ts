@@ -58,7 +58,7 @@ test('who waits is served in the order it came', async () => {
   assert.deepEqual([...log], [3, 3, 1, 2]);
 });
 
-test('it is recursive up to its limit, and free only when each level was left; another thread is told the owner', async () => {
+test('it is recursive up to its limit, free when each level was left, and others are told the owner', async () => {
   const mutex = new GlobalMutex();
   const levels = Array.from({ length: 1000 }, () => mutex.lock());
   assert.throws(() => mutex.lock(), { code: 'EAGAIN', message: /more than 1000 times/ });

@@ -1,9 +1,9 @@
 /**
- * The global mutex: the recursive lock of the control plane, across threads. Synchronous I/O and synchronous drains take
- * it; the data path never does, and an IOThread cannot ({@link GlobalMutex.refuseHere}).
+ * The global mutex: the recursive lock of the control plane, across threads. Synchronous I/O and synchronous drains
+ * take it; the data path never does, and an IOThread cannot ({@link GlobalMutex.refuseHere}).
  *
- * Everything is in shared words. Who wants the lock draws a ticket, which is its place in a ring of words, and sleeps on
- * that word alone; whoever unlocks hands over to the next place. So waiters are served in order, and one wakes at a
+ * Everything is in shared words. Who wants the lock draws a ticket, which is its place in a ring of words, and sleeps
+ * on that word alone; whoever unlocks hands over to the next place. So waiters are served in order, and one wakes at a
  * time. A place goes through these states, by compare-and-exchange only:
  *
  *     EMPTY -> GRANTED        by the one before, before or after anybody has drawn it

@@ -172,8 +172,8 @@ export class ChannelClient {
     }
   }
 
-  /** Takes in what has ended: calls back, begins what waits in line. Called by the loop; a thread that has none and does
-   *  not want to return to its own calls it again and again. Answers how many have ended. */
+  /** Takes in what has ended: calls back, begins what waits in line. Called by the loop; a thread that has none and
+   *  does not want to return to its own calls it again and again. Answers how many have ended. */
   reap(): number {
     if (this.#reaping) return 0;
     const { words } = this;

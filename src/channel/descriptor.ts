@@ -23,8 +23,8 @@ export function descriptorOf(identity: BlkIdentity, words: SharedWords, port: Me
 }
 
 /**
- * Takes a descriptor for the calling thread, for good; answers its port. EINVAL for what is none, EPERM when this thread
- * was not given it (its port went elsewhere, or did not come along), EBUSY when it was used already.
+ * Takes a descriptor for the calling thread, for good; answers its port. EINVAL for what is none, EPERM when this
+ * thread was not given it (its port went elsewhere, or did not come along), EBUSY when it was used already.
  */
 export function claim(descriptor: BlkDescriptor): MessagePort {
   const refuse = (errno: number, why: string): BlockError =>

@@ -2,8 +2,8 @@
  * BlkHandle: a BlockBackend in the hand of any thread (docs/CHANNELS.md). In the home context requests go straight into
  * the BlockBackend's fast path; from any other thread they go through the channel's shared rings, without a lock.
  *
- * Faults it answers with a BlockError: use after close EBADF, after the disk was closed ESHUTDOWN, after its thread died
- * EIO; memory that is not shared or not registered EFAULT, in use EBUSY; a request submitted twice EALREADY; a
+ * Faults it answers with a BlockError: use after close EBADF, after the disk was closed ESHUTDOWN, after its thread
+ * died EIO; memory that is not shared or not registered EFAULT, in use EBUSY; a request submitted twice EALREADY; a
  * descriptor that is none EINVAL, that was given to another thread EPERM, that was used already EBUSY; synchronous I/O
  * where it could never end EDEADLK.
  */
@@ -185,7 +185,7 @@ export class BlkHandle {
     this.#client.cancel(op);
   }
 
-  /** For a thread that looks for itself instead of going back to its loop: delivers what has ended, answers how many. */
+  /** For a thread that looks for itself instead of going back to its loop: delivers what has ended, and how many. */
   reap(): number {
     return this.#client.reap();
   }
@@ -245,7 +245,7 @@ export class BlkHandle {
     if (!this.#closed && !this.#client.end) this.#client.submit(this.#loose(ChannelKind.DRAIN_END));
   }
 
-  // Synchronous requests: they take the global mutex and block the thread. EDEADLK in the home context and in IOThreads.
+  // Synchronous requests: they take the global mutex and block the thread. EDEADLK in the home context, in IOThreads.
 
   readSync(at: Offset, bytes: Uint8Array, flags = 0): void {
     this.#runSync(this.#op(BlkKind.READ, at, [bytes], { flags }));

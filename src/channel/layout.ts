@@ -31,7 +31,7 @@ export const Word = {
   CLIENT_ASLEEP: 3 * LINE,
   /** 0 until a thread has attached, then that thread's id + 1. */
   CLIENT: 4 * LINE,
-  /** Client, before its first request: 1 when it is woken by a bottom half (message 'client'), not by Atomics.notify. */
+  /** Client, before its first request: 1 when a bottom half wakes it (message 'client'), not Atomics.notify. */
   CLIENT_HAS_LOOP: 4 * LINE + 1,
   /** Client: changes with each CANCEL it has set in a record. */
   CANCELS: 4 * LINE + 2,

@@ -5,6 +5,8 @@ import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import { RequestFlags } from '../block/driver.ts';
+import { descriptorOf, newOffer } from '../channel/descriptor.ts';
+import type { BlkDescriptor, BlkIdentity } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
 import {
   type BufferOptions,
@@ -217,6 +219,21 @@ export class Disk {
   async truncate(size: number | bigint = 0): Promise<void> {
     const message = { disk: this.id, size: offsetOf(size, 'size') };
     this.#size = await this.#io(() => this.#use.thread.call('truncate', message), undefined);
+  }
+
+  /**
+   * A way to this disk for one other thread, which then does its I/O without this one: post it with its `port` in the
+   * transfer list, and `BlkHandle.attach` it there. The disk's close ends it.
+   *
+   * ```ts
+   * const descriptor = await disk.handle();
+   * new Worker(url, { workerData: descriptor, transferList: [descriptor.port] });
+   * ```
+   */
+  async handle(): Promise<BlkDescriptor> {
+    const { offer, port } = newOffer();
+    const share = (): Promise<BlkIdentity> => this.#use.thread.call('share', { disk: this.id, offer }, [offer.port]);
+    return descriptorOf(await this.#io(share, undefined), offer.words, port);
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {

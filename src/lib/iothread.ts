@@ -1,5 +1,6 @@
 /** IOThreads as programs see them: a worker thread with an AioContext of its own, in which disks live. */
 import { EventEmitter } from 'node:events';
+import type { Transferable } from 'node:worker_threads';
 import { IOThread as AioThread } from '../aio/iothread.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, isPowerOfTwo, MiB } from '../base/units.ts';
@@ -104,10 +105,14 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   }
 
   /** @internal */
-  async call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> {
+  async call<M extends Method>(
+    method: M,
+    args: MethodArgs<M>,
+    transfer: readonly Transferable[] = [],
+  ): Promise<MethodResult<M>> {
     this.hold();
     try {
-      return await this.#thread.call<MethodResult<M>>(method, args);
+      return await this.#thread.call<MethodResult<M>>(method, args, transfer);
     } finally {
       this.unhold();
     }

@@ -1,6 +1,7 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import type { BlockdevOptions } from './options.ts';
 
 export interface OpenMessage {
@@ -27,6 +28,11 @@ export interface DriversMessage {
 
 export interface DiskMessage {
   readonly disk: number;
+}
+
+/** A channel for a thread that wants to use the disk itself. */
+export interface ShareMessage extends DiskMessage {
+  readonly offer: ChannelOffer;
 }
 
 export interface TruncateMessage extends DiskMessage {
@@ -136,6 +142,7 @@ export interface Methods {
   memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;
+  share(args: ShareMessage): BlkIdentity;
   /** Answers the bytes read: fewer than asked at the end of the disk. */
   read(args: TransferMessage): Bytes;
   write(args: TransferMessage): void;

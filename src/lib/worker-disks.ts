@@ -6,6 +6,8 @@ import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
+import { ChannelHost } from '../channel/host.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import { MAGIC_BYTES, magicOf } from './magic.ts';
 import type {
   BlockExtent,
@@ -25,6 +27,8 @@ const MAX_EXTENTS = 1024;
 export class WorkerDisks {
   readonly #context: AioContext;
   readonly #disks = new Map<number, BlockBackend>();
+  /** Of the disks that other threads use. */
+  readonly #hosts = new Map<number, ChannelHost>();
   #arena: Memory | undefined;
   #ids = 0;
   #opening = 0;
@@ -35,6 +39,15 @@ export class WorkerDisks {
 
   get count(): number {
     return this.#disks.size;
+  }
+
+  /** Opens a channel to a disk. */
+  introduce(disk: number, offer: ChannelOffer): BlkIdentity {
+    const blk = this.blk(disk);
+    const host = this.#hosts.get(disk) ?? new ChannelHost(blk);
+    this.#hosts.set(disk, host);
+    host.introduce(offer);
+    return host.identity;
   }
 
   /** The memory that transfers go through. */
@@ -88,7 +101,10 @@ export class WorkerDisks {
 
   async close(disk: number): Promise<void> {
     const blk = this.blk(disk);
+    const host = this.#hosts.get(disk);
     this.#disks.delete(disk);
+    this.#hosts.delete(disk);
+    await host?.close();
     await blk.close();
   }
 

@@ -17,6 +17,7 @@ export function setup(thread: SetupThread): Furnished {
     memory: async ({ buffer }) => disks.share(buffer),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
+    share: async ({ disk, offer }) => disks.introduce(disk, offer),
     read: (args) => disks.read(args),
     write: (args) => disks.write(args),
     flush: ({ disk }) => disks.blk(disk).flush(),
