@@ -11,7 +11,10 @@
  * ```
  */
 export type { SocketAddress } from './aio/backend.ts';
+export { type GlobalMutexStats, globalMutex } from './aio/global-mutex.ts';
+export type { ContextStats } from './aio/loop-counters.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
+export type { IoStats, KindStats } from './block/io-counters.ts';
 export {
   type AttachOptions,
   BlkHandle,

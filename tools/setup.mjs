@@ -143,7 +143,7 @@ export async function ensureDebian() {
 }
 
 /** The benchmarks are the files of bench/ that run by themselves. */
-const SHARED = new Set(['common', 'fio', 'nbd-client', 'peers']);
+const SHARED = new Set(['channel-client', 'common', 'fio', 'nbd-client', 'peers']);
 
 /** Names of the benchmarks, in the order they run. */
 export function benchmarks() {

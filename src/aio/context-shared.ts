@@ -47,5 +47,7 @@ export function newSharedWords(): Int32Array<SharedArrayBuffer> {
 export interface RemoteContextHandle {
   readonly name: string;
   readonly shared: Int32Array<SharedArrayBuffer>;
+  /** See loop-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
   readonly wake: WakeHandle;
 }

@@ -15,6 +15,7 @@ import { start } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { attach, detach, type NodeOptions, openNode, releaseNode } from './graph.ts';
 import { truncateNode } from './io.ts';
+import { IoCounters } from './io-counters.ts';
 import type { BlockNode, NodeParent } from './node.ts';
 import { graphSection, PermChange } from './permissions.ts';
 import { nodeByName } from './registry.ts';
@@ -71,8 +72,7 @@ export class BlockBackend implements NodeParent {
   disableQueuing = false;
   inFlight = 0;
   quiesce = 0;
-  /** Requests that went to the coroutine path, and all. */
-  readonly stats = { requests: 0, slow: 0 };
+  readonly stats = new IoCounters();
   #root: BlockNode | null = null;
   #leaving: Promise<void> | null = null;
   #flushLast = false;
@@ -215,6 +215,7 @@ export class BlockBackend implements NodeParent {
     assert(request.phase === Phase.IDLE, 'a request was submitted while it is in flight');
     request.blk = this;
     request.failure = null;
+    request.begunNs = this.context.turnTime();
     this.stats.requests++;
     if (this.quiesce !== 0 && !this.disableQueuing) {
       request.phase = Phase.QUEUED;
@@ -262,7 +263,12 @@ export class BlockBackend implements NodeParent {
   }
 
   /** @internal A request has come back. */
-  requestEnded(): void {
+  requestEnded(request: BlockRequest, error: number): void {
+    this.stats.ended(request.kind, request.length, error, this.context.turnTime() - request.begunNs);
+    this.#left();
+  }
+
+  #left(): void {
     this.inFlight--;
     if (this.quiesce !== 0) kickDrain();
   }
@@ -363,11 +369,11 @@ export class BlockBackend implements NodeParent {
     try {
       pending = nodeStatus(root, at, length, out);
     } catch (error) {
-      this.requestEnded();
+      this.#left();
       throw error;
     }
-    if (pending !== undefined) return pending.finally(() => this.requestEnded());
-    this.requestEnded();
+    if (pending !== undefined) return pending.finally(() => this.#left());
+    this.#left();
     return undefined;
   }
 

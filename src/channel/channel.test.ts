@@ -215,6 +215,29 @@ eachBackend('a drained section ends with the handle that began it', async (backe
   await flushed;
 });
 
+eachBackend('what a disk and its context have done is read from another thread, while it is busy', async (backend) => {
+  await using home = await startHome(backend);
+  await using handle = await attach(home);
+  const { bytes } = handle.register(new SharedArrayBuffer(8192));
+  await handle.write(0, bytes);
+  await handle.read(0, bytes);
+  await handle.flush();
+  await assert.rejects(handle.read(2 ** 40, bytes), { code: 'EIO' });
+  const busy = home.call('busy', 300);
+  const begin = performance.now();
+  const { requests, read, write, flush } = handle.diskStats;
+  const { turns, completions, wakesSent, wakesSaved } = handle.homeStats;
+  assert.ok(performance.now() - begin < 200, 'nobody was asked');
+  assert.deepEqual([requests, read.requests, read.failed, read.bytes, write.bytes], [4, 2, 1, 8192, 8192]);
+  assert.equal(flush.requests, 1);
+  assert.equal(
+    read.latencyBuckets.reduce((sum, count) => sum + count),
+    2,
+  );
+  assert.ok(turns > 0 && completions > 0 && wakesSent + wakesSaved > 0);
+  await busy;
+});
+
 eachBackend('the length that a handle sees follows the disk', async (backend) => {
   await using home = await startHome(backend);
   await using handle = await attach(home);

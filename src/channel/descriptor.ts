@@ -18,8 +18,8 @@ export function newOffer(): { readonly offer: ChannelOffer; readonly port: Messa
 }
 
 export function descriptorOf(identity: BlkIdentity, words: SharedWords, port: MessagePort): BlkDescriptor {
-  const { name, id, homeThread, home, takeUp, disk, mutex } = identity;
-  return { kind: 'blockplane-handle', name, id, homeThread, home, takeUp, disk, mutex, words, port };
+  const { name, id, homeThread, home, takeUp, disk, counters, mutex } = identity;
+  return { kind: 'blockplane-handle', name, id, homeThread, home, takeUp, disk, counters, mutex, words, port };
 }
 
 /**

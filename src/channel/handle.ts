@@ -10,9 +10,11 @@
 import { type MessagePort, threadId } from 'node:worker_threads';
 import type { AioContext } from '../aio/context.ts';
 import { type GlobalHeld, GlobalMutex } from '../aio/global-mutex.ts';
+import { type ContextStats, contextStats } from '../aio/loop-counters.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import { IoCounters, type IoStats } from '../block/io-counters.ts';
 import type { BlockStatus } from '../block/status.ts';
 import { ChannelClient } from './client.ts';
 import { claim, descriptorOf, newOffer } from './descriptor.ts';
@@ -147,6 +149,16 @@ export class BlkHandle {
       clientWakes: words[Word.CLIENT_WAKES]! >>> 0,
       clientWakesSaved: words[Word.CLIENT_WAKES_SAVED]! >>> 0,
     };
+  }
+
+  /** What the disk has done so far, for whichever thread. */
+  get diskStats(): IoStats {
+    return new IoCounters(this.#identity.counters).snapshot();
+  }
+
+  /** What the disk's home context has done so far. */
+  get homeStats(): ContextStats {
+    return contextStats(this.#identity.home);
   }
 
   /** A descriptor for one more thread: post it with its `port` in the transfer list. */

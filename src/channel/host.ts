@@ -64,6 +64,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       home: this.blk.context.remote(),
       takeUp: this.#bh.remote(),
       disk: this.#disk,
+      counters: this.blk.stats.words,
       mutex: this.#mutex.words,
     };
   }

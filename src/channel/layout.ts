@@ -146,6 +146,8 @@ export interface BlkIdentity {
   /** The bottom half that takes records up. */
   readonly takeUp: RemoteBottomHalfHandle;
   readonly disk: SharedWords;
+  /** See block/io-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
   /** The global mutex of whom it comes from. */
   readonly mutex: SharedWords;
 }

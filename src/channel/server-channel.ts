@@ -2,9 +2,9 @@
  * The home side of one channel: takes records up, runs them on the BlockBackend, answers.
  *
  * What the client wrote is copied once and checked: nothing it does later, and nothing it gets wrong, reaches beyond
- * its own slots, its own regions and the disk it was given. Faults it survives: a thread that dies at any point, records
- * of nonsense, memory that was never registered, a slot submitted twice. No request allocates but those that wait (drains,
- * block status that has to be loaded).
+ * its own slots, its own regions and the disk it was given. Faults it survives: a thread that dies at any point,
+ * records of nonsense, memory that was never registered, a slot submitted twice. No request allocates but those that
+ * wait (drains, block status that has to be loaded).
  */
 
 import type { RemoteBottomHalfHandle } from '../aio/bottom-half.ts';

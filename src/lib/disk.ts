@@ -5,6 +5,7 @@ import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import { RequestFlags } from '../block/driver.ts';
+import { IoCounters, type IoStats } from '../block/io-counters.ts';
 import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import type { BlkDescriptor, BlkIdentity } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
@@ -61,6 +62,7 @@ export class Disk {
   /** @internal */
   readonly id: number;
   readonly #use: ThreadUse;
+  readonly #counters: IoCounters;
   readonly #cursorLock = new CoMutex();
   readonly #dependents = new Set<() => Promise<unknown>>();
   #cursor: Offset = 0;
@@ -77,11 +79,17 @@ export class Disk {
     this.readOnly = reply.readOnly;
     this.nodeName = reply.nodeName;
     this.#size = reply.size;
+    this.#counters = new IoCounters(reply.counters);
   }
 
   /** Bytes; as of the last open, truncate or stat. */
   get size(): Bytes {
     return this.#size;
+  }
+
+  /** What it has done so far, for whichever client or thread; does not disturb its thread. */
+  get ioStats(): IoStats {
+    return this.#counters.snapshot();
   }
 
   /** The thread whose loop does its I/O. */

@@ -2,6 +2,7 @@
 import { EventEmitter } from 'node:events';
 import type { Transferable } from 'node:worker_threads';
 import { IOThread as AioThread } from '../aio/iothread.ts';
+import { type ContextStats, contextStats } from '../aio/loop-counters.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, isPowerOfTwo, MiB } from '../base/units.ts';
 import { driverUrls } from './driver-url.ts';
@@ -146,7 +147,12 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
     else this.#listeners.delete(service);
   }
 
-  /** Counters of the thread's loop. */
+  /** Counters of the thread's loop, as of now; does not disturb it. */
+  get loopStats(): ContextStats {
+    return contextStats(this.#thread.remote);
+  }
+
+  /** Counters of the thread's loop, and what is open in it. */
   stats(): Promise<ThreadStats> {
     return this.call('stats', undefined);
   }

@@ -19,6 +19,8 @@ export interface OpenReply {
   readonly size: Bytes;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** See block/io-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
 }
 
 /** Modules with drivers. */

@@ -81,7 +81,8 @@ export class WorkerDisks {
       }
       const disk = ++this.#ids;
       this.#disks.set(disk, blk);
-      return { disk, size: blk.length, readOnly: blk.readOnly, nodeName: blk.root?.name ?? '' };
+      const { length: size, readOnly: sealed, stats } = blk;
+      return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
     } finally {
       this.#opening--;
     }

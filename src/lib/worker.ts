@@ -47,7 +47,7 @@ function stats({ name, context }: SetupThread, disks: WorkerDisks, nbd: WorkerNb
   return {
     name,
     backend: { name: backend.name, detail: backend.detail },
-    loop: { ...context.stats },
+    loop: context.stats.snapshot(),
     disks: disks.count,
     services: nbd.count,
   };
