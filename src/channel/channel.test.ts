@@ -44,6 +44,23 @@ eachBackend('B1 every kind of request goes through a handle, and comes back with
   assert.ok(slow <= 6, 'reads and writes stay on the fast path');
 });
 
+eachBackend("a driver's own error crosses in full, asynchronously and synchronously", async (backend) => {
+  await using home = await startHome(backend);
+  await using handle = await attach(home);
+  const { bytes } = handle.register(new SharedArrayBuffer(512));
+  for (let i = 0; i < 3; i++) {
+    await handle.write(0, bytes);
+    await home.call('fail', 'flush');
+    await home.call('fail', 'zero');
+    const scripted = { code: 'ENOSPC', message: 'Could not flush: scripted' };
+    const both = [assert.rejects(handle.flush(), scripted), assert.rejects(handle.writeZeroes(0, 512), /zero 0\+512/)];
+    await Promise.all(both);
+    await handle.write(0, bytes);
+    await home.call('fail', 'flush');
+    assert.throws(() => handle.flushSync(), scripted);
+  }
+});
+
 eachBackend('B1 more pieces than a record holds are all read and written', async (backend) => {
   await using home = await startHome(backend);
   await using handle = await attach(home);

@@ -45,6 +45,8 @@ export interface ClientOptions {
   readonly local: ServerChannel | undefined;
   /** Keep this thread alive, or do not. */
   readonly keep: (alive: boolean) => void;
+  /** Takes in what home has posted: it comes back through `failures` and `fail`. */
+  readonly readPort: () => void;
 }
 
 /** All methods: the thread that attached. */
@@ -58,6 +60,9 @@ export class ChannelClient {
   readonly #home: RemoteContext;
   readonly #identity: BlkIdentity;
   readonly #local: ServerChannel | undefined;
+  /** By slot: what home has posted of its failure. */
+  readonly failures = new Map<number, BlockError>();
+  readonly #readPort: () => void;
   readonly #keep: (alive: boolean) => void;
   readonly #ops: (BlkOp | undefined)[] = new Array(SLOTS).fill(undefined);
   readonly #free = new FreeList<number>();
@@ -66,17 +71,19 @@ export class ChannelClient {
   #submitted = 0;
   #reaped = 0;
   #reaping = false;
+  #failLater: BlockError | undefined;
   #unpublished = false;
   #armed = false;
   #onIdle: (() => void) | undefined;
 
-  constructor({ identity, words, context, local, keep }: ClientOptions) {
+  constructor({ identity, words, context, local, keep, readPort }: ClientOptions) {
     this.words = words;
     this.#identity = identity;
     this.#disk = identity.disk;
     this.#home = new RemoteContext(identity.home);
     this.#local = local;
     this.#keep = keep;
+    this.#readPort = readPort;
     for (let slot = SYNC_SLOT - 1; slot >= 0; slot--) this.#free.give(slot);
     if (!context || local) return;
     this.bh = context.bottomHalf(() => this.reap(), `handle of ${identity.name}`);
@@ -142,6 +149,7 @@ export class ChannelClient {
     const { words } = this;
     const { iov } = op;
     const at = recordAt(slot);
+    op.failure = null;
     words[at + Field.KIND] = op.kind;
     words[at + Field.FLAGS] = op.flags;
     words[at + Field.CANCEL] = 0;
@@ -192,6 +200,9 @@ export class ChannelClient {
     } finally {
       this.#reaping = false;
     }
+    const failed = this.#failLater;
+    this.#failLater = undefined;
+    if (failed) this.fail(failed);
     this.#publish();
     this.#rest();
     return (this.#reaped - before) | 0;
@@ -203,7 +214,7 @@ export class ChannelClient {
     this.#ops[slot] = undefined;
     op.slot = -1;
     lend(op, -1);
-    if (op.status !== null) readStatus(this.words, slot, op.status);
+    this.#answer(op, slot);
     const next = this.#line.shift();
     this.#inFlight--;
     if (next) this.#start(next, slot);
@@ -274,8 +285,17 @@ export class ChannelClient {
         if (end) throw end;
       }
     }
-    if (op.status !== null) readStatus(words, SYNC_SLOT, op.status);
+    this.#answer(op, SYNC_SLOT);
     return words[at + Field.RESULT]!;
+  }
+
+  /** What home has answered beside the result. */
+  #answer(op: BlkOp, slot: number): void {
+    if (op.status !== null) readStatus(this.words, slot, op.status);
+    if (this.words[recordAt(slot) + Field.DETAIL] === 0) return;
+    if (!this.failures.has(slot)) this.#readPort();
+    op.failure = this.failures.get(slot) ?? null;
+    this.failures.delete(slot);
   }
 
   /** For who cannot be told by message because it waits. */
@@ -294,6 +314,11 @@ export class ChannelClient {
 
   /** Nothing is served any more: what has been answered is delivered, the rest fails with `error`. */
   fail(error: BlockError): void {
+    if (this.#reaping) {
+      // What ended before comes first.
+      this.#failLater = error;
+      return;
+    }
     this.reap();
     this.end ??= error;
     const errno = -this.end.errno;

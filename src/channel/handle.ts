@@ -7,10 +7,11 @@
  * descriptor that is none EINVAL, that was given to another thread EPERM, that was used already EBUSY; synchronous I/O
  * where it could never end EDEADLK.
  */
-import { type MessagePort, threadId } from 'node:worker_threads';
+import { type MessagePort, receiveMessageOnPort, threadId } from 'node:worker_threads';
 import type { AioContext } from '../aio/context.ts';
 import { type GlobalHeld, GlobalMutex } from '../aio/global-mutex.ts';
 import { type ContextStats, contextStats } from '../aio/loop-counters.ts';
+import { onAbort } from '../aio/on-abort.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
@@ -98,10 +99,10 @@ export class BlkHandle {
     const host = localHost(descriptor);
     if (host) {
       port.close();
-      this.#local = { host, channel: host.local(words) };
+      this.#local = { host, channel: host.local(words, (message) => this.#receive(message)) };
     } else {
       this.#port = port;
-      port.on('message', (message: ToClient) => this.#client.fail(BlockError.fromPlain(message.error)));
+      port.on('message', (message: ToClient) => this.#receive(message));
       port.on('close', () => this.#portClosed());
       port.unref();
     }
@@ -111,6 +112,7 @@ export class BlkHandle {
       context,
       local: this.#local?.channel,
       keep: (alive) => (alive ? this.#port?.ref() : this.#port?.unref()),
+      readPort: () => this.#readPort(),
     });
     if (this.#local) this.#local.channel.local = this.#client;
     if (this.#client.bh && context) {
@@ -134,6 +136,11 @@ export class BlkHandle {
 
   get closed(): boolean {
     return this.#closed;
+  }
+
+  /** Why it serves no more: the disk was closed (ESHUTDOWN), or its thread has died (EIO). */
+  get end(): BlockError | undefined {
+    return this.#client.end;
   }
 
   /** Requests in flight, and in line for a slot. */
@@ -318,6 +325,18 @@ export class BlkHandle {
     if (this.#client.end) throw this.#client.end;
   }
 
+  #receive(message: ToClient): void {
+    const error = BlockError.fromPlain(message.error);
+    if (message.kind === 'failure') this.#client.failures.set(message.slot, error);
+    else this.#client.fail(error);
+  }
+
+  #readPort(): void {
+    const port = this.#port;
+    if (!port) return;
+    for (let got = receiveMessageOnPort(port); got; got = receiveMessageOnPort(port)) this.#receive(got.message);
+  }
+
   #portClosed(): void {
     if (this.#closed && this.#client.pending === 0) return;
     const { home } = this.#identity;
@@ -361,10 +380,9 @@ export class BlkHandle {
     const op = this.#op(kind, at, what, options);
     op.status = status;
     this.#client.submit(op);
-    const onAbort = (): void => this.#client.cancel(op);
-    signal?.addEventListener('abort', onAbort, { once: true });
+    const off = signal ? onAbort(signal, () => this.#client.cancel(op)) : undefined;
     const error = await op.gate.promise;
-    signal?.removeEventListener('abort', onAbort);
+    off?.();
     if (error !== 0) throw signal?.aborted ? signal.reason : this.#error(op, error);
   }
 
@@ -403,6 +421,7 @@ export class BlkHandle {
   #error(op: BlkOp, error: number): BlockError {
     const { end } = this.#client;
     if (end?.errno === -error) return end;
+    if (op.failure) return op.failure;
     const { kind, at, length } = op;
     return ioError(error, `Could not ${this.#describe(op)}`, { node: this.name, op: VERBS[kind] ?? '', at, length });
   }

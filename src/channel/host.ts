@@ -87,8 +87,12 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   }
 
   #open(words: SharedWords, port: MessagePort): void {
-    const channel = new ServerChannel(this, words, () => {
-      for (let got = receiveMessageOnPort(port); got; got = receiveMessageOnPort(port)) receive(got.message as ToHome);
+    const channel = new ServerChannel(this, words, {
+      read: () => {
+        for (let got = receiveMessageOnPort(port); got; got = receiveMessageOnPort(port))
+          receive(got.message as ToHome);
+      },
+      post: (message) => port.postMessage(message),
     });
     const receive = (message: ToHome): void => {
       if (message.kind === 'introduce') this.introduce(message.offer);
@@ -103,10 +107,10 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     this.schedule();
   }
 
-  /** @internal A channel without another thread at its end. */
-  local(words: SharedWords): ServerChannel {
+  /** @internal A channel without another thread at its end: what it has to say goes to `post`. */
+  local(words: SharedWords, post: (message: ToClient) => void): ServerChannel {
     assert(this.refusal === 0, 'a closed disk was attached to');
-    const channel = new ServerChannel(this, words, () => undefined);
+    const channel = new ServerChannel(this, words, { read: () => undefined, post });
     this.#channels.set(channel, undefined);
     return channel;
   }

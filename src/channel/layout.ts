@@ -67,6 +67,8 @@ export const Field = {
   /** Block status: bit 0 data, bit 1 zero; and which layer. */
   STATUS: 10,
   LAYER: 11,
+  /** 1: the error is on the port in full (message 'failure'). */
+  DETAIL: 12,
   /** Three words a run: region, offset in it, length. */
   RUNS: 16,
 } as const;
@@ -174,8 +176,8 @@ export type ToHome =
   | { readonly kind: 'introduce'; readonly offer: ChannelOffer }
   | { readonly kind: 'close' };
 
-/** Why home serves this channel no more. */
-export interface ToClient {
-  readonly kind: 'end';
-  readonly error: PlainError;
-}
+export type ToClient =
+  /** Why home serves this channel no more. */
+  | { readonly kind: 'end'; readonly error: PlainError }
+  /** Posted before the slot is answered: what went wrong, in full. */
+  | { readonly kind: 'failure'; readonly slot: number; readonly error: PlainError };

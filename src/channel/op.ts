@@ -1,4 +1,5 @@
 /** One request in callback form: made once, used for ever. */
+import type { BlockError } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { RequestKind } from '../block/request.ts';
@@ -30,6 +31,8 @@ export abstract class BlkOp {
   readonly iov = new Iov();
   /** Where the answer about block status goes. */
   status: BlockStatus | null = null;
+  /** What went wrong in full, where home could say more than an errno. Valid in `done`. */
+  failure: BlockError | null = null;
   /** @internal The slot it is in; -1 at rest, WAITING in line. */ slot = -1;
 
   /** `error`: 0 or a negative errno. Runs once, in the handle's thread, never inside submit(); may submit the same

@@ -10,7 +10,7 @@
 import type { RemoteBottomHalfHandle } from '../aio/bottom-half.ts';
 import { spawn } from '../aio/op.ts';
 import { RemoteContext } from '../aio/remote.ts';
-import { Errno, errnoOf } from '../base/errors.ts';
+import { BlockError, Errno, errnoOf } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { Drained } from '../block/drain.ts';
@@ -27,6 +27,7 @@ import {
   SLOTS,
   SYNC_SLOT,
   SyncState,
+  type ToClient,
   type ToHome,
   Word,
   writeHalves,
@@ -52,6 +53,13 @@ class ChannelRequest extends BlockRequest {
   }
 }
 
+/** The control side of a channel. */
+export interface ChannelLink {
+  /** Takes in what the client has posted: for when a record tells of something not heard of yet. */
+  read(): void;
+  post(message: ToClient): void;
+}
+
 /** What a channel needs of the host it belongs to. */
 export interface ChannelOwner {
   readonly blk: BlockBackend;
@@ -70,7 +78,7 @@ export class ServerChannel {
   local: { reap(): void } | null = null;
   inFlight = 0;
   readonly #owner: ChannelOwner;
-  readonly #readPort: () => void;
+  readonly #link: ChannelLink;
   readonly #requests: (ChannelRequest | undefined)[] = new Array(SLOTS).fill(undefined);
   readonly #regions = new Map<number, Memory>();
   readonly #drained: Drained[] = [];
@@ -83,11 +91,10 @@ export class ServerChannel {
   #client: RemoteContext | undefined;
   #clientBh: RemoteBottomHalfHandle | undefined;
 
-  /** `readPort` takes in what the client has posted: called when a record tells of something not heard of yet. */
-  constructor(owner: ChannelOwner, words: SharedWords, readPort: () => void) {
+  constructor(owner: ChannelOwner, words: SharedWords, link: ChannelLink) {
     this.#owner = owner;
     this.words = words;
-    this.#readPort = readPort;
+    this.#link = link;
   }
 
   /** What the client posted about its memory and itself. */
@@ -135,6 +142,7 @@ export class ServerChannel {
     const { words } = this;
     const at = recordAt(slot);
     request.busy = true;
+    request.failure = null;
     this.inFlight++;
     const { refusal } = this.#owner;
     const kind = words[at + Field.KIND]!;
@@ -189,7 +197,7 @@ export class ServerChannel {
   }
 
   #unheardOf(region: number): Memory | undefined {
-    this.#readPort();
+    this.#link.read();
     return this.#regions.get(region);
   }
 
@@ -202,7 +210,10 @@ export class ServerChannel {
       words[at + Field.LAYER] = out.depth;
       this.finish(request, 0);
     };
-    const fail = (error: unknown): void => this.finish(request, -errnoOf(error));
+    const fail = (error: unknown): void => {
+      request.failure = error;
+      this.finish(request, -errnoOf(error));
+    };
     try {
       const offset = readHalves(words, at + Field.AT_LOW);
       const pending = this.#owner.blk.blockStatus(offset, readHalves(words, at + Field.LENGTH_LOW), out);
@@ -238,6 +249,11 @@ export class ServerChannel {
     }
     const at = recordAt(slot);
     words[at + Field.RESULT] = error;
+    words[at + Field.DETAIL] = 0;
+    if (error !== 0 && request.failure instanceof BlockError) {
+      words[at + Field.DETAIL] = 1;
+      this.#link.post({ kind: 'failure', slot, error: request.failure.toPlain() });
+    }
     if (slot === SYNC_SLOT) {
       if (Atomics.exchange(words, at + Field.STATE, SyncState.DONE) === SyncState.WAITING) {
         Atomics.notify(words, at + Field.STATE);
@@ -271,7 +287,7 @@ export class ServerChannel {
       Atomics.notify(words, Word.CLIENT_ASLEEP);
       return;
     }
-    if (!this.#client) this.#readPort();
+    if (!this.#client) this.#link.read();
     if (this.#client && this.#clientBh) this.#client.schedule(this.#clientBh);
   }
 

@@ -6,8 +6,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
-import { descriptorOf, newOffer } from '../channel/descriptor.ts';
-import type { BlkDescriptor, BlkIdentity } from '../channel/layout.ts';
+import type { BlkDescriptor } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
 import {
   type BufferOptions,
@@ -19,6 +18,7 @@ import {
   transferArgs,
   viewOf,
 } from './disk-args.ts';
+import { DiskChannel } from './disk-channel.ts';
 import { DiskStat } from './disk-stat.ts';
 import type { IOThread, ThreadUse } from './iothread.ts';
 import type { BlockExtent, OpenReply } from './messages.ts';
@@ -63,6 +63,7 @@ export class Disk {
   readonly id: number;
   readonly #use: ThreadUse;
   readonly #counters: IoCounters;
+  readonly #channel: DiskChannel;
   readonly #cursorLock = new CoMutex();
   readonly #dependents = new Set<() => Promise<unknown>>();
   #cursor: Offset = 0;
@@ -80,6 +81,7 @@ export class Disk {
     this.nodeName = reply.nodeName;
     this.#size = reply.size;
     this.#counters = new IoCounters(reply.counters);
+    this.#channel = new DiskChannel(use.thread, reply.disk);
   }
 
   /** Bytes; as of the last open, truncate or stat. */
@@ -238,10 +240,8 @@ export class Disk {
    * new Worker(url, { workerData: descriptor, transferList: [descriptor.port] });
    * ```
    */
-  async handle(): Promise<BlkDescriptor> {
-    const { offer, port } = newOffer();
-    const share = (): Promise<BlkIdentity> => this.#use.thread.call('share', { disk: this.id, offer }, [offer.port]);
-    return descriptorOf(await this.#io(share, undefined), offer.words, port);
+  handle(): Promise<BlkDescriptor> {
+    return this.#io(() => this.#channel.descriptor(), undefined);
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {
@@ -298,6 +298,7 @@ export class Disk {
       this.#idle ??= new Gate();
       await this.#idle.promise;
     }
+    await attempt(this.#channel.close());
     // A thread that has stopped has closed its disks itself.
     const closing = this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
@@ -338,14 +339,14 @@ export class Disk {
   #read(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const read = async (at: Offset): Promise<Bytes> =>
-      total === 0 ? 0 : readInto(this.#use.thread, this.id, views, at, { signal });
+      total === 0 ? 0 : readInto(this.#channel, views, at, { signal });
     return this.#at(position, read, signal);
   }
 
   #write(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const write = async (at: Offset): Promise<Bytes> => {
-      if (total > 0) await writeFrom(this.#use.thread, this.id, views, at, 0, { signal });
+      if (total > 0) await writeFrom(this.#channel, views, at, { signal });
       return total;
     };
     return this.#at(position, write, signal);

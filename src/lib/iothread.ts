@@ -57,7 +57,7 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   readonly backend: { readonly name: string; readonly detail: string };
   readonly #thread: AioThread;
   readonly #memory: Bytes;
-  #arena: Promise<Arena> | undefined;
+  #arena: Arena | undefined;
   /** Calls under way and services that run: with `#idleRef` false, only these keep the process alive. */
   #uses = 0;
   #idleRef = true;
@@ -129,16 +129,10 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
     if (--this.#uses === 0 && !this.#idleRef) this.#thread.unref();
   }
 
-  /** @internal The shared memory, known to the thread. */
-  arena(): Promise<Arena> {
-    this.#arena ??= this.#shareArena();
+  /** @internal The memory that its disks are read into and written from. */
+  get arena(): Arena {
+    this.#arena ??= new Arena(this.#memory);
     return this.#arena;
-  }
-
-  async #shareArena(): Promise<Arena> {
-    const arena = new Arena(this.#memory);
-    await this.call('memory', { buffer: arena.buffer });
-    return arena;
   }
 
   /** @internal Events that carry `service` go to `listener`; undefined ends it. */

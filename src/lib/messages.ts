@@ -41,16 +41,6 @@ export interface TruncateMessage extends DiskMessage {
   readonly size: Bytes;
 }
 
-/** A range of a disk and a place in the shared arena. */
-export interface TransferMessage {
-  readonly disk: number;
-  readonly at: Offset;
-  readonly length: Bytes;
-  /** Offset in the arena. */
-  readonly room: Offset;
-  readonly flags: number;
-}
-
 export interface RangeMessage {
   readonly disk: number;
   readonly at: Offset;
@@ -141,13 +131,9 @@ export interface ThreadStats {
 /** What a program's thread asks of an IOThread, and what it answers. */
 export interface Methods {
   drivers(args: DriversMessage): void;
-  memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;
   share(args: ShareMessage): BlkIdentity;
-  /** Answers the bytes read: fewer than asked at the end of the disk. */
-  read(args: TransferMessage): Bytes;
-  write(args: TransferMessage): void;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;

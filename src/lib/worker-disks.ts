@@ -1,7 +1,7 @@
 /** The disks of an IOThread, by number. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { Iov, type Memory } from '../base/memory.ts';
+import { Iov } from '../base/memory.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
@@ -9,15 +9,7 @@ import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import { MAGIC_BYTES, magicOf } from './magic.ts';
-import type {
-  BlockExtent,
-  OpenMessage,
-  OpenReply,
-  RangeMessage,
-  StatReply,
-  TransferMessage,
-  TruncateMessage,
-} from './messages.ts';
+import type { BlockExtent, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
 
 /** Disks open in one thread at a time. */
 const MAX_DISKS = 1024;
@@ -29,7 +21,6 @@ export class WorkerDisks {
   readonly #disks = new Map<number, BlockBackend>();
   /** Of the disks that other threads use. */
   readonly #hosts = new Map<number, ChannelHost>();
-  #arena: Memory | undefined;
   #ids = 0;
   #opening = 0;
 
@@ -48,11 +39,6 @@ export class WorkerDisks {
     this.#hosts.set(disk, host);
     host.introduce(offer);
     return host.identity;
-  }
-
-  /** The memory that transfers go through. */
-  share(buffer: SharedArrayBuffer): void {
-    this.#arena = this.#context.backend.memory(new Uint8Array(buffer));
   }
 
   /** Throws EBADF for a number that is none. */
@@ -113,26 +99,6 @@ export class WorkerDisks {
   async closeAll(): Promise<void> {
     const all = [...this.#disks.keys()].map((disk) => this.close(disk));
     for (const result of await Promise.allSettled(all)) if (result.status === 'rejected') throw result.reason;
-  }
-
-  async read({ disk, at, length, room }: TransferMessage): Promise<Bytes> {
-    const blk = this.blk(disk);
-    const bytes = Math.min(length, blk.length - at);
-    if (bytes <= 0) return 0;
-    await blk.read(at, this.#room(room, bytes));
-    return bytes;
-  }
-
-  async write({ disk, at, length, room, flags }: TransferMessage): Promise<void> {
-    await this.blk(disk).write(at, this.#room(room, length), flags);
-  }
-
-  #room(room: number, length: Bytes): Iov {
-    const arena = this.#arena;
-    if (!arena || room + length > arena.bytes.length) {
-      throw new BlockError(Errno.EFAULT, `Could not use ${length} bytes at ${room} of the shared memory`);
-    }
-    return Iov.of(arena, room, length);
   }
 
   async status({ disk, at, length }: RangeMessage): Promise<BlockExtent[]> {

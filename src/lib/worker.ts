@@ -14,12 +14,9 @@ export function setup(thread: SetupThread): Furnished {
   const nbd = new WorkerNbd(thread, disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
-    memory: async ({ buffer }) => disks.share(buffer),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
-    read: (args) => disks.read(args),
-    write: (args) => disks.write(args),
     flush: ({ disk }) => disks.blk(disk).flush(),
     zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
     discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
