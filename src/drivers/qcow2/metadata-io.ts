@@ -23,7 +23,9 @@ export class MetadataIo {
   /** `length` bytes from `at`; zeroes beyond the end of the file. Bounds are the caller's business. */
   async read(at: Offset, length: Bytes): Promise<Uint8Array> {
     const bytes = kernelBytes(length);
-    if (length > 0) await this.child.read(at, Iov.of(this.aio.backend.memory(bytes)));
+    // Memory beyond the end of the file is not touched, and so takes none: a short file may claim a long table.
+    const there = Math.min(length, this.child.length - at);
+    if (there > 0) await this.child.read(at, Iov.of(this.aio.backend.memory(bytes), 0, there));
     return bytes;
   }
 

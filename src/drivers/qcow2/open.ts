@@ -1,13 +1,15 @@
 /** Opening an image: header, children, tables, keys; in this order, and nothing is written before all of it is read. */
 import { BlockError, Errno } from '../../base/errors.ts';
-import type { Bytes } from '../../base/units.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import { legacyAesCipher } from '../../codec/aes-legacy.ts';
 import { luksCipher } from '../../codec/luks.ts';
 import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
-import { checkSnapshotL1 } from '../../proto/qcow2/snapshot-table.ts';
+import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
+import { readBitmaps } from './bitmap-read.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Geometry, Image } from './image.ts';
@@ -33,6 +35,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  if (!image.readOnly) await image.bitmaps?.clearStale();
   return image;
 }
 
@@ -47,7 +50,7 @@ async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<
 /** Only what the options name is opened. null says that nothing is to be. */
 async function openBacking(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
   const backing = await context.openChild('backing', 'cow');
-  const given = (context.common as unknown as Readonly<Record<string, unknown>>)['backing'];
+  const given = (context.common as unknown as Readonly<Record<string, unknown>>).backing;
   if (header.backingFile !== undefined && given === undefined) {
     throw refusal(`it has a backing file ('${header.backingFile}'): option 'backing' is missing (null: without it)`);
   }
@@ -74,16 +77,14 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   image.sync = new Sync(image);
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
+  // Those of a snapshot's disk are not kept.
+  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, image.io, header));
   await readRefcounts(image, slots.refcounts);
 }
 
 /** Reads the refcount table, and notes all metadata. `slots`: of the cache. */
 async function readRefcounts(image: Image, slots: number): Promise<void> {
-  const { refcountTableOffset, refcountTableClusters } = image.header;
-  const { clusterSize } = image.geometry;
-  const bytes = await image.io.read(refcountTableOffset, refcountTableClusters * clusterSize);
-  const table = decodeRefcountTable(new DataView(bytes.buffer), clusterSize);
-  image.refcounts = new Refcounts(image, table, slots);
+  image.refcounts = new Refcounts(image, await readRefcountTable(image), slots);
   noteMetadata(image);
 }
 
@@ -99,20 +100,58 @@ export async function reread(image: Image): Promise<void> {
   await readRefcounts(image, image.refcounts.cache.slots);
 }
 
-/** Everything that guest data must never be written over. */
+/** Who only reads does not count: for such a one the table is empty. */
+async function readRefcountTable(image: Image): Promise<Float64Array> {
+  const { header, geometry, io } = image;
+  if (image.readOnly) return new Float64Array(0);
+  const bytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize);
+  const { table, invalid } = decodeRefcountTable(new DataView(bytes.buffer), geometry.clusterSize);
+  if (invalid) image.suspect(`refcount table entry ${invalid.index} is invalid: ${invalid.value}`, 0);
+  return table;
+}
+
+/** Everything that guest data must never be written over. Where two structures are in one place, nothing is safe. */
 export function noteMetadata(image: Image): void {
-  const { header, metadata } = image;
+  const { metadata } = image;
   if (!metadata.enabled) return;
   metadata.clear();
-  metadata.add(0);
-  if (header.snapshotCount > 0) metadata.add(header.snapshotsOffset, image.snapshotTableBytes);
-  metadata.add(header.refcountTableOffset, header.refcountTableClusters * image.geometry.clusterSize);
-  if (header.l1Size > 0) metadata.add(header.l1Offset, header.l1Size * 8);
-  for (const at of image.refcounts.table) if (at !== 0) metadata.add(at);
-  for (const at of image.tables) if (at !== 0) metadata.add(at);
-  for (const { l1Offset, l1Size } of image.snapshots) if (l1Size > 0) metadata.add(l1Offset, l1Size * 8);
+  // Tables of many clusters first: then each cluster that is added needs one look only.
+  eachStructure(image, (_what, at, length) => {
+    if (length > image.geometry.clusterSize) metadata.add(at, length);
+  });
+  const twice = metadata.overlap();
+  if (twice >= 0) image.suspect(`two tables of metadata overlap at ${twice}`, twice);
+  eachStructure(image, (what, at, length, which) => {
+    if (length > image.geometry.clusterSize) return;
+    if (metadata.has(at)) {
+      const name = which === undefined ? what : `${what} ${which}`;
+      image.suspect(`${name} is at ${at}, where other metadata is`, at);
+    }
+    metadata.add(at);
+  });
+  image.bitmaps?.note();
+}
+
+/** `which`: of several. No text is made of them before it is needed: there may be millions. */
+type VisitStructure = (what: string, at: Offset, length: Bytes, which?: number | string) => void;
+
+function eachStructure(image: Image, visit: VisitStructure): void {
+  const { header, geometry, tables, snapshots } = image;
+  const { clusterSize } = geometry;
+  const { table } = image.refcounts;
+  visit('the header', 0, clusterSize);
+  visit('the refcount table', header.refcountTableOffset, header.refcountTableClusters * clusterSize);
+  if (header.snapshotCount > 0) visit('the snapshot table', header.snapshotsOffset, image.snapshotTableBytes);
+  if (header.l1Size > 0) visit('the L1 table', header.l1Offset, header.l1Size * 8);
   const keys = encryptionExtension(header);
-  if (keys) metadata.add(keys.offset, keys.length);
+  if (keys) visit('the encryption header', keys.offset, keys.length);
+  for (const entry of snapshots) {
+    // One that cannot be used is no table.
+    if (entry.l1Size === 0 || snapshotL1Fault(entry, clusterSize) !== undefined) continue;
+    visit('the L1 table of snapshot', entry.l1Offset, entry.l1Size * 8, entry.id);
+  }
+  for (let i = 0; i < table.length; i++) if (table[i]! > 0) visit('refcount block', table[i]!, clusterSize, i);
+  for (let i = 0; i < tables.length; i++) if (tables[i]! > 0) visit('L2 table', tables[i]!, clusterSize, i);
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {

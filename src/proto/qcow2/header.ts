@@ -288,6 +288,13 @@ function writeFields(header: Qcow2Header, view: DataView): void {
   view.setUint8(At.COMPRESSION_TYPE, header.compressionType);
 }
 
+/** The incompatible features alone, for a write that leaves all else as it is: where they are, and their bytes. */
+export function encodeIncompatible(header: Qcow2Header): { readonly at: Offset; readonly bytes: Uint8Array } {
+  const bytes = new Uint8Array(8);
+  setU64(viewOf(bytes), 0, header.incompatible);
+  return { at: At.INCOMPATIBLE, bytes };
+}
+
 /** True when version 2 can say all of it. */
 function fitsVersion2(header: Qcow2Header): boolean {
   const bits = header.incompatible === 0 && header.compatible === 0n && header.autoclear === 0n;

@@ -178,18 +178,20 @@ export class SnapshotTableParser {
   }
 }
 
-/** Refuses the L1 table of a snapshot that cannot be one, before it is read. The image itself may be fine: this is for
- *  whoever uses the snapshot. EINVAL. */
-export function checkSnapshotL1(entry: SnapshotEntry, clusterSize: Bytes): void {
-  const refuse = (field: string, why: string): never => {
-    throw new BlockError(Errno.EINVAL, `Could not use snapshot '${entry.id}': ${field} ${why}`);
-  };
+/** Why the L1 table of a snapshot cannot be one; undefined where it can. The image itself may be fine. */
+export function snapshotL1Fault(entry: SnapshotEntry, clusterSize: Bytes): string | undefined {
   const { l1Offset: at, l1Size } = entry;
-  if (l1Size * 8 > L1_BYTES_MAX) refuse('l1_size', `${l1Size} is too large; ${L1_BYTES_MAX / 8} is the limit`);
-  if (l1Size === 0) return;
-  if (at === 0) refuse('l1_table_offset', 'is 0, where the header is');
-  if (!isAligned(at, clusterSize)) refuse('l1_table_offset', `${at} is not a multiple of the cluster size`);
-  if (!Number.isSafeInteger(at + l1Size * 8)) refuse('l1_table_offset', `${at} is too large`);
+  if (l1Size * 8 > L1_BYTES_MAX) return `l1_size ${l1Size} is too large; ${L1_BYTES_MAX / 8} is the limit`;
+  if (l1Size === 0) return undefined;
+  if (at === 0) return 'l1_table_offset is 0, where the header is';
+  if (!isAligned(at, clusterSize)) return `l1_table_offset ${at} is not a multiple of the cluster size`;
+  return Number.isSafeInteger(at + l1Size * 8) ? undefined : `l1_table_offset ${at} is too large`;
+}
+
+/** For whoever uses a snapshot, before its L1 table is read. EINVAL. */
+export function checkSnapshotL1(entry: SnapshotEntry, clusterSize: Bytes): void {
+  const why = snapshotL1Fault(entry, clusterSize);
+  if (why !== undefined) throw new BlockError(Errno.EINVAL, `Could not use snapshot '${entry.id}': ${why}`);
 }
 
 interface Encoded {
