@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { Info, Option, OptionReply, TransmissionFlag } from '../../proto/nbd/constants.ts';
 import * as wire from '../../proto/nbd/option.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -272,10 +273,16 @@ test('dirty bitmaps are contexts of their own, behind the others', async () => {
   const state = { persistent: false, inconsistent: false, enabled: false };
   const list = names.map((name) => new DirtyBitmap(name, 65_536, 1 << 20, state));
   const bitmaps = { list, release: () => undefined };
-  const exports = directory(fakeExport({ name: 'disk', allocationDepth: true, bitmaps }), fakeExport({ name: 'plain' }));
+  const exports = directory(
+    fakeExport({ name: 'disk', allocationDepth: true, bitmaps }),
+    fakeExport({ name: 'plain' }),
+  );
   const all = names.map((name) => `qemu:dirty-bitmap:${name}`);
   const listOf = async (...queries: string[]): Promise<string[]> => {
-    const { socket } = await converse(concat(MODERN, meta(Option.LIST_META_CONTEXT, 'disk', ...queries), ABORT), exports);
+    const { socket } = await converse(
+      concat(MODERN, meta(Option.LIST_META_CONTEXT, 'disk', ...queries), ABORT),
+      exports,
+    );
     const { replies } = parseReplies(socket.output);
     return replies.slice(0, -2).map(({ payload }) => wire.decodeMetaContext(payload)!.name);
   };
