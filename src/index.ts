@@ -17,7 +17,20 @@ export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
 export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
+export type { DiskSnapshots } from './lib/disk-snapshots.ts';
 export type { DiskStat } from './lib/disk-stat.ts';
+export type {
+  AmendOptions,
+  CheckOptions,
+  CheckResult,
+  EncryptOptions,
+  ImageOptions,
+  Preallocation,
+  SnapshotInfo,
+  TruncateOptions,
+} from './lib/image-options.ts';
+export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
+export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
@@ -33,8 +46,11 @@ export type {
   Format,
   NodeOptions,
   NullOptions,
+  Qcow2Options,
+  Qcow2Settings,
   RawOptions,
   TargetOptions,
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
+export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';

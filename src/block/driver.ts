@@ -57,8 +57,8 @@ export class Mapping {
 
 /**
  * Why `map` is asked. `write` is stricter: it answers `data` only where those bytes may be overwritten in place with no
- * change of metadata, `opaque` where only `pwritev` can write them (encrypted), and anything else where the write must go
- * through `reserve` (or `pwritev`, for a driver without it).
+ * change of metadata, `opaque` where only `pwritev` can write them (encrypted), and anything else where the write must
+ * go through `reserve` (or `pwritev`, for a driver without it).
  */
 export type MapReason = 'read' | 'write' | 'status';
 
@@ -306,9 +306,10 @@ export interface CommonOptions {
   readonly cache?: { readonly direct?: boolean; readonly 'no-flush'?: boolean };
 }
 
-/** One option of a driver's own: the single source for validation, types of messages and help. */
+/** One option of a driver's own: the single source for validation, types of messages and help. A secret is a string
+ *  that no message shows. */
 export interface OptionSpec {
-  readonly type: 'string' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
   readonly values?: readonly string[];
   readonly required?: boolean;
   readonly help: string;
@@ -340,15 +341,18 @@ export interface Driver<O extends object = Record<string, unknown>> {
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
   /** What `create` takes; its help and validation. */
   readonly createOptions?: Readonly<Record<string, OptionSpec>>;
-  /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked against
-   *  `createOptions` before. */
+  /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked
+   *  against `createOptions` before. */
   create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;
+  /** Like NodeControl.check, of an image that is not open: one that is damaged may not open at all. Only its own file
+   *  is there. */
+  check?(context: CreateContext, fix: CheckFix): Promise<CheckResult>;
 }
 
-/** What an image is made in. */
+/** The files of an image that is made, or checked. */
 export interface CreateContext {
   readonly aio: AioContext;
-  /** May be written and resized. */
+  /** May be written and resized, unless a check is to change nothing. */
   readonly file: Child;
   /** The external data file, where the format has one and the options ask for it. */
   readonly dataFile?: Child;

@@ -6,17 +6,15 @@ import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockChild } from './child.ts';
+import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
-import type { Child, ChildRole, CommonOptions, MaybePromise, OpenContext } from './driver.ts';
+import type { Child, ChildRole, CommonOptions, Driver, MaybePromise, OpenContext } from './driver.ts';
 import { PERM_ALL } from './driver.ts';
 import { flushNode } from './flush.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
 import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
-
-/** Nodes from a root down to its furthest leaf. */
-export const MAX_DEPTH = 64;
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
@@ -121,6 +119,38 @@ function inherit(parent: BlockNode, options: NodeOptions, role: ChildRole): Node
   };
   const kept = Object.fromEntries(Object.entries(inherited).filter(([, value]) => value !== undefined));
   return { ...kept, ...options };
+}
+
+/** The files of an image, by the names that they have as children. */
+export interface ImageFiles {
+  readonly file: NodeOptions;
+  readonly 'data-file'?: NodeOptions;
+}
+
+/**
+ * Opens the files of an image that is not opened itself, for the time of `body`: what makes, checks or mends it. They
+ * are children of a node that nobody finds, so that they are locked as an open image's would be.
+ */
+export async function withFiles<T>(
+  aio: AioContext,
+  driver: Driver,
+  files: ImageFiles,
+  readOnly: boolean,
+  body: (file: Child, dataFile: Child | undefined) => Promise<T>,
+): Promise<T> {
+  const options: NodeOptions = { driver: driver.name, ...(readOnly ? { 'read-only': true } : {}), ...files };
+  const name = reserveName(undefined);
+  const node = new BlockNode(name, driver, aio, options);
+  let result: T | undefined;
+  await everyStep(
+    async () => {
+      const file = (await openChild(node, options, 'file', 'primary', 1))!;
+      result = await body(file, await openChild(node, options, 'data-file', 'primary', 1));
+    },
+    () => detachChildren(node),
+    () => freeName(name),
+  );
+  return result as T;
 }
 
 /** Makes `parent` a user of `node`. All or nothing. */

@@ -4,6 +4,7 @@ import { CoMutex } from '../aio/co-mutex.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
+import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { DiskBitmaps } from './bitmaps.ts';
@@ -17,7 +18,9 @@ import {
   transferArgs,
   viewOf,
 } from './disk-args.ts';
+import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
+import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
 import type { IOThread, ThreadUse } from './iothread.ts';
 import type { BlockExtent, OpenReply } from './messages.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
@@ -220,9 +223,32 @@ export class Disk {
   }
 
   /** Resizes; what is added reads as zeroes. ENOTSUP where the format or the device cannot. */
-  async truncate(size: number | bigint = 0): Promise<void> {
-    const message = { disk: this.id, size: offsetOf(size, 'size') };
+  async truncate(size: number | bigint = 0, options: TruncateOptions = {}): Promise<void> {
+    const { preallocation = 'off' } = options;
+    const message = { disk: this.id, size: offsetOf(size, 'size'), preallocation };
     this.#size = await this.#io(() => this.#use.thread.call('truncate', message), undefined);
+  }
+
+  /** Looks for damage in the image's metadata. With `repair`, leaks are given back, or everything is mended. */
+  check(options: CheckOptions = {}): Promise<CheckResult> {
+    const message = { disk: this.id, fix: fixOf(options) };
+    return this.#io(() => this.#use.thread.call('check', message), undefined);
+  }
+
+  /** Changes the image's header. Another backing file is used from the next open on. */
+  async amend(changes: AmendOptions): Promise<void> {
+    const message = { disk: this.id, changes: driverOptions({ ...changes }) };
+    await this.#io(() => this.#use.thread.call('amend', message), undefined);
+  }
+
+  /** The internal snapshots of the image; ENOTSUP where its format has none. */
+  get snapshots(): DiskSnapshots {
+    return new DiskSnapshots(async (action, which = '') => {
+      const message = { disk: this.id, action, which };
+      const reply = await this.#io(() => this.#use.thread.call('snapshots', message), undefined);
+      this.#size = reply.size;
+      return reply.snapshots;
+    });
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {

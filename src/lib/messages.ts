@@ -1,16 +1,37 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
-import type { BlockdevOptions } from './options.ts';
+import type { BlockdevOptions, Format } from './options.ts';
+import type { ReferencePolicy } from './reference-policy.ts';
 
 export interface OpenMessage {
   readonly options: BlockdevOptions;
   /** What the image is called in messages. */
   readonly name: string;
   readonly writethrough: boolean;
-  /** Nobody said what the format is: refuse an image that looks like another format than raw. */
+  /** Nobody said what the format is: see WorkerDisks. */
   readonly probed: boolean;
+  readonly policy: ReferencePolicy;
+}
+
+export interface CreateMessage {
+  readonly format: Format;
+  /** Files that are there. */
+  readonly file: BlockdevOptions;
+  readonly dataFile?: BlockdevOptions;
+  /** By the names of the driver's creation options. */
+  readonly options: Readonly<Record<string, unknown>>;
+}
+
+/** Of an image that is not open. */
+export interface CheckImageMessage {
+  /** As of OpenMessage. */
+  readonly options: BlockdevOptions;
+  readonly name: string;
+  readonly probed: boolean;
+  readonly fix: CheckFix;
 }
 
 /** How an open disk looks from outside. */
@@ -31,6 +52,28 @@ export interface DiskMessage {
 }
 
 export interface TruncateMessage extends DiskMessage {
+  readonly size: Bytes;
+  readonly preallocation?: 'off' | 'falloc' | 'full';
+}
+
+export interface CheckMessage extends DiskMessage {
+  readonly fix: CheckFix;
+}
+
+export interface AmendMessage extends DiskMessage {
+  /** By the names of the driver's creation options. */
+  readonly changes: Readonly<Record<string, unknown>>;
+}
+
+export interface SnapshotMessage extends DiskMessage {
+  /** `which`: the name of a new one, an id or a name of another. */
+  readonly action: 'list' | 'create' | 'apply' | 'delete';
+  readonly which: string;
+}
+
+/** `size`: the disk's afterwards. */
+export interface SnapshotReply {
+  readonly snapshots: readonly SnapshotInfo[];
   readonly size: Bytes;
 }
 
@@ -149,6 +192,12 @@ export interface Methods extends BitmapMethods {
   /** Answers the new size. */
   truncate(args: TruncateMessage): Bytes;
   stat(args: DiskMessage): StatReply;
+  create(args: CreateMessage): void;
+  'check-image'(args: CheckImageMessage): CheckResult;
+  check(args: CheckMessage): CheckResult;
+  amend(args: AmendMessage): void;
+  /** Answers all of them, or the one that the action was about. */
+  snapshots(args: SnapshotMessage): SnapshotReply;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
   'nbd-add'(args: NbdAddMessage): void;
   'nbd-remove'(args: NbdRemoveMessage): void;

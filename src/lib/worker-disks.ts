@@ -1,4 +1,5 @@
 /** The disks of an IOThread, by number. */
+import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Iov, type Memory } from '../base/memory.ts';
@@ -6,7 +7,7 @@ import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
-import { MAGIC_BYTES, magicOf } from './magic.ts';
+import { ofImage } from './image-head.ts';
 import type {
   BlockExtent,
   OpenMessage,
@@ -16,15 +17,23 @@ import type {
   TransferMessage,
   TruncateMessage,
 } from './messages.ts';
+import { probe } from './probe.ts';
+import { NO_REFERENCES } from './reference-policy.ts';
+import { assertUnchanged, resolveReferences } from './references.ts';
 
 /** Disks open in one thread at a time. */
 const MAX_DISKS = 1024;
 /** Extents in one answer about block status. */
 const MAX_EXTENTS = 1024;
 
+interface OpenDisk {
+  readonly blk: BlockBackend;
+  readonly controlMutex: CoMutex;
+}
+
 export class WorkerDisks {
   readonly #context: AioContext;
-  readonly #disks = new Map<number, BlockBackend>();
+  readonly #disks = new Map<number, OpenDisk>();
   #arena: Memory | undefined;
   #ids = 0;
   #opening = 0;
@@ -44,51 +53,63 @@ export class WorkerDisks {
 
   /** Throws EBADF for a number that is none. */
   blk(disk: number): BlockBackend {
-    const blk = this.#disks.get(disk);
-    if (!blk) throw new BlockError(Errno.EBADF, `Could not use disk ${disk}: it is not open`);
-    return blk;
+    return this.#entry(disk).blk;
   }
 
-  async open({ options, name, writethrough, probed }: OpenMessage): Promise<OpenReply> {
+  #entry(disk: number): OpenDisk {
+    const entry = this.#disks.get(disk);
+    if (!entry) throw new BlockError(Errno.EBADF, `Could not use disk ${disk}: it is not open`);
+    return entry;
+  }
+
+  async open(message: OpenMessage): Promise<OpenReply> {
+    const { name } = message;
     if (this.#disks.size + this.#opening >= MAX_DISKS) {
       throw new BlockError(Errno.EMFILE, `Could not open '${name}': ${MAX_DISKS} disks are open in this IOThread`);
     }
     this.#opening++;
     try {
-      const readOnly = options['read-only'];
-      const blk = await BlockBackend.open(this.#context, options as unknown as NodeOptions, {
-        ...{ name, writethrough },
-        ...(readOnly === undefined ? {} : { readOnly }),
-      });
-      try {
-        if (probed) await this.#assertPlain(blk, name);
-      } catch (error) {
-        await blk.close().catch(() => undefined);
-        throw error;
-      }
+      const blk = await this.#open(message);
       const disk = ++this.#ids;
-      this.#disks.set(disk, blk);
+      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control') });
       return { disk, size: blk.length, readOnly: blk.readOnly, nodeName: blk.root?.name ?? '' };
+    } catch (error) {
+      throw ofImage(error, name);
     } finally {
       this.#opening--;
     }
   }
 
-  /** Nobody said what format it is: raw it is, unless it says otherwise itself. */
-  async #assertPlain(blk: BlockBackend, name: string): Promise<void> {
-    const length = Math.min(4 * KiB, blk.length);
-    if (length < 4) return;
-    const memory = this.#context.backend.memory(new Uint8Array(new SharedArrayBuffer(4 * KiB)));
-    await blk.read(0, Iov.of(memory, 0, length));
-    const format = magicOf(memory.bytes.subarray(0, MAGIC_BYTES));
-    if (format === undefined) return;
-    const what = `Could not open '${name}': it looks like a ${format} image, which is not supported yet`;
-    throw new BlockError(Errno.EINVAL, `${what}; give the format raw to use its bytes as they are`);
+  async #open({ options: given, name, writethrough, probed, policy: allowed }: OpenMessage): Promise<BlockBackend> {
+    const options = probed ? await probe(given, name) : given;
+    // Whatever the content has become since it was looked at.
+    const policy = probed ? NO_REFERENCES : allowed;
+    const resolved = await resolveReferences(options, policy);
+    const readOnly = options['read-only'];
+    const blk = await BlockBackend.open(this.#context, resolved as unknown as NodeOptions, {
+      ...{ name, writethrough },
+      ...(readOnly === undefined ? {} : { readOnly }),
+    });
+    try {
+      await assertUnchanged(options, resolved, policy, name);
+      return blk;
+    } catch (error) {
+      await blk.close().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** What changes an image as a whole, one after the other. */
+  async control<T>(disk: number, body: (blk: BlockBackend) => T | Promise<T>): Promise<T> {
+    const { controlMutex } = this.#entry(disk);
+    using _turn = await controlMutex.lock();
+    return await body(this.blk(disk));
   }
 
   async close(disk: number): Promise<void> {
-    const blk = this.blk(disk);
+    const { blk, controlMutex } = this.#entry(disk);
     this.#disks.delete(disk);
+    using _turn = await controlMutex.lock();
     await blk.close();
   }
 
@@ -133,10 +154,11 @@ export class WorkerDisks {
     return extents;
   }
 
-  async truncate({ disk, size }: TruncateMessage): Promise<Bytes> {
-    const blk = this.blk(disk);
-    await blk.truncate(size);
-    return blk.length;
+  truncate({ disk, size, preallocation }: TruncateMessage): Promise<Bytes> {
+    return this.control(disk, async (blk) => {
+      await blk.truncate(size, preallocation);
+      return blk.length;
+    });
   }
 
   stat(disk: number): StatReply {

@@ -1,10 +1,12 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
+import { amend, checkOpen } from '../block/control.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
+import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -26,6 +28,11 @@ export function setup(thread: SetupThread): Furnished {
     status: (args) => disks.status(args),
     truncate: (args) => disks.truncate(args),
     stat: async ({ disk }) => disks.stat(disk),
+    create: (args) => makeImage(thread.context, args),
+    'check-image': (args) => checkFile(thread.context, args),
+    check: ({ disk, fix }) => disks.control(disk, (blk) => checkOpen(blk, fix)),
+    amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
+    snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),

@@ -5,6 +5,7 @@
  */
 import type { Prng } from '../../base/prng.ts';
 import { type Bytes, MiB, type Offset, SECTOR } from '../../base/units.ts';
+import type { DiskJournal } from './journal.ts';
 import { PageStore } from './pages.ts';
 
 /** Dirty bytes that a file may have before the oldest are written back, as any system does. */
@@ -28,7 +29,8 @@ interface Lock {
   readonly end: Offset;
 }
 
-function apply(store: PageStore, change: DiskChange): void {
+/** Does to the bytes of a file what a change does. */
+export function apply(store: PageStore, change: DiskChange): void {
   if (change.kind === 'write') store.write(change.at, change.bytes);
   else if (change.kind === 'zero') store.zero(change.at, change.length, change.punch);
   else if (change.kind === 'reserve') store.reserve(change.at, change.length);
@@ -175,6 +177,8 @@ function tear(store: PageStore, at: Offset, bytes: Uint8Array, prng: Prng): void
 export class SimDisk {
   readonly files = new Map<string, DiskFile>();
   capacity: Bytes = Infinity;
+  /** When set, it is told of every change. */
+  journal: DiskJournal | undefined;
   #inodes = 1;
 
   /** Bytes that all files use. */

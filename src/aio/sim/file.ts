@@ -35,6 +35,12 @@ interface Started {
   readonly event: SimEvent;
 }
 
+/** What the journal is told of an operation: `change` gives null for a datasync. */
+interface Noted {
+  readonly change: () => DiskChange | null;
+  readonly durable?: boolean;
+}
+
 class SimFile implements AioFile, SimOwner {
   readonly path: string;
   readonly fd = -1;
@@ -57,7 +63,7 @@ class SimFile implements AioFile, SimOwner {
   }
 
   read(op: AioOp, iov: Iov, at: Offset): void {
-    this.#start(op, 'read', iov.length, (fate) => {
+    this.#start(op, 'read', iov.length, null, (fate) => {
       if (!this.#aligned(iov, at)) return -Errno.EINVAL;
       if (fate.errno !== 0) return -fate.errno;
       const bytes = new Uint8Array(Math.min(iov.length, fate.limit));
@@ -73,7 +79,8 @@ class SimFile implements AioFile, SimOwner {
       return { kind: 'write', at, bytes };
     };
     const whole = (): DiskChange => change(iov.length);
-    this.#start(op, 'write', iov.length, (fate) => {
+    const journal = { change: whole, durable };
+    this.#start(op, 'write', iov.length, journal, (fate) => {
       this.#file.inFlight.delete(whole);
       if (!this.#writable) return -Errno.EBADF;
       if (!this.#aligned(iov, at)) return -Errno.EINVAL;
@@ -105,7 +112,7 @@ class SimFile implements AioFile, SimOwner {
 
   datasync(op: AioOp): void {
     const covers = this.#file.lastChange;
-    this.#start(op, 'datasync', 0, (fate) => {
+    this.#start(op, 'datasync', 0, { change: () => null }, (fate) => {
       if (fate.errno !== 0) {
         this.#file.failSync(covers, this.#backend.sim.prng);
         return -fate.errno;
@@ -116,17 +123,19 @@ class SimFile implements AioFile, SimOwner {
   }
 
   allocate(op: AioOp, mode: AllocateMode, at: Offset, length: Bytes): void {
-    this.#start(op, 'allocate', 0, (fate) => {
+    const change = (): DiskChange =>
+      mode === 'allocate' ? { kind: 'reserve', at, length } : { kind: 'zero', at, length, punch: mode === 'punch' };
+    this.#start(op, 'allocate', 0, { change }, (fate) => {
       if (fate.errno !== 0) return -fate.errno;
       if (!this.#writable) return -Errno.EBADF;
       if (mode !== 'allocate') {
-        this.#file.change({ kind: 'zero', at, length, punch: mode === 'punch' });
+        this.#file.change(change());
         return 0;
       }
       if (this.#room(at, length) < length) return -Errno.ENOSPC;
       // What is set aside matters only where room can run out.
       const { capacity } = this.#backend.sim.disk;
-      if (capacity !== Infinity) this.#file.change({ kind: 'reserve', at, length });
+      if (capacity !== Infinity) this.#file.change(change());
       else if (at + length > this.#file.cached.size) this.#file.change({ kind: 'size', size: at + length });
       return 0;
     });
@@ -139,10 +148,11 @@ class SimFile implements AioFile, SimOwner {
   async truncate(size: Bytes): Promise<void> {
     const op = new WaitOp();
     const ended = op.wait();
-    this.#start(op, 'truncate', 0, (fate) => {
+    const change = { kind: 'size', size } as const;
+    this.#start(op, 'truncate', 0, { change: () => change }, (fate) => {
       if (fate.errno !== 0) return -fate.errno;
       if (!this.#writable) return -Errno.EINVAL;
-      this.#file.change({ kind: 'size', size });
+      this.#file.change(change);
       return 0;
     });
     const result = await ended;
@@ -186,14 +196,18 @@ class SimFile implements AioFile, SimOwner {
     return `${this.#started.get(op)?.op ?? 'operation'} on '${this.path}'`;
   }
 
-  #start(op: AioOp, kind: FaultOp, length: Bytes, work: (fate: Fate) => number): void {
+  #start(op: AioOp, kind: FaultOp, length: Bytes, noted: Noted | null, work: (fate: Fate) => number): void {
     const { sim } = this.#backend;
     assert(!this.#closed, `'${this.path}' was used after it was closed`);
     if (!this.#backend.begin(op, this)) return;
     const fate = sim.faults.decide(kind, length, this.path);
+    const { journal } = sim.disk;
+    const entry = noted === null ? undefined : journal?.begin(this.path, noted.change(), noted.durable === true);
     const event = sim.after(sim.latency(kind) + fate.delayNs, () => {
       this.#started.delete(op);
-      this.#backend.end(op, work(fate));
+      const result = work(fate);
+      if (entry) journal!.end(entry, result);
+      this.#backend.end(op, result);
     });
     this.#started.set(op, { op: kind, event });
   }

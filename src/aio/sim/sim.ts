@@ -46,6 +46,8 @@ export class Sim {
   readonly faults: FaultSource;
   /** When set, it picks what happens next out of so many things, whatever their times: for trying all orders. */
   choose: ((count: number) => number) | undefined;
+  /** As long as it says so, time stands still: a worker thread outside of this world has something to do for it. */
+  outside: (() => boolean) | undefined;
   readonly #events = new EventQueue();
   readonly #backends: SimBackend[] = [];
   #now: Nanoseconds = EPOCH_NS;
@@ -113,7 +115,8 @@ export class Sim {
     this.#running = true;
     try {
       for (let events = 0; ; events++) {
-        await microtasks();
+        do await microtasks();
+        while (this.outside?.());
         if (until?.()) return;
         if (events >= MAX_EVENTS) throw new Error(`Sim seed ${this.seed}: no end after ${events} events`);
         if (!this.#step()) {

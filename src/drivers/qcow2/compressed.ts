@@ -47,6 +47,11 @@ export class CompressedClusters {
     this.#entriesMax = Math.min(64, Math.max(TASKS, CACHE_BYTES / options.clusterSize));
   }
 
+  /** Clusters that are being worked on. */
+  get running(): number {
+    return this.#running;
+  }
+
   /** Fills `iov` from byte `inside` of the cluster whose compressed bytes are at `offset`. EIO for damaged ones. */
   async read(offset: Offset, length: Bytes, inside: Bytes, iov: Iov): Promise<void> {
     const plain = await this.#plain(offset, length);

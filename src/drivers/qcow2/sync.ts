@@ -1,6 +1,6 @@
 /**
- * The order in which metadata goes to the disk; docs/QCOW2.md, "Order on the disk", has the reasons. Nothing else writes
- * L1 entries, L2 slices, refcount blocks or refcount table entries of an image that takes requests.
+ * The order in which metadata goes to the disk; docs/QCOW2.md, "Order on the disk", has the reasons. Nothing else
+ * writes L1 entries, L2 slices, refcount blocks or refcount table entries of an image that takes requests.
  */
 import { CoMutex } from '../../aio/co-mutex.ts';
 import { spawn } from '../../aio/op.ts';
@@ -45,7 +45,13 @@ export class Sync {
     this.#image = image;
   }
 
+  /** True while something is not on the disk: what a sync has taken is not there before the sync has ended. */
   get dirty(): boolean {
+    return this.#mutex.locked || this.#waiting;
+  }
+
+  /** True when there is something for a sync to take. */
+  get #waiting(): boolean {
     return this.#image.l2.dirty > 0 || this.#l1.size > 0 || this.#image.refcounts.dirty;
   }
 
@@ -66,7 +72,7 @@ export class Sync {
     let freed: readonly Freed[] = [];
     {
       using _held = await this.#mutex.lock();
-      if (!this.dirty) return;
+      if (!this.#waiting) return;
       this.#image.assertUndamaged();
       this.stats.syncs++;
       freed = await this.#ordered();
