@@ -1,7 +1,7 @@
 /**
- * The device API from another thread: one or several client threads read from null disks in IOThreads, through channels.
- * Round trips at queue depth 1 with and without the IOThread polling, throughput at 32, and whether a main thread that
- * is busy slows the data path.
+ * The device API from another thread: one or several client threads read from null disks in IOThreads, through
+ * channels. Round trips at queue depth 1 with and without the IOThread polling, throughput at 32, and whether a main
+ * thread that is blocked or busy slows the data path.
  */
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
