@@ -35,7 +35,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
-  if (!image.readOnly) await image.bitmaps?.clearStale();
+  if (!image.readOnly && image.damage === null) await image.bitmaps?.clearStale();
   return image;
 }
 
