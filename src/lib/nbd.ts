@@ -19,9 +19,9 @@ export interface ExportOptions {
   /** Refuse writes; default: as the disk is. */
   readonly readOnly?: boolean | undefined;
   /**
-   * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64. While
-   * they are exported they are changed by writes only. A read-only export of a disk that is open for writing takes
-   * disabled ones only (EINVAL).
+   * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
+   * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
+   * takes disabled ones only (EINVAL).
    */
   readonly bitmaps?: readonly string[] | undefined;
 }
