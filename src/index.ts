@@ -11,7 +11,21 @@
  * ```
  */
 export type { SocketAddress } from './aio/backend.ts';
+export { type GlobalMutexStats, globalMutex } from './aio/global-mutex.ts';
+export type { ContextStats } from './aio/loop-counters.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
+export type { IoStats, KindStats } from './block/io-counters.ts';
+export {
+  type AttachOptions,
+  BlkHandle,
+  type ChannelStats,
+  drainHandles,
+  type HandleDrained,
+  type IoOptions,
+} from './channel/handle.ts';
+export type { BlkDescriptor } from './channel/layout.ts';
+export { BlkKind, BlkOp } from './channel/op.ts';
+export type { SharedRegion } from './channel/region.ts';
 export type { Abortable } from './lib/abort.ts';
 export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
 export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';

@@ -1,9 +1,10 @@
 /** Disks as NBD exports. */
 import { EventEmitter } from 'node:events';
 import type { SocketAddress } from '../aio/backend.ts';
+import { onAbort } from '../aio/on-abort.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB } from '../base/units.ts';
-import { type Abortable, onAbort } from './abort.ts';
+import type { Abortable } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import { type Listen, type ListenTarget, listenOf } from './listen.ts';

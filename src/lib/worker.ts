@@ -17,11 +17,9 @@ export function setup(thread: SetupThread): Furnished {
   const nbd = new WorkerNbd(thread, disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
-    memory: async ({ buffer }) => disks.share(buffer),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
-    read: (args) => disks.read(args),
-    write: (args) => disks.write(args),
+    share: async ({ disk, offer }) => disks.introduce(disk, offer),
     flush: ({ disk }) => disks.blk(disk).flush(),
     zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
     discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
@@ -55,7 +53,7 @@ function stats({ name, context }: SetupThread, disks: WorkerDisks, nbd: WorkerNb
   return {
     name,
     backend: { name: backend.name, detail: backend.detail },
-    loop: { ...context.stats },
+    loop: context.stats.snapshot(),
     disks: disks.count,
     services: nbd.count,
   };

@@ -1,6 +1,6 @@
 /**
- * A crash at any moment of sessions that store bitmaps: writes missing, torn and out of order as far as nothing made them
- * stable. A bitmap that is not marked in use has every write that is on the disk; the image has no corruption.
+ * A crash at any moment of sessions that store bitmaps: writes missing, torn and out of order as far as nothing made
+ * them stable. A bitmap that is not marked in use has every write that is on the disk; the image has no corruption.
  */
 import assert from 'node:assert/strict';
 import { closeSync, ftruncateSync, openSync, writeFileSync, writeSync } from 'node:fs';
@@ -23,7 +23,7 @@ import { PeerFolder } from './testing-peer.ts';
 const PLACES = [64 * KiB, 256 * KiB, 512 * KiB, 768 * KiB];
 const GRANULARITY = 4 * KiB;
 const OFF: Extents = [[32 * KiB, GRANULARITY]];
-const SUBSETS = 20;
+const SUBSETS = 10;
 
 const regions = PLACES.map((at) => ({ at, length: SECTOR }));
 const FORMATS: readonly CrashFormat[] = [

@@ -3,14 +3,12 @@
  *
  * What must hold after a crash at any point: a bitmap in the file is either right or marked in use. So the mark is on
  * stable storage before the bitmap begins to differ from what is stored; a bitmap is stored in new clusters, under a
- * new directory, which one write of the header names; what was there before is freed after that. While the extension
- * is added or taken out (the header is laid out anew then), the autoclear bit is clear: nobody reads it half-written.
+ * new directory, which the header names (bitmap-header.ts); what was there before is freed after that.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { PagedBits } from '../../base/paged-bits.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
 import type { BitmapStore, BitmapToStore, StoredBitmap } from '../../block/driver.ts';
-import { setU64 } from '../../proto/nbd/words.ts';
 import {
   BITMAP_ALL_CLEAR,
   BITMAP_ALL_SET,
@@ -20,20 +18,14 @@ import {
   encodeBitmapDirectory,
   setBitmapTableEntry,
 } from '../../proto/qcow2/bitmap-directory.ts';
-import { Autoclear, BITMAP_BYTES_MAX, ExtensionType } from '../../proto/qcow2/constants.ts';
-import { encodeHeader } from '../../proto/qcow2/header.ts';
-import {
-  type BitmapsExtension,
-  bitmapsExtension,
-  extension,
-  setExtension,
-} from '../../proto/qcow2/header-extensions.ts';
+import { BITMAP_BYTES_MAX } from '../../proto/qcow2/constants.ts';
+import { type BitmapsExtension, bitmapsExtension } from '../../proto/qcow2/header-extensions.ts';
+import { clearStale, nameDirectory } from './bitmap-header.ts';
 import { type BitmapInFile, tableEntries } from './bitmap-read.ts';
 import type { Image } from './image.ts';
 
 /** Bytes of bits that are written at once. */
 const BATCH = MiB;
-const KNOWN_AUTOCLEAR = BigInt(Autoclear.BITMAPS | Autoclear.DATA_FILE_RAW);
 
 /** Clusters of the file. */
 interface Run {
@@ -114,7 +106,7 @@ export class Bitmaps implements BitmapStore {
   /** An image that is open for writing may be written from here on: it has been opened, or has been repaired. */
   async writable(): Promise<void> {
     if (this.#image.readOnly || this.#image.damage !== null) return;
-    await this.#clearStale();
+    await clearStale(this.#image);
     await this.#mark();
   }
 
@@ -157,18 +149,6 @@ export class Bitmaps implements BitmapStore {
     await this.#relink(async () => next);
     this.#known.delete(name);
     this.#inUse.delete(name);
-  }
-
-  /** An extension that means nothing any more goes, and so do bits of what is not
-   *  maintained here (specification: "autoclear_features"). What the extension led to is leaked. */
-  async #clearStale(): Promise<void> {
-    const { header } = this.#image;
-    const stale = extension(header, ExtensionType.BITMAPS) !== undefined && bitmapsExtension(header) === undefined;
-    if (!stale && (header.autoclear & ~KNOWN_AUTOCLEAR) === 0n) return;
-    await this.#writeHeader(() => {
-      header.autoclear &= KNOWN_AUTOCLEAR;
-      if (stale) setExtension(header, ExtensionType.BITMAPS, undefined);
-    });
   }
 
   /** True when the file says all there is to say about a bitmap. */
@@ -299,56 +279,19 @@ export class Bitmaps implements BitmapStore {
 
   /** Writes the directory, and makes the header name it once all that it leads to is stable. */
   async #link(all: readonly BitmapInFile[]): Promise<void> {
-    const { header, sync } = this.#image;
-    let place: Uint8Array | undefined;
+    let place: BitmapsExtension | undefined;
     if (all.length > 0) {
       const directory = this.#directory(all);
-      place = new Uint8Array(24);
-      const view = new DataView(place.buffer);
-      view.setUint32(0, all.length);
-      setU64(view, 8, directory.length);
-      setU64(view, 16, await this.#write(directory));
+      place = {
+        count: all.length,
+        directorySize: directory.length,
+        directoryOffset: await this.#write(directory),
+      };
     }
-    await sync.completeRefcounts();
+    await this.#image.sync.completeRefcounts();
     // From here on the file may name them, whatever comes of it.
     this.#taken = [];
-    const bit = BigInt(Autoclear.BITMAPS);
-    const old = extension(header, ExtensionType.BITMAPS);
-    if (place === undefined) {
-      await this.#writeHeader(() => {
-        header.autoclear &= ~bit;
-      });
-    } else if (old === undefined) await this.#writeHeader(() => this.#setPlace(place));
-    await this.#writeHeader(() => {
-      if (place !== undefined) header.autoclear |= bit;
-      this.#setPlace(place);
-    });
-  }
-
-  /** In a small cluster there may be no room for the names of features, which are for people only. */
-  #setPlace(place: Uint8Array | undefined): void {
-    const { header } = this.#image;
-    setExtension(header, ExtensionType.BITMAPS, place);
-    try {
-      encodeHeader(header);
-    } catch (error) {
-      if (!(error instanceof BlockError) || error.errno !== Errno.ENOSPC) throw error;
-      setExtension(header, ExtensionType.FEATURE_NAMES, undefined);
-    }
-  }
-
-  /** Changes the header, on stable storage. */
-  async #writeHeader(change: () => void): Promise<void> {
-    const { header, file } = this.#image;
-    const before = { autoclear: header.autoclear, extensions: [...header.extensions] };
-    try {
-      change();
-      await this.#image.writeHeader();
-      await file.flush();
-    } catch (error) {
-      Object.assign(header, before);
-      throw error;
-    }
+    await nameDirectory(this.#image, place);
   }
 
   #directory(all: readonly BitmapInFile[]): Uint8Array {

@@ -32,7 +32,8 @@ function unlocking(path: string, key = 'key'): string {
   return `driver=qcow2,encrypt.key-secret=${key},file.filename=${path}`;
 }
 
-/** QEMU 7.2 measures how fast a machine is by its CPU time, and gives up now and then where that is counted coarsely. */
+/** QEMU 7.2 measures how fast a machine is by its CPU time, and gives up now and then where that is counted coarsely.
+ *  */
 async function makesLuks(...args: string[]): Promise<void> {
   for (let tries = 0; ; tries++) {
     const { code, stderr } = await run('qemu-img', args);
