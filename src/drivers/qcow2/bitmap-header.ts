@@ -4,8 +4,8 @@
  *
  * - what is behind the end mark of the extensions counts for nothing, so the last sector is written first;
  * - while the extension comes, goes, or changes in more than one sector, the autoclear bit says that it means nothing;
- * - the backing file's name is copied first, to where extensions will not need the room, and named there: it never moves
- *   with them.
+ * - the backing file's name is copied first, to where extensions will not need the room, and named there: it never
+ *   moves with them.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { alignUp, SECTOR } from '../../base/units.ts';
