@@ -82,6 +82,11 @@ export class BlockChild implements Child, NodeParent {
     await truncateNode(this.node, length, prealloc);
   }
 
+  async grow(length: Bytes): Promise<void> {
+    if (!this.mayGrow) throw this.#refusal('resize');
+    await truncateNode(this.node, length, 'off', true);
+  }
+
   drainBegin(): void {
     if (this.quiesced++ === 0) quiesce(this.parent);
   }

@@ -246,6 +246,8 @@ export interface Child {
   discard(at: Offset, length: Bytes): Promise<void>;
   flush(): Promise<void>;
   truncate(length: Bytes, prealloc?: 'off' | 'falloc' | 'full'): Promise<void>;
+  /** Makes it at least that long. Writes may go on, and make it longer. */
+  grow(length: Bytes): Promise<void>;
 }
 
 /** Options every node takes, by their QAPI names. */

@@ -240,11 +240,12 @@ async function writeReserved(
   await room.commit();
 }
 
-/** Changes the node's length. What is added reads as zeroes. */
+/** Changes the node's length. What is added reads as zeroes. `growOnly`: it may be longer by then, and stays so. */
 export async function truncateNode(
   node: BlockNode,
   length: Bytes,
   prealloc: 'off' | 'falloc' | 'full' = 'off',
+  growOnly = false,
 ): Promise<void> {
   assertWritable(node);
   if (!node.impl.truncate) {
@@ -258,6 +259,7 @@ export async function truncateNode(
     node.serialising++;
     await waitConflicts(tracked);
     const old = node.length;
+    if (growOnly && old >= length) return;
     await node.impl.truncate(length, prealloc);
     if (length > old) await zeroAdded(node, tracked, old, length);
   } finally {

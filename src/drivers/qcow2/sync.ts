@@ -133,7 +133,7 @@ export class Sync {
     if (!this.#defersRefcounts || refcounts.cache.dirty * 2 >= refcounts.cache.slots || batch.blocks.size > 0) {
       await refcounts.cache.write(refcounts.cache.capture());
     }
-    if (refcounts.end > file.length) await file.truncate(refcounts.end);
+    if (refcounts.end > file.length) await file.grow(refcounts.end);
     if (links || batch.blocks.size > 0) await this.#flush();
     if (batch.blocks.size > 0) {
       await refcounts.writeTable(batch.blocks);
