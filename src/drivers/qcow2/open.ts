@@ -91,7 +91,7 @@ async function readRefcounts(image: Image, slots: number): Promise<void> {
 /** Forgets what is cached, and takes everything from the disk again: it was repaired. No request may be in flight. */
 export async function reread(image: Image): Promise<void> {
   const { header, io } = image;
-  image.l2.forget(0, Number.POSITIVE_INFINITY);
+  image.l2.reset();
   image.compressed.forget(0, Number.POSITIVE_INFINITY);
   image.sync = new Sync(image);
   image.snapshots = await readSnapshots(image);

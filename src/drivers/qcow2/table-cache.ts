@@ -181,7 +181,13 @@ export class TableCache {
 
   /** Forgets everything. Nothing may be dirty. */
   clear(): void {
-    assert(this.#dirty === 0 && this.#loading.size === 0, 'a cache that is in use was cleared');
+    assert(this.#dirty === 0, 'a cache with changes was cleared');
+    this.reset();
+  }
+
+  /** Forgets everything, changes too: what is on the disk is right. */
+  reset(): void {
+    assert(this.#loading.size === 0, 'a cache that is in use was cleared');
     for (let slot = 0; slot < this.slots; slot++) if (this.#keys[slot]! >= 0) this.#drop(slot);
   }
 

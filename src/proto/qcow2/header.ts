@@ -244,8 +244,8 @@ function checkFeatures(header: Qcow2Header): void {
 /**
  * The header of an image. `cluster` is its first cluster, or as much of it as there is in a file of `fileLength` bytes.
  * ENOTSUP for features that we do not know, EFBIG for a disk of 2^53 bytes or more, EINVAL for anything that cannot be.
- * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far. So does one with
- * too many snapshots, which says so with `snapshotsMax`.
+ * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far. The repair of too
+ * many snapshots, too: it gives a `snapshotsMax`.
  */
 export function parseHeader(cluster: Uint8Array, fileLength: Bytes, snapshotsMax = SNAPSHOTS_MAX): Qcow2Header {
   const clusterSize = clusterSizeOf(cluster.subarray(0, fileLength));
