@@ -21,7 +21,7 @@ import { PageStore } from '../../aio/sim/pages.ts';
 import { Sim } from '../../aio/sim/sim.ts';
 import { Iov } from '../../base/memory.ts';
 import { Prng } from '../../base/prng.ts';
-import { SECTOR } from '../../base/units.ts';
+import { MiB, SECTOR } from '../../base/units.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import type { Qcow2Node } from './driver.ts';
 import { registerQcow2 } from './testing.ts';
@@ -43,7 +43,7 @@ import {
 import { PeerFolder } from './testing-peer.ts';
 
 export interface CrashOptions {
-  /** At most so many states of a workload; all flush boundaries are among them. */
+  /** At most about so many states of a workload, fewer of large clusters; all flush boundaries are among them. */
   readonly statesMax: number;
   /** Random subsets at each moment. */
   readonly subsets: number;
@@ -122,7 +122,8 @@ export class CrashRunner {
     await guest.close();
     const prng = new Prng(seed);
     if (this.#options.lying) guest.journal.entries.splice(0, Infinity, ...lies(guest.journal.entries));
-    const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), this.#options.statesMax, prng);
+    const most = this.#options.statesMax / (plan.format.create['cluster-size']! < MiB ? 1 : 4);
+    const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), most, prng);
     await this.#examineAll(plan, guest, new CrashReplay(prepared.files, guest.journal), points);
     this.totals.workloads++;
   }
