@@ -14,9 +14,9 @@ export interface Contestant {
 }
 
 /** The same guarantees for all: writes are done when in the page cache, a flush is fdatasync. */
-const CACHE = 'writeback';
+export const CACHE = 'writeback';
 /** Connections a server takes at once; the widest load has 8. */
-const CLIENTS = '16';
+export const CLIENTS = '16';
 
 const ours = (name: string, aio: readonly string[]): Contestant => ({
   name,

@@ -11,11 +11,40 @@
  * ```
  */
 export type { SocketAddress } from './aio/backend.ts';
+export { type GlobalMutexStats, globalMutex } from './aio/global-mutex.ts';
+export type { ContextStats } from './aio/loop-counters.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
+export type { IoStats, KindStats } from './block/io-counters.ts';
+export {
+  type AttachOptions,
+  BlkHandle,
+  type ChannelStats,
+  drainHandles,
+  type HandleDrained,
+  type IoOptions,
+} from './channel/handle.ts';
+export type { BlkDescriptor } from './channel/layout.ts';
+export { BlkKind, BlkOp } from './channel/op.ts';
+export type { SharedRegion } from './channel/region.ts';
 export type { Abortable } from './lib/abort.ts';
+export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
+export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
+export type { DiskSnapshots } from './lib/disk-snapshots.ts';
 export type { DiskStat } from './lib/disk-stat.ts';
+export type {
+  AmendOptions,
+  CheckOptions,
+  CheckResult,
+  EncryptOptions,
+  ImageOptions,
+  Preallocation,
+  SnapshotInfo,
+  TruncateOptions,
+} from './lib/image-options.ts';
+export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
+export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
@@ -31,8 +60,11 @@ export type {
   Format,
   NodeOptions,
   NullOptions,
+  Qcow2Options,
+  Qcow2Settings,
   RawOptions,
   TargetOptions,
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
+export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';

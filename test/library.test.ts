@@ -205,7 +205,7 @@ test('an image that looks like qcow2 is opened as raw only on demand', async (t)
   const bytes = pattern(4096);
   bytes.set([0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]);
   const path = image(t, bytes);
-  await assert.rejects(open(path), /looks like a qcow2 image.*raw/);
+  await assert.rejects(open(path), /looks like a qcow2 image.*qcow2.*raw/);
   const disk = await opened(t, path, { format: 'raw' });
   assert.deepEqual((await disk.read(new Uint8Array(4096), 0, 4096, 0)).buffer, bytes);
 });

@@ -88,8 +88,9 @@ test('a socket that a killed server left behind is taken over, one in use is not
 test('without an image a temporary one is served, and removed at the end', needs('nbdinfo'), async (t) => {
   const served = await serve(t, ['--size', '3M']);
   assert.equal((await peer('nbdinfo', '--size', served.uri())).trim(), String(3 * MiB));
-  const image = `${dirname(socketOf(served.uri()))}/disk.img`;
-  assert.equal(statSync(image).blocks, 0);
+  const image = `${dirname(socketOf(served.uri()))}/disk.qcow2`;
+  assert.equal(readFileSync(image).subarray(0, 4).toString('latin1'), 'QFI\xfb');
+  assert.ok(statSync(image).blocks * 512 < MiB, 'it is sparse');
   const { stdout } = await served.stop();
   assert.match(stdout, /temporary/);
   assert.equal(existsSync(image), false);
@@ -100,11 +101,15 @@ test('an image that cannot be served is one clear line and exit code 1', async (
   const qcow2 = pattern(4096);
   qcow2.set([0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]);
   writeFileSync(`${dir}/a.qcow2`, qcow2);
+  writeFileSync(`${dir}/a.img`, qcow2);
+  writeFileSync(`${dir}/b.qcow2`, pattern(4096));
   writeFileSync(`${dir}/secret.img`, 'x');
   const cases: [string, RegExp][] = [
     [`${dir}/missing.img`, /^blockplane: Could not open '.*missing\.img': No such file or directory\n$/],
     [dir, /^blockplane: Could not open '.*': Is a directory\n$/],
-    [`${dir}/a.qcow2`, /^blockplane: Could not open '.*a\.qcow2': it looks like a qcow2 image[^\n]*\n$/],
+    [`${dir}/a.qcow2`, /^blockplane: Could not open '.*a\.qcow2': cluster_bits is [^\n]*\n$/],
+    [`${dir}/a.img`, /^blockplane: Could not open '.*a\.img': it looks like a qcow2 image[^\n]*\n$/],
+    [`${dir}/b.qcow2`, /^blockplane: Could not open '.*b\.qcow2': it is not in qcow2 format\n$/],
     [`${dir}/secret.img/under`, /^blockplane: Could not open '.*under': Not a directory\n$/],
   ];
   for (const [image, message] of cases) {

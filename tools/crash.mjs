@@ -1,6 +1,7 @@
 /**
- * `npm run crash`: crash replay of qcow2 (docs/QCOW2.md), longer than `npm test` has time for. Options: `--states N`, how
- * many states at least (20000); `--seed N`, the workload to begin with, and with it alone unless `--states` is given.
+ * `npm run crash`: crash replay of qcow2 (docs/QCOW2.md), longer than `npm test` has time for. Options: `--states N`,
+ * how many states at least (20000); `--seed N`, the workload to begin with, and with it alone unless `--states` is
+ * given.
  */
 import { cpus } from 'node:os';
 import { ensureBuilt, ensureDebian, ensureDependencies, say } from './setup.mjs';

@@ -27,6 +27,7 @@ const PEERS = [
   { name: 'python3-libnbd', program: 'nbdsh', tests: 'nbdsh protocol tests' },
   { name: 'fio', program: 'fio', tests: 'fio verification, benchmarks' },
   { name: 'gnutls-bin', program: 'certtool', tests: 'TLS' },
+  { name: 'strace', program: 'strace', tests: 'that names inside an image lead nowhere' },
   { name: 'nbd-client', program: 'nbd-client', tests: 'the nbd-client handshake' },
 ];
 
@@ -143,7 +144,7 @@ export async function ensureDebian() {
 }
 
 /** The benchmarks are the files of bench/ that run by themselves. */
-const SHARED = new Set(['common', 'fio', 'nbd-client', 'peers']);
+const SHARED = new Set(['channel-client', 'common', 'fio', 'nbd-client', 'peers', 'rounds']);
 
 /** Names of the benchmarks, in the order they run. */
 export function benchmarks() {

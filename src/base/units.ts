@@ -47,3 +47,12 @@ export function isOffset(value: unknown): value is number {
 export function bits(low: number, high: number): bigint {
   return ((1n << BigInt(high - low + 1)) - 1n) << BigInt(low);
 }
+
+const SUFFIXES = ['', 'K', 'M', 'G', 'T', 'P', 'E'];
+
+/** Bytes from '512', '64K', '1.5G', '1GiB' (powers of 1024); undefined for anything else, and from 2^53 on. */
+export function parseBytes(text: string): Bytes | undefined {
+  const match = /^(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?$/i.exec(text);
+  const value = match ? Number(match[1]) * KiB ** SUFFIXES.indexOf(match[2]!.toUpperCase()) : Number.NaN;
+  return Number.isSafeInteger(value) ? value : undefined;
+}

@@ -15,6 +15,7 @@
 import type { AioContext } from '../aio/context.ts';
 import type { AioOp } from '../aio/op.ts';
 import type { Iov } from '../base/memory.ts';
+import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
@@ -56,8 +57,8 @@ export class Mapping {
 
 /**
  * Why `map` is asked. `write` is stricter: it answers `data` only where those bytes may be overwritten in place with no
- * change of metadata, `opaque` where only `pwritev` can write them (encrypted), and anything else where the write must go
- * through `reserve` (or `pwritev`, for a driver without it).
+ * change of metadata, `opaque` where only `pwritev` can write them (encrypted), and anything else where the write must
+ * go through `reserve` (or `pwritev`, for a driver without it).
  */
 export type MapReason = 'read' | 'write' | 'status';
 
@@ -168,6 +169,8 @@ export interface NodeControl {
   /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
   readonly snapshots?: SnapshotControl;
+  /** Of a format that keeps bitmaps in its image. */
+  readonly bitmaps?: BitmapStore;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
   drainBegin?(): void;
   drainEnd?(): void;
@@ -223,6 +226,49 @@ export interface SnapshotControl {
   delete(which: string): Promise<SnapshotInfo>;
 }
 
+/** A bitmap as an image holds it. */
+export interface StoredBitmap {
+  readonly name: string;
+  /** Bytes of the disk that a bit stands for. */
+  readonly granularity: Bytes;
+  /** It records writes. */
+  readonly enabled: boolean;
+  /** It is not known what it should hold (whoever had it in use did not store it): it can only be removed. */
+  readonly inconsistent: boolean;
+}
+
+/** A bitmap to be kept: bit i of `bits` stands for the i-th granule of the disk. */
+export interface BitmapToStore {
+  readonly name: string;
+  readonly granularity: Bytes;
+  readonly enabled: boolean;
+  readonly bits: PagedBits;
+}
+
+/**
+ * Bitmaps in an image. block/ loads all that are consistent when the node opens, marks those in use that are about to
+ * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never
+ * on a read-only node.
+ */
+export interface BitmapStore {
+  /** What the image holds now. */
+  readonly stored: readonly StoredBitmap[];
+  /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
+  assertStorable(name: string, granularity: Bytes): void;
+  /** Fills `bits`, which are clear and which the node's bitmap goes on with. */
+  load(name: string, bits: PagedBits): Promise<void>;
+  /** From here on, and until `store`, whoever finds the image takes these for inconsistent; on stable storage. Names
+   *  that are not stored are passed over. */
+  use(names: readonly string[]): Promise<void>;
+  /**
+   * Makes `bitmaps`, and the inconsistent ones, what the image holds; on stable storage. Where it fails, what was in
+   * use stays so. `inUse`: the node goes on (a checkpoint), and they stay in use.
+   */
+  store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void>;
+  /** Takes one out, on stable storage. A name that is not stored is passed over. */
+  remove(name: string): Promise<void>;
+}
+
 export interface DriverNode extends NodeIo, NodeControl {}
 
 export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered';
@@ -260,9 +306,10 @@ export interface CommonOptions {
   readonly cache?: { readonly direct?: boolean; readonly 'no-flush'?: boolean };
 }
 
-/** One option of a driver's own: the single source for validation, types of messages and help. */
+/** One option of a driver's own: the single source for validation, types of messages and help. A secret is a string
+ *  that no message shows. */
 export interface OptionSpec {
-  readonly type: 'string' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
   readonly values?: readonly string[];
   readonly required?: boolean;
   readonly help: string;
@@ -294,15 +341,18 @@ export interface Driver<O extends object = Record<string, unknown>> {
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
   /** What `create` takes; its help and validation. */
   readonly createOptions?: Readonly<Record<string, OptionSpec>>;
-  /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked against
-   *  `createOptions` before. */
+  /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked
+   *  against `createOptions` before. */
   create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;
+  /** Like NodeControl.check, of an image that is not open: one that is damaged may not open at all. Only its own file
+   *  is there. */
+  check?(context: CreateContext, fix: CheckFix): Promise<CheckResult>;
 }
 
-/** What an image is made in. */
+/** The files of an image that is made, or checked. */
 export interface CreateContext {
   readonly aio: AioContext;
-  /** May be written and resized. */
+  /** May be written and resized, unless a check is to change nothing. */
   readonly file: Child;
   /** The external data file, where the format has one and the options ask for it. */
   readonly dataFile?: Child;

@@ -6,17 +6,15 @@ import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockChild } from './child.ts';
+import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
-import type { Child, ChildRole, CommonOptions, MaybePromise, OpenContext } from './driver.ts';
+import type { Child, ChildRole, CommonOptions, Driver, MaybePromise, OpenContext } from './driver.ts';
 import { PERM_ALL } from './driver.ts';
 import { flushNode } from './flush.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
 import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
-
-/** Nodes from a root down to its furthest leaf. */
-export const MAX_DEPTH = 64;
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
@@ -35,12 +33,14 @@ async function openAt(aio: AioContext, options: NodeOptions, depth: number): Pro
   const node = new BlockNode(name, driver, aio, options);
   try {
     node.opened(await driver.open(openContext(node, options, depth), own));
+    await node.bitmaps.load();
     // It may have begun while the driver opened, and does not know of this node.
     if (inDrainAll()) throw drainingAll();
   } catch (error) {
     // The driver may be open: its limits can be refused after that. What is thrown is why the node did not open.
     await everyStep(
       () => Promise.reject(error),
+      () => node.bitmaps.store(),
       () => closeDriver(node),
       () => detachChildren(node),
       () => freeName(name),
@@ -119,6 +119,38 @@ function inherit(parent: BlockNode, options: NodeOptions, role: ChildRole): Node
   };
   const kept = Object.fromEntries(Object.entries(inherited).filter(([, value]) => value !== undefined));
   return { ...kept, ...options };
+}
+
+/** The files of an image, by the names that they have as children. */
+export interface ImageFiles {
+  readonly file: NodeOptions;
+  readonly 'data-file'?: NodeOptions;
+}
+
+/**
+ * Opens the files of an image that is not opened itself, for the time of `body`: what makes, checks or mends it. They
+ * are children of a node that nobody finds, so that they are locked as an open image's would be.
+ */
+export async function withFiles<T>(
+  aio: AioContext,
+  driver: Driver,
+  files: ImageFiles,
+  readOnly: boolean,
+  body: (file: Child, dataFile: Child | undefined) => Promise<T>,
+): Promise<T> {
+  const options: NodeOptions = { driver: driver.name, ...(readOnly ? { 'read-only': true } : {}), ...files };
+  const name = reserveName(undefined);
+  const node = new BlockNode(name, driver, aio, options);
+  let result: T | undefined;
+  await everyStep(
+    async () => {
+      const file = (await openChild(node, options, 'file', 'primary', 1))!;
+      result = await body(file, await openChild(node, options, 'data-file', 'primary', 1));
+    },
+    () => detachChildren(node),
+    () => freeName(name),
+  );
+  return result as T;
 }
 
 /** Makes `parent` a user of `node`. All or nothing. */
@@ -241,6 +273,7 @@ async function closeNode(node: BlockNode): Promise<void> {
   const drained = await drain(node);
   await everyStep(
     () => (node.readOnly ? undefined : flushNode(node)),
+    () => node.bitmaps.store(),
     () => closeDriver(node),
     () => drained.end(),
     () => detachChildren(node),

@@ -3,9 +3,9 @@
  * tracked, ordered against serialising ones, padded to the node's alignment, split to its limits, and moved by the
  * driver or to where `map` says. Errors are BlockErrors.
  */
-import { BlockError, Errno } from '../base/errors.ts';
+import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
-import { alignUp, type Bytes, type Offset } from '../base/units.ts';
+import { alignUp, type Bytes, isOffset, type Offset } from '../base/units.ts';
 import { BounceUse, bouncePool } from './bounce.ts';
 import type { BlockChild } from './child.ts';
 import { Mapping, RequestFlags, type Reservation } from './driver.ts';
@@ -240,7 +240,8 @@ async function writeReserved(
   await room.commit();
 }
 
-/** Changes the node's length. What is added reads as zeroes. */
+/** Changes the node's length. What is added reads as zeroes. Who wants it longer does not cut off what others have
+ *  added meanwhile. */
 export async function truncateNode(
   node: BlockNode,
   length: Bytes,
@@ -286,9 +287,13 @@ export function assertWritable(node: BlockNode): void {
   });
 }
 
-/** Beyond its end a node takes writes only where they may make it grow. */
+/** Beyond its end a node takes writes only where they may make it grow: EIO; no further than offsets go: EFBIG. */
 export function assertInside(node: BlockNode, at: Offset, length: Bytes, grow: boolean): void {
-  if (at + length <= node.length || (grow && node.impl.grew)) return;
+  if (at + length <= node.length) return;
+  if (!isOffset(at + length)) {
+    throw ioError(Errno.EFBIG, `Could not write ${length} bytes at ${at} of node '${node.name}'`, { node: node.name });
+  }
+  if (grow && node.impl.grew) return;
   throw new BlockError(
     Errno.EIO,
     `Could not write ${length} bytes at ${at} of node '${node.name}': it ends at ${node.length}`,

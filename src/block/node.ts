@@ -7,6 +7,7 @@ import type { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, MiB, type Offset } from '../base/units.ts';
 import type { BlockChild } from './child.ts';
+import { NodeBitmaps } from './dirty-bitmap.ts';
 import type { CommonOptions, Driver, DriverNode, Limits, MaybePromise } from './driver.ts';
 import { grace, type Tracked } from './tracked.ts';
 
@@ -81,6 +82,7 @@ export class BlockNode {
   flushing: Gate | null = null;
 
   readonly dirtyHooks: DirtyHook[] = [];
+  readonly bitmaps = new NodeBitmaps(this);
   #threshold = Number.POSITIVE_INFINITY;
   #thresholdHook: ((end: Offset) => void) | null = null;
 
@@ -147,6 +149,7 @@ export class BlockNode {
 
   /** Tells everybody above that the length has changed. */
   resized(): void {
+    this.bitmaps.follow();
     for (const parent of [...this.parents]) parent.resized();
   }
 

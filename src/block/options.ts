@@ -3,7 +3,8 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { isOffset } from '../base/units.ts';
 import type { Driver, OptionSpec } from './driver.ts';
 
-const COMMON: Readonly<Record<string, OptionSpec>> = {
+/** Options that every node takes. */
+export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   driver: { type: 'string', help: 'driver' },
   'node-name': { type: 'string', help: 'name of the node' },
   'read-only': { type: 'boolean', help: 'no writes' },
@@ -27,9 +28,9 @@ export function ownOptions(driver: Driver, options: Readonly<Record<string, unkn
       continue;
     }
     const mine = Object.hasOwn(driver.options, name) ? driver.options[name] : undefined;
-    const spec = mine ?? (Object.hasOwn(COMMON, name) ? COMMON[name] : undefined);
+    const spec = mine ?? (Object.hasOwn(COMMON_OPTIONS, name) ? COMMON_OPTIONS[name] : undefined);
     if (!spec) throw invalid(driver, `unknown option '${name}'`);
-    checkValue(driver, name, spec, value);
+    checkValue((why) => invalid(driver, why), name, spec, value);
     if (mine) own[name] = value;
   }
   for (const [name, spec] of Object.entries(driver.options)) {
@@ -41,9 +42,28 @@ export function ownOptions(driver: Driver, options: Readonly<Record<string, unkn
   return own;
 }
 
-function checkValue(driver: Driver, name: string, spec: OptionSpec, value: unknown): void {
+/** What an image is made with, checked against the driver's creation options; undefined values are left out. EINVAL
+ *  names the one that is wrong. */
+export function creationOptions(
+  driver: Driver,
+  options: Readonly<Record<string, unknown>>,
+): Readonly<Record<string, unknown>> {
+  const fail = (why: string): BlockError =>
+    new BlockError(Errno.EINVAL, `Could not create a '${driver.name}' image: ${why}`);
+  const specs = driver.createOptions ?? {};
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  for (const [name, value] of given) {
+    if (!Object.hasOwn(specs, name)) throw fail(`unknown option '${name}'`);
+    checkValue(fail, name, specs[name]!, value);
+  }
+  const missing = Object.keys(specs).find((name) => specs[name]!.required && options[name] === undefined);
+  if (missing !== undefined) throw fail(`option '${missing}' is missing`);
+  return Object.fromEntries(given);
+}
+
+function checkValue(fail: (why: string) => BlockError, name: string, spec: OptionSpec, value: unknown): void {
   const shown = typeof value === 'string' ? `'${value}'` : JSON.stringify(value);
-  const wrong = (what: string): BlockError => invalid(driver, `option '${name}' is ${shown}, not ${what}`);
+  const wrong = (what: string): BlockError => fail(`option '${name}' is ${shown}, not ${what}`);
   switch (spec.type) {
     case 'boolean':
       if (typeof value !== 'boolean') throw wrong('a boolean');
@@ -56,6 +76,9 @@ function checkValue(driver: Driver, name: string, spec: OptionSpec, value: unkno
       return;
     case 'enum':
       if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
+      return;
+    case 'secret':
+      if (typeof value !== 'string') throw fail(`option '${name}' is not a string`);
       return;
     default:
       if (typeof value !== 'string') throw wrong('a string');

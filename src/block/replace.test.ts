@@ -7,7 +7,8 @@ import { MiB } from '../base/units.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import { BlockBackend } from './backend.ts';
-import { MAX_DEPTH, type NodeOptions, openNode, releaseNode, replaceChild } from './graph.ts';
+import { MAX_DEPTH } from './depth.ts';
+import { type NodeOptions, openNode, releaseNode, replaceChild } from './graph.ts';
 import { allNodes, nodeByName, registerDriver } from './registry.ts';
 import { bytesOf, registerTestDrivers, testDisk, testIov } from './testing.ts';
 

@@ -26,7 +26,7 @@ export class TestDisk {
   unsupported = false;
   /** Results of the next operations of a kind, in the order of starting: an errno, or bytes for a short one. */
   readonly script: { op: DiskOp; errno?: number; short?: number }[] = [];
-  readonly #held = new Map<DiskOp, Gate[]>();
+  readonly #held = new Map<DiskOp, { readonly gates: Gate[]; left: number }>();
   permissions: (perm: number, shared: number) => void = () => undefined;
   closed = false;
 
@@ -34,28 +34,29 @@ export class TestDisk {
     this.bytes = new Uint8Array(size);
   }
 
-  /** Operations of that kind wait from now on. */
-  hold(op: DiskOp): void {
-    this.#held.set(op, []);
+  /** Operations of that kind wait from now on: the next `count`, or all. */
+  hold(op: DiskOp, count = Number.POSITIVE_INFINITY): void {
+    this.#held.set(op, { gates: [], left: count });
   }
 
   /** How many wait. */
   waiting(op: DiskOp): number {
-    return this.#held.get(op)?.length ?? 0;
+    return this.#held.get(op)?.gates.length ?? 0;
   }
 
   /** The first `count` that wait go on; without a count all, and the hold ends. */
   release(op: DiskOp, count?: number): void {
-    const gates = this.#held.get(op) ?? [];
+    const gates = this.#held.get(op)?.gates ?? [];
     for (const gate of gates.splice(0, count ?? gates.length)) gate.open();
     if (count === undefined) this.#held.delete(op);
   }
 
   gate(op: DiskOp): Promise<void> | undefined {
-    const gates = this.#held.get(op);
-    if (!gates) return undefined;
+    const held = this.#held.get(op);
+    if (!held || held.left === 0) return undefined;
+    held.left--;
     const gate = new Gate();
-    gates.push(gate);
+    held.gates.push(gate);
     return gate.promise;
   }
 

@@ -1,5 +1,5 @@
 /** What people read: errors, sizes, rates. */
-import { KiB } from '../base/units.ts';
+import { KiB, parseBytes } from '../base/units.ts';
 
 export const PROGRAM = 'blockplane';
 
@@ -18,9 +18,8 @@ const SUFFIXES = ['', 'K', 'M', 'G', 'T', 'P'];
 
 /** Bytes from '512', '64K', '1.5G', '1GiB' (powers of 1024). Throws {@link UsageError}. */
 export function parseSize(text: string, what: string): number {
-  const match = /^(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?$/i.exec(text);
-  const value = match ? Number(match[1]) * KiB ** SUFFIXES.indexOf(match[2]!.toUpperCase()) : Number.NaN;
-  if (!Number.isSafeInteger(value)) throw new UsageError(`${what}: '${text}' is not a size such as 512, 64K or 1G`);
+  const value = parseBytes(text);
+  if (value === undefined) throw new UsageError(`${what}: '${text}' is not a size such as 512, 64K or 1G`);
   return value;
 }
 

@@ -1,17 +1,29 @@
 /** The options of `serve`, checked and in the library's terms. */
 import { basename, extname } from 'node:path';
 import { NBD_RANGES } from '../lib/nbd.ts';
-import { CACHE_MODES, type CacheMode, type DetectZeroes, type Discard, FORMATS, type Format } from '../lib/options.ts';
+import {
+  CACHE_MODES,
+  type CacheMode,
+  type DetectZeroes,
+  type Discard,
+  FORMATS,
+  type Format,
+  type Qcow2Settings,
+} from '../lib/options.ts';
+import type { ReferenceOptions } from '../lib/reference-policy.ts';
+import { oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
 
 /** As commander delivers them. */
 export interface RawServeOptions {
   readonly format?: string;
+  readonly imageOpts?: boolean;
   readonly socket?: string;
   readonly listen?: string;
   readonly exportName: readonly string[];
   readonly description: readonly string[];
+  readonly bitmap: readonly string[];
   readonly readOnly?: boolean;
   readonly forceShare?: boolean;
   readonly aio?: string;
@@ -26,6 +38,10 @@ export interface RawServeOptions {
   readonly memory?: string;
   readonly progress?: string;
   readonly size?: string;
+  readonly references?: string;
+  readonly allowDirectory: readonly string[];
+  readonly snapshot?: string;
+  readonly keyFile?: string;
 }
 
 export type ListenAt =
@@ -39,6 +55,10 @@ export interface ServeOptions {
   readonly threads: readonly string[];
   readonly listen: ListenAt;
   readonly format: Format | undefined;
+  /** The images are trees of options as text. */
+  readonly imageOpts: boolean;
+  /** Dirty bitmaps that every image has. */
+  readonly bitmaps: readonly string[];
   readonly readOnly: boolean;
   readonly forceShare: boolean;
   readonly aio: 'ring' | 'pool' | undefined;
@@ -52,6 +72,8 @@ export interface ServeOptions {
   readonly progress: ProgressMode;
   /** Of the temporary image, when there is no other. */
   readonly size: number;
+  readonly references: ReferenceOptions;
+  readonly qcow2: Qcow2Settings;
 }
 
 export interface ServeImage {
@@ -63,13 +85,6 @@ export interface ServeImage {
 }
 
 const MAX_IOTHREADS = 64;
-
-function oneOf<T extends string>(value: string | undefined, allowed: readonly T[], what: string): T | undefined {
-  if (value === undefined) return undefined;
-  const found = allowed.find((entry) => entry === value);
-  if (!found) throw new UsageError(`${what}: '${value}' is not one of ${allowed.join(', ')}`);
-  return found;
-}
 
 /** HOST:PORT, [IPV6]:PORT, :PORT or HOST. */
 export function parseListen(text: string): ListenAt {
@@ -151,6 +166,13 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
   const names = exportNames(targets, raw.exportName);
   if (raw.forceShare && !raw.readOnly) throw new UsageError('--force-share: only with --read-only');
   if (raw.size !== undefined && paths.length > 0) throw new UsageError('--size: only without an IMAGE');
+  const own = raw.snapshot ?? raw.keyFile ?? raw.format;
+  if (own !== undefined && paths.length === 0) {
+    throw new UsageError('--format, --snapshot and --key-file: only with an IMAGE');
+  }
+  if (raw.imageOpts && own !== undefined) {
+    throw new UsageError('--image-opts: not with --format, --snapshot or --key-file, which it says itself');
+  }
   if (raw.description.length > targets.length) throw new UsageError('--description: given more often than IMAGE');
   const number = (text: string | undefined, what: string, range?: Range): number | undefined =>
     text === undefined ? undefined : parseCount(text, what, range?.least, range?.most);
@@ -164,7 +186,10 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     threads: [...new Set(threads)],
     listen: listenAt(raw),
     format: oneOf(raw.format, FORMATS, '--format'),
-    readOnly: raw.readOnly ?? false,
+    bitmaps: raw.bitmap,
+    imageOpts: raw.imageOpts ?? false,
+    // A snapshot is what it was.
+    readOnly: raw.readOnly ?? raw.snapshot !== undefined,
     forceShare: raw.forceShare ?? false,
     aio: oneOf(raw.aio, ['ring', 'pool'] as const, '--aio'),
     cache: oneOf(raw.cache, CACHE_MODES, '--cache'),
@@ -176,5 +201,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     byteBudget: raw.memory === undefined ? undefined : memorySize(raw.memory),
     progress: progressMode(raw.progress),
     size: raw.size === undefined ? 2 ** 30 : parseSize(raw.size, '--size'),
+    references: referenceOptions(raw),
+    qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
   };
 }

@@ -1,6 +1,5 @@
 /** `blockplane serve`: images over NBD until a signal comes. */
 import { EventEmitter, once } from 'node:events';
-import { closeSync, openSync, truncateSync } from 'node:fs';
 import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
@@ -148,33 +147,38 @@ class ServeCommand {
     this.#threads.set(name, thread);
   }
 
-  #imagePath(image: ServeImage): string {
-    if (image.path !== undefined) return image.path;
-    const path = `${this.#privateDirectory.path}/disk.img`;
-    closeSync(openSync(path, 'wx', 0o600));
-    truncateSync(path, this.#options.size);
-    return path;
-  }
-
   async #open(image: ServeImage): Promise<void> {
-    const { readOnly, forceShare, cache, discard, detectZeroes } = this.#options;
-    // What we have made ourselves is raw, and no better than raw.
-    const format = image.path === undefined ? 'raw' : this.#options.format;
-    const disk = await open(this.#imagePath(image), {
-      ...{ format, readOnly, forceShare, cache, discard, detectZeroes },
-      iothread: this.#threads.get(image.thread),
+    const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2 } = this.#options;
+    const thread = this.#threads.get(image.thread)!;
+    const path = image.path ?? (await this.#temporaryImage(thread));
+    const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
+    const disk = await open(target, {
+      ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, ...references },
+      iothread: thread,
     });
     this.#disks.set(image, disk);
   }
 
+  async #temporaryImage(thread: IOThread): Promise<string> {
+    const path = this.#temporaryPath;
+    const { create } = await import('../lib/images.ts');
+    await create(path, { size: this.#options.size, iothread: thread });
+    return path;
+  }
+
+  get #temporaryPath(): string {
+    return `${this.#privateDirectory.path}/disk.qcow2`;
+  }
+
   /** One service a thread; the first takes the address as given, the others its neighbours. */
   async #serve(index: number, thread: string, fds: readonly number[]): Promise<void> {
-    const { listen, images, maxConnections, handshakeSeconds, byteBudget } = this.#options;
+    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget } = this.#options;
     const mine = images.filter((image) => image.thread === thread);
     const exports = mine.map((image) => ({
       disk: this.#disks.get(image)!,
       exportName: image.exportName,
       description: image.description,
+      bitmaps,
     }));
     const limits = { maxConnections, handshakeSeconds, byteBudget };
     if (fds.length > 0) {
@@ -193,7 +197,7 @@ class ServeCommand {
 
   #announce(uris: readonly string[]): void {
     process.stdout.write(`${uris.join('\n')}\n`);
-    const temporary = this.#options.images[0]?.path === undefined ? `${this.#directory?.path}/disk.img` : undefined;
+    const temporary = this.#options.images[0]?.path === undefined ? this.#temporaryPath : undefined;
     const text = howTo(uris, [...this.#threads.values()], temporary);
     // A program that reads JSON lines gets nothing else after the URIs.
     (this.#options.progress === 'json' ? process.stderr : process.stdout).write(text);

@@ -1,6 +1,6 @@
 /**
- * Compression of one block of bytes at a time, in Node's worker threads. Small blocks are done at once: handing them over
- * would cost more.
+ * Compression of one block of bytes at a time, in Node's worker threads. Small blocks are done at once: handing them
+ * over would cost more.
  */
 import { deflateRaw, deflateRawSync, inflateRaw, inflateRawSync, constants as zlib } from 'node:zlib';
 import { type Bytes, KiB } from '../base/units.ts';

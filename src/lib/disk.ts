@@ -4,8 +4,12 @@ import { CoMutex } from '../aio/co-mutex.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
+import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
+import { IoCounters, type IoStats } from '../block/io-counters.ts';
+import type { BlkDescriptor } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
+import { DiskBitmaps } from './bitmaps.ts';
 import {
   type BufferOptions,
   isCurrent,
@@ -16,7 +20,10 @@ import {
   transferArgs,
   viewOf,
 } from './disk-args.ts';
+import { DiskChannel } from './disk-channel.ts';
+import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
+import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
 import type { IOThread, ThreadUse } from './iothread.ts';
 import type { BlockExtent, OpenReply } from './messages.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
@@ -56,9 +63,13 @@ export class Disk {
   readonly name: string;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** Which parts have been written, since when. */
+  readonly bitmaps: DiskBitmaps;
   /** @internal */
   readonly id: number;
   readonly #use: ThreadUse;
+  readonly #counters: IoCounters;
+  readonly #channel: DiskChannel;
   readonly #cursorLock = new CoMutex();
   readonly #dependents = new Set<() => Promise<unknown>>();
   #cursor: Offset = 0;
@@ -75,11 +86,21 @@ export class Disk {
     this.readOnly = reply.readOnly;
     this.nodeName = reply.nodeName;
     this.#size = reply.size;
+    this.bitmaps = new DiskBitmaps((method, args) =>
+      this.#io(() => use.thread.call(method, { disk: this.id, ...args } as never), undefined),
+    );
+    this.#counters = new IoCounters(reply.counters);
+    this.#channel = new DiskChannel(use.thread, reply.disk);
   }
 
   /** Bytes; as of the last open, truncate or stat. */
   get size(): Bytes {
     return this.#size;
+  }
+
+  /** What it has done so far, for whichever client or thread; does not disturb its thread. */
+  get ioStats(): IoStats {
+    return this.#counters.snapshot();
   }
 
   /** The thread whose loop does its I/O. */
@@ -214,9 +235,45 @@ export class Disk {
   }
 
   /** Resizes; what is added reads as zeroes. ENOTSUP where the format or the device cannot. */
-  async truncate(size: number | bigint = 0): Promise<void> {
-    const message = { disk: this.id, size: offsetOf(size, 'size') };
+  async truncate(size: number | bigint = 0, options: TruncateOptions = {}): Promise<void> {
+    const { preallocation = 'off' } = options;
+    const message = { disk: this.id, size: offsetOf(size, 'size'), preallocation };
     this.#size = await this.#io(() => this.#use.thread.call('truncate', message), undefined);
+  }
+
+  /** Looks for damage in the image's metadata. With `repair`, leaks are given back, or everything is mended. */
+  check(options: CheckOptions = {}): Promise<CheckResult> {
+    const message = { disk: this.id, fix: fixOf(options) };
+    return this.#io(() => this.#use.thread.call('check', message), undefined);
+  }
+
+  /** Changes the image's header. Another backing file is used from the next open on. */
+  async amend(changes: AmendOptions): Promise<void> {
+    const message = { disk: this.id, changes: driverOptions({ ...changes }) };
+    await this.#io(() => this.#use.thread.call('amend', message), undefined);
+  }
+
+  /** The internal snapshots of the image; ENOTSUP where its format has none. */
+  get snapshots(): DiskSnapshots {
+    return new DiskSnapshots(async (action, which = '') => {
+      const message = { disk: this.id, action, which };
+      const reply = await this.#io(() => this.#use.thread.call('snapshots', message), undefined);
+      this.#size = reply.size;
+      return reply.snapshots;
+    });
+  }
+
+  /**
+   * A way to this disk for one other thread, which then does its I/O without this one: post it with its `port` in the
+   * transfer list, and `BlkHandle.attach` it there. The disk's close ends it.
+   *
+   * ```ts
+   * const descriptor = await disk.handle();
+   * new Worker(url, { workerData: descriptor, transferList: [descriptor.port] });
+   * ```
+   */
+  handle(): Promise<BlkDescriptor> {
+    return this.#io(() => this.#channel.descriptor(), undefined);
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {
@@ -273,6 +330,7 @@ export class Disk {
       this.#idle ??= new Gate();
       await this.#idle.promise;
     }
+    await attempt(this.#channel.close());
     // A thread that has stopped has closed its disks itself.
     const closing = this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
@@ -313,14 +371,14 @@ export class Disk {
   #read(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const read = async (at: Offset): Promise<Bytes> =>
-      total === 0 ? 0 : readInto(this.#use.thread, this.id, views, at, { signal });
+      total === 0 ? 0 : readInto(this.#channel, views, at, { signal });
     return this.#at(position, read, signal);
   }
 
   #write(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const write = async (at: Offset): Promise<Bytes> => {
-      if (total > 0) await writeFrom(this.#use.thread, this.id, views, at, 0, { signal });
+      if (total > 0) await writeFrom(this.#channel, views, at, { signal });
       return total;
     };
     return this.#at(position, write, signal);

@@ -1,15 +1,38 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
-import type { BlockdevOptions } from './options.ts';
+import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { BitmapMethods } from './bitmap-messages.ts';
+import type { BlockdevOptions, Format } from './options.ts';
+import type { ReferencePolicy } from './reference-policy.ts';
 
 export interface OpenMessage {
   readonly options: BlockdevOptions;
   /** What the image is called in messages. */
   readonly name: string;
   readonly writethrough: boolean;
-  /** Nobody said what the format is: refuse an image that looks like another format than raw. */
+  /** Nobody said what the format is: see WorkerDisks. */
   readonly probed: boolean;
+  readonly policy: ReferencePolicy;
+}
+
+export interface CreateMessage {
+  readonly format: Format;
+  /** Files that are there. */
+  readonly file: BlockdevOptions;
+  readonly dataFile?: BlockdevOptions;
+  /** By the names of the driver's creation options. */
+  readonly options: Readonly<Record<string, unknown>>;
+}
+
+/** Of an image that is not open. */
+export interface CheckImageMessage {
+  /** As of OpenMessage. */
+  readonly options: BlockdevOptions;
+  readonly name: string;
+  readonly probed: boolean;
+  readonly fix: CheckFix;
 }
 
 /** How an open disk looks from outside. */
@@ -18,6 +41,8 @@ export interface OpenReply {
   readonly size: Bytes;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** See block/io-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
 }
 
 /** Modules with drivers. */
@@ -31,16 +56,33 @@ export interface DiskMessage {
 
 export interface TruncateMessage extends DiskMessage {
   readonly size: Bytes;
+  readonly preallocation?: 'off' | 'falloc' | 'full';
 }
 
-/** A range of a disk and a place in the shared arena. */
-export interface TransferMessage {
-  readonly disk: number;
-  readonly at: Offset;
-  readonly length: Bytes;
-  /** Offset in the arena. */
-  readonly room: Offset;
-  readonly flags: number;
+export interface CheckMessage extends DiskMessage {
+  readonly fix: CheckFix;
+}
+
+export interface AmendMessage extends DiskMessage {
+  /** By the names of the driver's creation options. */
+  readonly changes: Readonly<Record<string, unknown>>;
+}
+
+export interface SnapshotMessage extends DiskMessage {
+  /** `which`: the name of a new one, an id or a name of another. */
+  readonly action: 'list' | 'create' | 'apply' | 'delete';
+  readonly which: string;
+}
+
+/** `size`: the disk's afterwards. */
+export interface SnapshotReply {
+  readonly snapshots: readonly SnapshotInfo[];
+  readonly size: Bytes;
+}
+
+/** A channel for a thread that wants to use the disk itself. */
+export interface ShareMessage extends DiskMessage {
+  readonly offer: ChannelOffer;
 }
 
 export interface RangeMessage {
@@ -74,6 +116,8 @@ export interface ExportMessage {
   readonly name: string;
   readonly description: string;
   readonly writable: boolean;
+  /** Names of dirty bitmaps. */
+  readonly bitmaps: readonly string[];
 }
 
 export interface NbdStartMessage {
@@ -131,14 +175,11 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods {
+export interface Methods extends BitmapMethods {
   drivers(args: DriversMessage): void;
-  memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;
-  /** Answers the bytes read: fewer than asked at the end of the disk. */
-  read(args: TransferMessage): Bytes;
-  write(args: TransferMessage): void;
+  share(args: ShareMessage): BlkIdentity;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;
@@ -146,6 +187,12 @@ export interface Methods {
   /** Answers the new size. */
   truncate(args: TruncateMessage): Bytes;
   stat(args: DiskMessage): StatReply;
+  create(args: CreateMessage): void;
+  'check-image'(args: CheckImageMessage): CheckResult;
+  check(args: CheckMessage): CheckResult;
+  amend(args: AmendMessage): void;
+  /** Answers all of them, or the one that the action was about. */
+  snapshots(args: SnapshotMessage): SnapshotReply;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
   'nbd-add'(args: NbdAddMessage): void;
   'nbd-remove'(args: NbdRemoveMessage): void;

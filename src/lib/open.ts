@@ -2,9 +2,12 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { Disk } from './disk.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import { type BlockdevOptions, blockdevOf, isProbed, isWritethrough, nameOf, type TargetOptions } from './options.ts';
+import type { OpenMessage } from './messages.ts';
+import { openMessage } from './open-message.ts';
+import type { BlockdevOptions, TargetOptions } from './options.ts';
+import type { ReferenceOptions } from './reference-policy.ts';
 
-export interface OpenOptions extends TargetOptions, Abortable {
+export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable {
   /** The thread that does its I/O. Default: one that all disks without a thread of their own share. */
   readonly iothread?: IOThread | undefined;
   /** Which backend the default thread shall have. With `iothread`: must be what that thread runs on. */
@@ -15,11 +18,15 @@ export interface OpenOptions extends TargetOptions, Abortable {
  * Opens a disk: a file name, or a tree of nodes by QAPI names. It belongs to one IOThread; several disks in one thread
  * share its loop, disks in threads of their own share nothing.
  *
- * A file whose format is not given is opened as raw, unless it begins like an image of another format (EINVAL): then
- * say `format: 'raw'` to use its bytes as they are. Writable images are locked against other programs (EAGAIN).
+ * A file whose name ends with .qcow2 is a qcow2 image, any other is raw, unless `format` says what it is. What begins
+ * like an image of another format than that is refused (EINVAL), since a guest can write such a beginning into a raw
+ * image; but opened read-only, a qcow2 image that names no other file is shown as what it is. Backing files are
+ * followed inside the image's directory, unless `references` says more or less. Writable images are locked against
+ * other programs (EBUSY).
  *
  * ```ts
  * const disk = await open('disk.img', { cache: 'none' });
+ * const overlay = await open('overlay.qcow2', { allowDirectories: ['/var/lib/bases'] });
  * const part = await open({ driver: 'raw', offset: 512, size: 4096, file: { driver: 'file', filename: 'disk.img' } });
  * ```
  */
@@ -28,8 +35,7 @@ export async function open(target: string | BlockdevOptions, options: OpenOption
     throw new BlockError(Errno.EINVAL, `target: expected a file name or an options object, not ${typeof target}`);
   }
   options.signal?.throwIfAborted();
-  const tree = blockdevOf(target, options);
-  const opening = openIn(tree, isProbed(target, options.format), options);
+  const opening = openIn(openMessage(target, options), options);
   try {
     return await abortable(opening, options.signal);
   } catch (error) {
@@ -38,13 +44,10 @@ export async function open(target: string | BlockdevOptions, options: OpenOption
   }
 }
 
-async function openIn(tree: BlockdevOptions, probed: boolean, options: OpenOptions): Promise<Disk> {
+async function openIn(message: OpenMessage, options: OpenOptions): Promise<Disk> {
   const use = await useThread(options.iothread, options.aio);
-  const name = nameOf(tree);
   try {
-    const writethrough = isWritethrough(options.cache);
-    const reply = await use.thread.call('open', { options: tree, name, writethrough, probed });
-    return new Disk(use, reply, name);
+    return new Disk(use, await use.thread.call('open', message), message.name);
   } catch (error) {
     await use.release();
     throw error;

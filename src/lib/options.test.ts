@@ -29,16 +29,32 @@ test('a tree keeps what it says itself, and takes the rest', () => {
 });
 
 test('only a file name without a format is probed', () => {
-  assert.equal(isProbed('disk.img', undefined), true);
-  assert.equal(isProbed('disk.img', 'raw'), false);
-  assert.equal(isProbed('null-co://', undefined), false);
-  assert.equal(isProbed({ driver: 'file', filename: 'x' }, undefined), false);
+  assert.equal(isProbed('disk.img'), true);
+  assert.equal(isProbed('disk.img', { format: 'raw' }), false);
+  assert.equal(isProbed('null-co://'), false);
+  assert.equal(isProbed({ driver: 'file', filename: 'x' }), false);
+});
+
+test('a name that ends with .qcow2, and options of qcow2, say the format', () => {
+  assert.deepEqual(blockdevOf('a.QCOW2'), {
+    discard: 'unmap',
+    driver: 'qcow2',
+    file: { driver: 'file', filename: 'a.QCOW2' },
+  });
+  assert.equal(isProbed('a.qcow2'), false);
+  assert.equal(isProbed('a.qcow2.img'), true);
+  assert.equal(blockdevOf('a.qcow2', { format: 'raw' }).driver, 'raw');
+  assert.deepEqual(blockdevOf('a', { qcow2: { snapshot: 's' }, readOnly: true }), {
+    ...{ driver: 'qcow2', discard: 'unmap', 'read-only': true, snapshot: 's' },
+    file: { driver: 'file', filename: 'a' },
+  });
 });
 
 test('what cannot be a file name or a mode is refused', () => {
   assert.throws(() => blockdevOf(''), /empty/);
   assert.throws(() => blockdevOf('a\0b'), /NUL/);
-  assert.throws(() => blockdevOf('a', { format: 'qcow2' as never }), /Unknown format 'qcow2'/);
+  assert.throws(() => blockdevOf('a', { format: 'vmdk' as never }), /Unknown format 'vmdk'/);
+  assert.throws(() => blockdevOf('a', { format: 'raw', qcow2: { snapshot: 's' } }), /options of qcow2/);
   assert.throws(() => blockdevOf('a', { discard: 'yes' as never }), /Unknown discard mode 'yes'/);
 });
 
@@ -60,9 +76,9 @@ test('other formats are known by their magic; zeroes and a boot sector are none'
 });
 
 test('only the two null URLs say their format; a file whose name begins like one is looked at', () => {
-  for (const target of ['null-co://', 'null-aio://']) assert.equal(isProbed(target, undefined), false);
+  for (const target of ['null-co://', 'null-aio://']) assert.equal(isProbed(target), false);
   for (const target of ['null-co', 'null-disk.img', 'null-co://x', 'disk.img']) {
-    assert.equal(isProbed(target, undefined), true);
+    assert.equal(isProbed(target), true);
   }
-  assert.equal(isProbed('disk.img', 'raw'), false);
+  assert.equal(isProbed('disk.img', { format: 'raw' }), false);
 });

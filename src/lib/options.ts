@@ -1,5 +1,6 @@
 /** What can be opened, by the names that QAPI gives it, and how a file name becomes that. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { MAX_DEPTH } from '../block/depth.ts';
 
 /** Options of every node. */
 export interface NodeOptions {
@@ -33,6 +34,40 @@ export interface RawOptions extends NodeOptions {
   readonly size?: number;
 }
 
+/** Options of a qcow2 node of its own, by the names of QAPI where it has them. */
+export interface Qcow2Settings {
+  /** Id or name of the internal snapshot to show; read-only. */
+  readonly snapshot?: string | undefined;
+  /** Passphrase of an encrypted image. */
+  readonly 'encrypt.key'?: string | undefined;
+  readonly 'lazy-refcounts'?: boolean | undefined;
+  /** Bytes of both metadata caches together, of the L2 tables' and of the refcounts'. */
+  readonly 'cache-size'?: number | undefined;
+  readonly 'l2-cache-size'?: number | undefined;
+  readonly 'refcount-cache-size'?: number | undefined;
+  /** Bytes: a power of two, 512 to the cluster size. */
+  readonly 'l2-cache-entry-size'?: number | undefined;
+  /** Seconds after which unused cache memory is given back; 0 for never. */
+  readonly 'cache-clean-interval'?: number | undefined;
+  readonly 'pass-discard-request'?: boolean | undefined;
+  readonly 'pass-discard-snapshot'?: boolean | undefined;
+  readonly 'pass-discard-other'?: boolean | undefined;
+  readonly 'discard-no-unref'?: boolean | undefined;
+  readonly 'overlap-check'?: 'none' | 'constant' | 'cached' | 'all' | undefined;
+}
+
+/**
+ * A qcow2 image in `file`. Where the image names a backing file or an external data file and the tree says nothing of
+ * it, the name is followed as far as `references` allows.
+ */
+export interface Qcow2Options extends NodeOptions, Qcow2Settings {
+  readonly driver: 'qcow2';
+  readonly file: BlockdevOptions | string;
+  /** null: without it, whatever the image says. */
+  readonly backing?: BlockdevOptions | string | null;
+  readonly 'data-file'?: BlockdevOptions | string;
+}
+
 /** A device without memory: takes writes, reads back nothing or zeroes. */
 export interface NullOptions extends NodeOptions {
   readonly driver: 'null-co' | 'null-aio';
@@ -49,9 +84,9 @@ export interface CustomOptions extends NodeOptions {
 }
 
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
-export type BlockdevOptions = FileOptions | RawOptions | NullOptions;
+export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NullOptions;
 
-export type Format = 'raw';
+export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
 export type DetectZeroes = 'off' | 'on' | 'unmap';
 /**
@@ -62,12 +97,15 @@ export type DetectZeroes = 'off' | 'on' | 'unmap';
  */
 export type CacheMode = 'writeback' | 'none' | 'writethrough' | 'directsync' | 'unsafe';
 
-export const FORMATS: readonly Format[] = ['raw'];
+export const FORMATS: readonly Format[] = ['raw', 'qcow2'];
 export const CACHE_MODES: readonly CacheMode[] = ['writeback', 'none', 'writethrough', 'directsync', 'unsafe'];
 
 /** How a target is opened when it is given by file name. */
 export interface TargetOptions {
+  /** Default: qcow2 for a name that ends with .qcow2, raw for others; see open(). */
   readonly format?: Format | undefined;
+  /** Options of the qcow2 node. The format is qcow2 then, unless it is given. */
+  readonly qcow2?: Qcow2Settings | undefined;
   readonly readOnly?: boolean | undefined;
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode | undefined;
@@ -99,7 +137,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   const cache = oneOf(options.cache, CACHE_MODES, 'cache mode');
   const discard = oneOf<Discard>(options.discard, ['ignore', 'unmap'], 'discard mode');
   const detectZeroes = oneOf<DetectZeroes>(options.detectZeroes, ['off', 'on', 'unmap'], 'detect-zeroes mode');
-  const driver = oneOf(options.format, FORMATS, 'format') ?? 'raw';
+  const driver = formatOf(target, options) ?? 'raw';
   // Nodes below inherit read-only, force-share and cache.
   const top: NodeOptions = {
     ...(options.readOnly ? { 'read-only': true } : {}),
@@ -120,18 +158,40 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
-  return { discard: 'unmap', ...top, driver, file: { driver: 'file', filename: target } };
+  return { discard: 'unmap', ...top, ...options.qcow2, driver, file: { driver: 'file', filename: target } };
+}
+
+/** What the format is when something says so: the option, options that only one format has, or the name. */
+function formatOf(target: string | BlockdevOptions, options: TargetOptions): Format | undefined {
+  const format = oneOf(options.format, FORMATS, 'format');
+  const settings = Object.values(options.qcow2 ?? {}).some((value) => value !== undefined);
+  if (settings && (typeof target !== 'string' || (format ?? 'qcow2') !== 'qcow2')) {
+    throw new BlockError(Errno.EINVAL, 'Could not use the options of qcow2: the image is not given as a qcow2 file');
+  }
+  if (format !== undefined || settings) return format ?? 'qcow2';
+  return typeof target === 'string' ? formatByName(target) : undefined;
+}
+
+/** The format that a file's name says: it was chosen on this side, where a guest can write any content. */
+export function formatByName(path: string): Format | undefined {
+  return /\.qcow2$/i.test(path) ? 'qcow2' : undefined;
 }
 
 /** The name a tree goes by in messages: its file's, or its driver's. */
 export function nameOf(options: BlockdevOptions): string {
-  const { filename, file } = options as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
-  if (typeof filename === 'string') return filename;
-  if (typeof file === 'string') return file;
-  return typeof file === 'object' && file !== null ? nameOf(file) : `${options.driver}://`;
+  let node = options;
+  // A tree that goes round in a circle has no name; the graph refuses it.
+  for (let depth = 0; depth < MAX_DEPTH; depth++) {
+    const { filename, file } = node as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
+    if (typeof filename === 'string') return filename;
+    if (typeof file === 'string') return file;
+    if (typeof file !== 'object' || file === null) break;
+    node = file;
+  }
+  return `${node.driver}://`;
 }
 
-/** True when `format` was left to us and nothing in `target` says it. */
-export function isProbed(target: string | BlockdevOptions, format: Format | undefined): boolean {
-  return typeof target === 'string' && format === undefined && !NULL_URL.test(target);
+/** True when the format was left to us and nothing says it but the content. */
+export function isProbed(target: string | BlockdevOptions, options: TargetOptions = {}): boolean {
+  return typeof target === 'string' && !NULL_URL.test(target) && formatOf(target, options) === undefined;
 }

@@ -1,31 +1,34 @@
 /** The disks of an IOThread, by number. */
+import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { Iov, type Memory } from '../base/memory.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
-import { MAGIC_BYTES, magicOf } from './magic.ts';
-import type {
-  BlockExtent,
-  OpenMessage,
-  OpenReply,
-  RangeMessage,
-  StatReply,
-  TransferMessage,
-  TruncateMessage,
-} from './messages.ts';
+import { ChannelHost } from '../channel/host.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import { ofImage } from './image-head.ts';
+import type { BlockExtent, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
+import { probe } from './probe.ts';
+import { NO_REFERENCES } from './reference-policy.ts';
+import { assertUnchanged, resolveReferences } from './references.ts';
 
 /** Disks open in one thread at a time. */
 const MAX_DISKS = 1024;
 /** Extents in one answer about block status. */
 const MAX_EXTENTS = 1024;
 
+interface OpenDisk {
+  readonly blk: BlockBackend;
+  readonly controlMutex: CoMutex;
+}
+
 export class WorkerDisks {
   readonly #context: AioContext;
-  readonly #disks = new Map<number, BlockBackend>();
-  #arena: Memory | undefined;
+  readonly #disks = new Map<number, OpenDisk>();
+  /** Of the disks that other threads use. */
+  readonly #hosts = new Map<number, ChannelHost>();
   #ids = 0;
   #opening = 0;
 
@@ -37,58 +40,78 @@ export class WorkerDisks {
     return this.#disks.size;
   }
 
-  /** The memory that transfers go through. */
-  share(buffer: SharedArrayBuffer): void {
-    this.#arena = this.#context.backend.memory(new Uint8Array(buffer));
+  /** Opens a channel to a disk. */
+  introduce(disk: number, offer: ChannelOffer): BlkIdentity {
+    const blk = this.blk(disk);
+    const host = this.#hosts.get(disk) ?? new ChannelHost(blk);
+    this.#hosts.set(disk, host);
+    host.introduce(offer);
+    return host.identity;
   }
 
   /** Throws EBADF for a number that is none. */
   blk(disk: number): BlockBackend {
-    const blk = this.#disks.get(disk);
-    if (!blk) throw new BlockError(Errno.EBADF, `Could not use disk ${disk}: it is not open`);
-    return blk;
+    return this.#entry(disk).blk;
   }
 
-  async open({ options, name, writethrough, probed }: OpenMessage): Promise<OpenReply> {
+  #entry(disk: number): OpenDisk {
+    const entry = this.#disks.get(disk);
+    if (!entry) throw new BlockError(Errno.EBADF, `Could not use disk ${disk}: it is not open`);
+    return entry;
+  }
+
+  async open(message: OpenMessage): Promise<OpenReply> {
+    const { name } = message;
     if (this.#disks.size + this.#opening >= MAX_DISKS) {
       throw new BlockError(Errno.EMFILE, `Could not open '${name}': ${MAX_DISKS} disks are open in this IOThread`);
     }
     this.#opening++;
     try {
-      const readOnly = options['read-only'];
-      const blk = await BlockBackend.open(this.#context, options as unknown as NodeOptions, {
-        ...{ name, writethrough },
-        ...(readOnly === undefined ? {} : { readOnly }),
-      });
-      try {
-        if (probed) await this.#assertPlain(blk, name);
-      } catch (error) {
-        await blk.close().catch(() => undefined);
-        throw error;
-      }
+      const blk = await this.#open(message);
       const disk = ++this.#ids;
-      this.#disks.set(disk, blk);
-      return { disk, size: blk.length, readOnly: blk.readOnly, nodeName: blk.root?.name ?? '' };
+      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control') });
+      const { length: size, readOnly: sealed, stats } = blk;
+      return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
+    } catch (error) {
+      throw ofImage(error, name);
     } finally {
       this.#opening--;
     }
   }
 
-  /** Nobody said what format it is: raw it is, unless it says otherwise itself. */
-  async #assertPlain(blk: BlockBackend, name: string): Promise<void> {
-    const length = Math.min(4 * KiB, blk.length);
-    if (length < 4) return;
-    const memory = this.#context.backend.memory(new Uint8Array(new SharedArrayBuffer(4 * KiB)));
-    await blk.read(0, Iov.of(memory, 0, length));
-    const format = magicOf(memory.bytes.subarray(0, MAGIC_BYTES));
-    if (format === undefined) return;
-    const what = `Could not open '${name}': it looks like a ${format} image, which is not supported yet`;
-    throw new BlockError(Errno.EINVAL, `${what}; give the format raw to use its bytes as they are`);
+  async #open({ options: given, name, writethrough, probed, policy: allowed }: OpenMessage): Promise<BlockBackend> {
+    const options = probed ? await probe(given, name) : given;
+    // Whatever the content has become since it was looked at.
+    const policy = probed ? NO_REFERENCES : allowed;
+    const resolved = await resolveReferences(options, policy);
+    const readOnly = options['read-only'];
+    const blk = await BlockBackend.open(this.#context, resolved as unknown as NodeOptions, {
+      ...{ name, writethrough },
+      ...(readOnly === undefined ? {} : { readOnly }),
+    });
+    try {
+      await assertUnchanged(options, resolved, policy, name);
+      return blk;
+    } catch (error) {
+      await blk.close().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** What changes an image as a whole, one after the other. */
+  async control<T>(disk: number, body: (blk: BlockBackend) => T | Promise<T>): Promise<T> {
+    const { controlMutex } = this.#entry(disk);
+    using _turn = await controlMutex.lock();
+    return await body(this.blk(disk));
   }
 
   async close(disk: number): Promise<void> {
-    const blk = this.blk(disk);
+    const { blk, controlMutex } = this.#entry(disk);
+    const host = this.#hosts.get(disk);
     this.#disks.delete(disk);
+    this.#hosts.delete(disk);
+    using _turn = await controlMutex.lock();
+    await host?.close();
     await blk.close();
   }
 
@@ -96,26 +119,6 @@ export class WorkerDisks {
   async closeAll(): Promise<void> {
     const all = [...this.#disks.keys()].map((disk) => this.close(disk));
     for (const result of await Promise.allSettled(all)) if (result.status === 'rejected') throw result.reason;
-  }
-
-  async read({ disk, at, length, room }: TransferMessage): Promise<Bytes> {
-    const blk = this.blk(disk);
-    const bytes = Math.min(length, blk.length - at);
-    if (bytes <= 0) return 0;
-    await blk.read(at, this.#room(room, bytes));
-    return bytes;
-  }
-
-  async write({ disk, at, length, room, flags }: TransferMessage): Promise<void> {
-    await this.blk(disk).write(at, this.#room(room, length), flags);
-  }
-
-  #room(room: number, length: Bytes): Iov {
-    const arena = this.#arena;
-    if (!arena || room + length > arena.bytes.length) {
-      throw new BlockError(Errno.EFAULT, `Could not use ${length} bytes at ${room} of the shared memory`);
-    }
-    return Iov.of(arena, room, length);
   }
 
   async status({ disk, at, length }: RangeMessage): Promise<BlockExtent[]> {
@@ -133,10 +136,11 @@ export class WorkerDisks {
     return extents;
   }
 
-  async truncate({ disk, size }: TruncateMessage): Promise<Bytes> {
-    const blk = this.blk(disk);
-    await blk.truncate(size);
-    return blk.length;
+  truncate({ disk, size, preallocation }: TruncateMessage): Promise<Bytes> {
+    return this.control(disk, async (blk) => {
+      await blk.truncate(size, preallocation);
+      return blk.length;
+    });
   }
 
   stat(disk: number): StatReply {

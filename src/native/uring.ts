@@ -42,6 +42,8 @@ const FEAT_SINGLE_MMAP = 1;
 const FEAT_NODROP = 1 << 1;
 const FEAT_SUBMIT_STABLE = 1 << 2;
 const FEAT_EXT_ARG = 1 << 8;
+/** Linux 6.12: a wait for several completions may end with fewer, after a time of its own. */
+const FEAT_MIN_TIMEOUT = 1 << 15;
 export const NEEDED_FEATURES = FEAT_SINGLE_MMAP | FEAT_NODROP | FEAT_SUBMIT_STABLE | FEAT_EXT_ARG;
 
 const ENTER_GETEVENTS = 1;
@@ -58,6 +60,8 @@ const SQE_IO_LINK = 4;
 const CONTROL_BYTES = 64;
 const ARG_AT = 0;
 const TIMESPEC_AT = 32;
+/** As good as no limit, where there has to be one. */
+const LONG_NS = 3600e9;
 const TWO_32 = 0x1_0000_0000;
 
 export class Uring {
@@ -215,24 +219,28 @@ export class Uring {
 
   /**
    * Submits everything written; with `wait` blocks until a completion is there, `timeoutNs` has passed (Infinity: no
-   * limit) or a signal came. The one system call of a turn. Returns a negative errno only for a refused submission.
+   * limit) or a signal came. With `gather` above 1 it first waits for so many completions, `gatherUs` at most (older
+   * kernels do not). The one system call of a turn. Returns a negative errno only for a refused submission.
    */
-  enter(wait: boolean, timeoutNs: number): number {
+  enter(wait: boolean, timeoutNs: number, gather = 1, gatherUs = 0): number {
     const count = this.toSubmit;
     Atomics.store(this.#ring, this.#sqTailAt, this.#tail);
+    const several = wait && gather > 1 && (this.features & FEAT_MIN_TIMEOUT) !== 0;
     let flags = ENTER_GETEVENTS;
     let arg = 0;
     let argBytes = 0;
-    if (wait && timeoutNs !== Number.POSITIVE_INFINITY) {
-      const seconds = Math.floor(timeoutNs / 1e9);
+    if (wait && (several || timeoutNs !== Number.POSITIVE_INFINITY)) {
+      const limitNs = Math.min(timeoutNs, LONG_NS);
+      const seconds = Math.floor(limitNs / 1e9);
       this.#controlView.setUint32(TIMESPEC_AT, seconds, true);
       this.#controlView.setUint32(TIMESPEC_AT + 4, 0, true);
-      this.#controlView.setUint32(TIMESPEC_AT + 8, timeoutNs - seconds * 1e9, true);
+      this.#controlView.setUint32(TIMESPEC_AT + 8, limitNs - seconds * 1e9, true);
+      this.#controlView.setUint32(ARG_AT + 12, several ? gatherUs : 0, true);
       flags |= ENTER_EXT_ARG;
       arg = this.#controlAddress + ARG_AT;
       argBytes = 24;
     }
-    const result = this.#syscall(SYS_ENTER, this.fd, count, wait ? 1 : 0, flags, arg, argBytes);
+    const result = this.#syscall(SYS_ENTER, this.fd, count, several ? gather : wait ? 1 : 0, flags, arg, argBytes);
     // The kernel's head says what it took, whatever the call returned (a timeout hides the count).
     this.#submitted = Atomics.load(this.#ring, this.#sqHeadAt);
     return result === -1 ? -this.#errno() : result;

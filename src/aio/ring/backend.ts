@@ -53,6 +53,10 @@ const CANCEL_ANY = 4;
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
  *  the processor from it. */
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
+/** With many of those in flight, one wake-up is for a part of them, and waits for that so long at most: a thread of the
+ *  kernel's ends one after the other, and waking for each would take more time from it than they take. */
+const GATHER_PART = Number(process.env.GP ?? 4);
+const GATHER_US = Number(process.env.GU ?? 60);
 /** How many busy turns between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
 /** How many looks at the ring between two looks at the clock while spinning. */
@@ -263,6 +267,7 @@ export class RingBackend implements AioBackend {
     if (this.#host.dispatch()) progress = true;
     if (progress || !block) return progress;
     this.#sleep(true);
+    this.#host.timePasses();
     progress = this.#reap();
     return this.#host.dispatch() || progress;
   }
@@ -292,6 +297,7 @@ export class RingBackend implements AioBackend {
     if (!this.#libuvArmed) this.#armLibuv();
     takeResumed();
     this.#stay();
+    this.#host.timePasses();
   };
 
   /** Turn after turn, until somebody else has to run. */
@@ -301,6 +307,7 @@ export class RingBackend implements AioBackend {
     let fresh = true;
     for (;;) {
       this.#host.stats.turns++;
+      this.#host.timePasses();
       // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
@@ -369,7 +376,7 @@ export class RingBackend implements AioBackend {
     Atomics.store(host.shared, SharedWord.SLEEPING, 1);
     if (!host.remotePending()) {
       host.stats.sleeps++;
-      this.#submit(true, until - begin);
+      this.#submit(true, until - begin, Math.floor(this.#workerOps / GATHER_PART));
     }
     Atomics.store(host.shared, SharedWord.SLEEPING, 0);
     host.polling.adjust(this.now() - begin + this.#spunNs);
@@ -389,9 +396,9 @@ export class RingBackend implements AioBackend {
     return now + this.#uv.timerDueMs() * 1e6;
   }
 
-  #submit(wait: boolean, timeoutNs: number): void {
+  #submit(wait: boolean, timeoutNs: number, gather = 1): void {
     this.#host.stats.submits++;
-    const result = this.ring.enter(wait, timeoutNs);
+    const result = this.ring.enter(wait, timeoutNs, gather, GATHER_US);
     if (
       result < 0 &&
       result !== -Errno.EINTR &&

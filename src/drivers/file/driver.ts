@@ -24,6 +24,13 @@ export interface FileOptions {
   readonly locking?: 'auto' | 'on' | 'off';
   /** For QEMU's sake; the context decides. */
   readonly aio?: string;
+  /** See {@link identityOf}: another file than this is not opened. */
+  readonly identity?: string;
+}
+
+/** Which file it is, whatever its name: one that was looked at and one that was opened later are the same, or not. */
+export function identityOf({ dev, ino }: { readonly dev: number; readonly ino: number }): string {
+  return `${dev}:${ino}`;
 }
 
 const PREFERRED = 4096;
@@ -270,6 +277,9 @@ async function open(context: OpenContext, options: FileOptions, device: boolean)
   try {
     const stat = await file.stat();
     checkFile(context, file, stat, readOnly, device);
+    if (options.identity !== undefined && options.identity !== identityOf(stat)) {
+      throw refuse(filename, Errno.EAGAIN, 'it is another file than it was a moment ago');
+    }
     if (locking === 'on' && !file.canLock) throw refuse(filename, Errno.ENOTSUP, 'it cannot be locked here');
     const locks = locking === 'off' || !file.canLock ? undefined : new ImageLocks(file);
     return new FileNode(context, file, stat, readOnly, locks);
@@ -283,6 +293,7 @@ const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   filename: { type: 'string', required: true, help: 'path of the file or device' },
   locking: { type: 'enum', values: ['auto', 'on', 'off'], help: 'locks against other processes (default auto)' },
   aio: { type: 'enum', values: ['threads', 'native', 'io_uring', 'ring', 'pool'], help: 'the context decides' },
+  identity: { type: 'string', help: 'device and inode that the file must have, as DEV:INO' },
 };
 
 export const fileDriver: Driver<FileOptions> = {

@@ -24,7 +24,7 @@ export async function amend(image: Image, writer: Writer, changes: Readonly<Reco
   if (unknown !== undefined) throw refusal(`'${unknown}' cannot be changed (only ${KNOWN.join(', ')})`);
   await image.sync.completeRefcounts();
   await image.mark(Incompatible.DIRTY, false);
-  const version = versionOf(changes['compat'], image.header.version);
+  const version = versionOf(changes.compat, image.header.version);
   const order = orderOf(changes['refcount-bits'], image.header.refcountOrder);
   const lazy = (changes['lazy-refcounts'] as boolean | undefined) ?? isLazy(image);
   assertPossible(image, version, order, lazy);
@@ -124,9 +124,13 @@ async function downgrade(image: Image, writer: Writer): Promise<void> {
 
 async function expandZero(image: Image, writer: Writer, at: Offset): Promise<void> {
   const { clusterSize } = image.geometry;
-  await writer.prepared(at / clusterSize);
+  let place = writer.ready(at / clusterSize);
+  while (place === undefined) {
+    await writer.prepare(at / clusterSize);
+    place = writer.ready(at / clusterSize);
+  }
+  const { slot, position } = place;
   const { view } = image.l2;
-  const { slot, position } = writer.find(at / clusterSize);
   const high = view.getUint32(position);
   const low = view.getUint32(position + 4);
   if (kindOf(high, low, clusterSize - 1, true, false) !== Kind.ZERO) return;

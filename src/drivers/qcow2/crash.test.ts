@@ -1,6 +1,7 @@
 /**
  * A crash at any moment leaves an image that `qemu-img check` finds no corruption in (leaks are allowed), with every
- * byte that was flushed. `npm run crash` does the same for longer, and `npm run crash -- --seed N` repeats one workload.
+ * byte that was flushed. `npm run crash` does the same for longer, and `npm run crash -- --seed N` repeats one
+ * workload.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

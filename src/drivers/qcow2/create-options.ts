@@ -62,7 +62,7 @@ export const createOptions: Readonly<Record<keyof Qcow2CreateOptions, OptionSpec
     help: 'what is allocated: nothing, a place for everything, room on the disk, or written zeroes (off)',
   },
   'encrypt.format': { type: 'enum', values: ['luks', 'aes'], help: 'encryption; aes is for reading old images only' },
-  'encrypt.key': { type: 'string', help: 'passphrase' },
+  'encrypt.key': { type: 'secret', help: 'passphrase' },
   'encrypt.cipher-alg': { type: 'string', help: 'cipher (aes-256)' },
   'encrypt.cipher-mode': { type: 'string', help: 'mode of the cipher (xts)' },
   'encrypt.ivgen-alg': { type: 'string', help: 'how initialisation vectors are made (plain64)' },

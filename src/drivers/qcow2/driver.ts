@@ -3,6 +3,9 @@ import type { Timer } from '../../aio/timers.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type {
+  BitmapStore,
+  CheckFix,
+  CheckResult,
   Driver,
   DriverNode,
   Limits,
@@ -15,13 +18,14 @@ import type {
 } from '../../block/driver.ts';
 import { Incompatible, QCOW2_MAGIC } from '../../proto/qcow2/constants.ts';
 import { amend } from './amend.ts';
+import { checkFile, checkImage } from './check.ts';
 import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
 import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
-import { openImage } from './open.ts';
+import { openImage, reread } from './open.ts';
 import { optionSpecs, type Qcow2Options } from './options.ts';
 import { resize } from './resize.ts';
 import { Snapshots } from './snapshots.ts';
@@ -34,6 +38,7 @@ export class Qcow2Node implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly image: Image;
   readonly snapshots: Snapshots;
+  readonly bitmaps?: BitmapStore;
   readonly #lookup: Lookup;
   readonly #writer: Writer;
   readonly #eraser: Eraser;
@@ -43,7 +48,8 @@ export class Qcow2Node implements DriverNode {
   constructor(image: Image, cleanSeconds: number) {
     this.image = image;
     this.snapshots = new Snapshots(image);
-    this.#lookup = new Lookup(image);
+    if (image.bitmaps !== null) this.bitmaps = image.bitmaps;
+    this.#lookup = new Lookup(image, image.cipher !== null);
     this.#writer = new Writer(image);
     this.#eraser = new Eraser(image, this.#writer);
     this.#opaque = new OpaqueIo(image, this.#writer);
@@ -98,12 +104,28 @@ export class Qcow2Node implements DriverNode {
     return this.image.sync.busy;
   }
 
-  truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
-    return resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
+  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
+    // Their tables are for the length that the disk has now.
+    await this.bitmaps?.use(this.bitmaps.stored.map(({ name }) => name));
+    await resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
   }
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
     return amend(this.image, this.#writer, changes);
+  }
+
+  /** What was found damaged while in use can be repaired: then writes go on. */
+  async check(fix: CheckFix): Promise<CheckResult> {
+    const { image } = this;
+    if (!image.readOnly && image.damage === null) await image.sync.completeRefcounts();
+    if (fix === 'none') return checkImage(image, fix);
+    try {
+      const result = await checkImage(image, fix);
+      if (result.corruptions + result.checkErrors === 0) image.repaired();
+      return result;
+    } finally {
+      await reread(image);
+    }
   }
 
   async close(): Promise<void> {
@@ -133,4 +155,5 @@ export const qcow2Driver: Driver<Qcow2Options> = {
     return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS);
   },
   create: createImage,
+  check: checkFile,
 };

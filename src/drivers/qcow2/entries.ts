@@ -5,7 +5,8 @@ import { EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
 /** What an entry, or a subcluster of it, says. ZERO may have a place in the file, too. */
 export const Kind = { ABSENT: 0, DATA: 1, ZERO: 2, COMPRESSED: 3, INVALID: 4 } as const;
 
-const HIGH_RESERVED = 0x3f00_0000;
+/** Bits that no standard entry may have: those that the format reserves, and of offsets that are too large. */
+const HIGH_RESERVED = 0x3f00_0000 | EntryHigh.BEYOND;
 
 /** Where the cluster is in the file; of any entry but a compressed one. */
 export function hostOf(high: number, low: number): Offset {

@@ -7,7 +7,7 @@ import { RequestFlags, type Supported } from '../../block/driver.ts';
 import { Autoclear, EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
 import { hostOf, Kind, kindOf } from './entries.ts';
 import type { Image } from './image.ts';
-import { EntryPlace, findEntry, freeEntry } from './tables.ts';
+import { freeEntry } from './tables.ts';
 import type { Writer } from './write.ts';
 
 /** What becomes of an entry. */
@@ -16,7 +16,6 @@ type Change = (position: number, cluster: number) => void;
 export class Eraser {
   readonly #image: Image;
   readonly #writer: Writer;
-  readonly #place = new EntryPlace();
 
   constructor(image: Image, writer: Writer) {
     this.#image = image;
@@ -26,26 +25,38 @@ export class Eraser {
   /** See NodeIo.zero. Whole clusters, but for the end of the disk. */
   async zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
     const image = this.#image;
+    image.assertUndamaged();
     // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
     if (image.header.version < 3 && this.#below(at)) return 'unsupported';
-    const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
-    if ((image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n) {
-      // Who reads the data file without us must find zeroes, too.
+    // Who reads the data file without us must find the same: the file has the zeroes, the table does not know of them.
+    if (this.#isRaw) {
       await image.data.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
+      return 'done';
     }
+    const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
     await this.#each(at, at + length, false, (position, cluster) => this.#zeroEntry(position, cluster, unmap));
     return 'done';
   }
 
   /** See NodeIo.discard. Whole clusters, but for the end of the disk. */
   async discard(at: Offset, length: Bytes): Promise<Supported> {
-    await this.#each(at, at + length, true, (position) => this.#discardEntry(position));
+    const image = this.#image;
+    image.assertUndamaged();
+    // There is no zero flag in version 2: what is below would come to light again.
+    if (image.header.version < 3 && image.backing !== null) return 'unsupported';
+    if (this.#isRaw) await image.data.discard(at, length);
+    else await this.#each(at, at + length, false, (position, cluster) => this.#discardEntry(position, cluster));
     return 'done';
   }
 
   /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
   async unmap(at: Offset, end: Offset): Promise<void> {
     await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
+  }
+
+  /** The data file is a raw image by itself. */
+  get #isRaw(): boolean {
+    return (this.#image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n;
   }
 
   #below(at: Offset): boolean {
@@ -64,14 +75,19 @@ export class Eraser {
         cluster += tableEntries - (cluster % tableEntries);
         continue;
       }
-      await this.#writer.prepared(cluster);
-      const { position, left, slot } = findEntry(image, cluster, this.#place);
+      const place = this.#writer.ready(cluster);
+      if (place === undefined) {
+        await this.#writer.prepare(cluster);
+        continue;
+      }
+      const { position, left, slot } = place;
       const count = Math.min(left, last - cluster + 1);
       const other = image.allocations.overlapping(cluster, cluster + count - 1);
       if (other) {
         await other.gate.promise;
         continue;
       }
+      for (let i = 0; i < count; i++) this.#writer.assertValid(position + i * entryBytes, cluster + i);
       image.l2.modify(slot);
       for (let i = 0; i < count; i++) change(position + i * entryBytes, cluster + i);
       cluster += count;
@@ -100,14 +116,14 @@ export class Eraser {
     } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
   }
 
-  #discardEntry(position: number): void {
+  #discardEntry(position: number, cluster: number): void {
     const image = this.#image;
     const { view } = image.l2;
     const high = view.getUint32(position);
     const low = view.getUint32(position + 4);
-    const { extended } = image.geometry;
+    const { extended, clusterSize } = image.geometry;
     const nothing = high === 0 && low === 0 && !(extended && view.getUint32(position + 8) !== 0);
-    if (nothing && image.backing === null) return;
+    if (nothing && !this.#below(cluster * clusterSize)) return;
     const modern = image.header.version >= 3;
     const host = (high & EntryHigh.COMPRESSED) !== 0 ? 0 : hostOf(high, low);
     if (image.settings.discardNoUnref && modern && host !== 0 && high >= EntryHigh.COPIED) {
@@ -117,8 +133,8 @@ export class Eraser {
       } else view.setUint32(position + 4, (low | EntryLow.ZERO) >>> 0);
       return;
     }
-    // What is below must not come to light again.
-    this.#clear(position, modern && image.backing !== null, 'request');
+    // What is below, or will be once the image has another backing file, must not come to light.
+    this.#clear(position, modern, 'request');
   }
 
   /** Unlinks what an entry refers to. */

@@ -10,9 +10,10 @@ import { alignUp, type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import type { SectorCipher } from '../../codec/sector-cipher.ts';
 import { EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
-import { encodeHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import { encodeHeader, encodeIncompatible, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { SnapshotEntry } from '../../proto/qcow2/snapshot-table.ts';
 import { Allocations } from './allocations.ts';
+import type { Bitmaps } from './bitmaps.ts';
 import type { CompressedClusters } from './compressed.ts';
 import { MetadataIo } from './metadata-io.ts';
 import type { MetadataMap } from './overlap.ts';
@@ -66,7 +67,7 @@ export class Image {
   readonly settings: Qcow2Settings;
   /** Of the disk that is shown. */
   size: Bytes;
-  /** Where the active L2 tables are; 0 for none. */
+  /** Where the active L2 tables are; 0 for none, -1 for an entry that cannot be one. */
   tables: Float64Array;
   /** 1 where the table's entry has the COPIED flag: it may be changed in place. */
   owned: Uint8Array;
@@ -77,15 +78,19 @@ export class Image {
   /** Held while the L1 table, or which tables it names, changes. */
   readonly tableMutex = new CoMutex('qcow2 tables');
   readonly allocations = new Allocations();
-  /** Reads of clusters that `map` calls opaque, each until it has ended: see settle() of refcounts.ts. */
-  readonly opaqueReads = new Set<Promise<unknown>>();
+  /** Reads of clusters that `map` calls opaque, and writes of such in place, each until it has ended: see settle() of
+   *  refcounts.ts. */
+  readonly opaqueWork = new Set<Promise<unknown>>();
   l2!: TableCache;
   refcounts!: Refcounts;
   sync!: Sync;
   metadata!: MetadataMap;
   compressed!: CompressedClusters;
+  /** Null where a snapshot is shown. */
+  bitmaps: Bitmaps | null = null;
   /** Why the image must not be written any more. */
   damage: BlockError | null = null;
+  #marked = false;
 
   constructor(
     context: OpenContext,
@@ -131,7 +136,9 @@ export class Image {
     if (this.header.version < 3 || this.has(bit) === on) return;
     this.header.incompatible = on ? this.header.incompatible | bit : this.header.incompatible & ~bit;
     try {
-      await this.writeHeader();
+      // No more than that: the rest of a damaged header stays as it is.
+      const { at, bytes } = encodeIncompatible(this.header);
+      await this.io.write(at, bytes);
       await this.file.flush();
     } catch (error) {
       this.header.incompatible = on ? this.header.incompatible & ~bit : this.header.incompatible | bit;
@@ -139,11 +146,12 @@ export class Image {
     }
   }
 
-  /** Takes over an L1 table as it is on the disk. EIO for an entry that cannot be one. */
+  /** Takes over an L1 table as it is on the disk. */
   setL1(view: DataView, entries: number): void {
-    const { tables, owned } = decodeL1(view, entries, this.geometry.clusterSize);
+    const { tables, owned, invalid } = decodeL1(view, entries, this.geometry.clusterSize);
     this.tables = tables;
     this.owned = owned;
+    if (invalid !== undefined) this.suspect(`L1 entry ${invalid.index} is invalid: ${invalid.value}`, 0);
   }
 
   /** The bytes of an L1 table on the disk. */
@@ -156,45 +164,89 @@ export class Image {
 
   /** Found damaged while in use: it is marked so, and only reads go on. Returns the error for whoever ran into it. */
   corrupted(what: string, at: Offset): BlockError {
-    const error = new BlockError(
-      Errno.EIO,
-      `Image of node '${this.context.nodeName}' is corrupt: ${what}; it takes no more writes, run a check with repair`,
-      { where: { node: this.context.nodeName, at } },
-    );
-    if (this.damage === null && !this.readOnly) {
-      this.damage = error;
-      // The mark is for who opens the image next; here the error says it all.
-      this.mark(Incompatible.CORRUPT, true).catch((failure: unknown) => {
-        if (!(failure instanceof BlockError)) throw failure;
-      });
-    }
+    const error = this.#damaged(what, at);
+    if (this.readOnly) return error;
+    this.damage ??= error;
+    this.#markCorrupt();
     return error;
   }
 
+  /** Found damaged while it is opened: it can be read, and the first who wants to write marks it and gets the error. */
+  suspect(what: string, at: Offset): void {
+    if (!this.readOnly) this.damage ??= this.#damaged(what, at);
+  }
+
+  /** To be called by whoever is about to write. */
   assertUndamaged(): void {
-    if (this.damage !== null) throw this.damage;
+    if (this.damage === null) return;
+    this.#markCorrupt();
+    throw this.damage;
+  }
+
+  /** All that was found has been mended. */
+  repaired(): void {
+    this.damage = null;
+    this.#marked = false;
+  }
+
+  #damaged(what: string, at: Offset): BlockError {
+    const { nodeName } = this.context;
+    const advice = this.readOnly ? 'run a check with repair' : 'it takes no more writes, run a check with repair';
+    return new BlockError(Errno.EIO, `Image of node '${nodeName}' is corrupt: ${what}; ${advice}`, {
+      where: { node: nodeName, at },
+    });
+  }
+
+  #markCorrupt(): void {
+    if (this.#marked) return;
+    this.#marked = true;
+    // The mark is for who opens the image next; here the error says it all.
+    this.mark(Incompatible.CORRUPT, true).catch((failure: unknown) => {
+      if (!(failure instanceof BlockError)) throw failure;
+    });
   }
 }
 
-/** An L1 table on the disk as offsets, and 1 where COPIED is set. EIO for an entry that cannot be one. */
-export function decodeL1(
-  view: DataView,
-  entries: number,
-  clusterSize: Bytes,
-): { readonly tables: Float64Array; readonly owned: Uint8Array } {
+/** An entry of a table that cannot be one. */
+export interface InvalidEntry {
+  readonly index: number;
+  readonly value: string;
+}
+
+interface L1 {
+  readonly tables: Float64Array;
+  /** 1 where COPIED is set. */
+  readonly owned: Uint8Array;
+  /** The first entry that cannot be one; the offset of any such is -1. */
+  readonly invalid: InvalidEntry | undefined;
+}
+
+/** An L1 table on the disk as offsets. */
+export function decodeL1(view: DataView, entries: number, clusterSize: Bytes): L1 {
   const tables = new Float64Array(entries);
   const owned = new Uint8Array(entries);
+  let invalid: InvalidEntry | undefined;
   for (let i = 0; i < entries; i++) {
     const high = view.getUint32(i * 8);
     const low = view.getUint32(i * 8 + 4);
-    const at = (high & EntryHigh.OFFSET) * 2 ** 32 + low;
-    if ((high & 0x7f00_0000) !== 0 || at % clusterSize !== 0) {
-      throw new BlockError(Errno.EIO, `Could not use the image: L1 entry ${i} is invalid (offset ${at})`);
-    }
-    tables[i] = at;
+    // Nothing is written where nothing is: what was not touched takes no memory.
+    if (high === 0 && low === 0) continue;
+    tables[i] = decodeTableEntry(high & ~EntryHigh.COPIED, low, clusterSize);
     owned[i] = high >>> 31;
+    if (tables[i] === -1) invalid ??= { index: i, value: hexEntry(high, low) };
   }
-  return { tables, owned };
+  return { tables, owned, invalid };
+}
+
+/** The offset in an entry of a table without its flags; -1 where it cannot be one. */
+export function decodeTableEntry(high: number, low: number, clusterSize: Bytes): Offset {
+  const at = (high & EntryHigh.OFFSET) * 2 ** 32 + low;
+  const reserved = high & (~EntryHigh.OFFSET | EntryHigh.BEYOND);
+  return reserved !== 0 || at % clusterSize !== 0 ? -1 : at;
+}
+
+export function hexEntry(high: number, low: number): string {
+  return `0x${high.toString(16).padStart(8, '0')}${low.toString(16).padStart(8, '0')}`;
 }
 
 /** An L1 entry, and an entry of the refcount table when `copied` is 0. */

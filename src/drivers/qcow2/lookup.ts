@@ -6,11 +6,11 @@ import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, Mapping, MapReason, MaybePromise } from '../../block/driver.ts';
 import { EntryHigh } from '../../proto/qcow2/constants.ts';
 import { hostOf, Kind, kindOf, subclusterKind } from './entries.ts';
-import type { Image } from './image.ts';
+import { hexEntry, type Image } from './image.ts';
 import { MISS, type TableCache } from './table-cache.ts';
 
 /** Anything in the upper half of an entry that makes it more than plain data, but for COPIED. */
-const HIGH_SPECIAL = 0x7f00_0000;
+const HIGH_SPECIAL = 0x7f00_0000 | EntryHigh.BEYOND;
 
 export class Lookup {
   readonly #image: Image;
@@ -29,8 +29,10 @@ export class Lookup {
   /** An entry's offset must be its cluster's in the guest. */
   readonly #flat: boolean;
   readonly #zeroFlag: boolean;
+  readonly #encrypted: boolean;
 
-  constructor(image: Image) {
+  /** `encrypted`: data is told as opaque, since it takes a cipher to read and write it. */
+  constructor(image: Image, encrypted: boolean) {
     const { geometry } = image;
     this.#image = image;
     this.#cache = image.l2;
@@ -48,6 +50,7 @@ export class Lookup {
     this.#data = image.data;
     this.#flat = image.dataFile !== null;
     this.#zeroFlag = image.header.version >= 3;
+    this.#encrypted = encrypted;
   }
 
   /** See NodeIo.map. EIO for an entry that cannot be one. */
@@ -57,8 +60,10 @@ export class Lookup {
     const tableAt = this.#image.tables[table]!;
     const index = cluster - table * this.#tableEntries;
     const inside = at - cluster * this.#clusterSize;
-    if (tableAt === 0) {
-      out.other('absent', Math.min(want, (this.#tableEntries - index) * this.#clusterSize - inside));
+    if (tableAt <= 0) {
+      if (tableAt < 0) throw this.#image.corrupted(`L1 entry ${table} is invalid`, at);
+      const kind = this.#encrypted && why === 'write' ? 'opaque' : 'absent';
+      out.other(kind, Math.min(want, (this.#tableEntries - index) * this.#clusterSize - inside));
       return undefined;
     }
     const inSlice = index % this.#sliceEntries;
@@ -66,7 +71,7 @@ export class Lookup {
     const slot = this.#cache.find(key);
     if (slot === MISS) return this.#mapLater(key, at, want, why, out);
     const position = slot * this.#sliceSize + inSlice * this.#entryBytes;
-    if (this.#extended || this.#flat || this.#image.cipher !== null) {
+    if (this.#extended || this.#flat || this.#encrypted) {
       this.#mapRun(position, inSlice, cluster, inside, want, why, out);
       return undefined;
     }
@@ -144,7 +149,7 @@ export class Lookup {
     }
     if (why === 'write') {
       image.assertUndamaged();
-      if (image.cipher !== null) out.other('opaque', length);
+      if (this.#encrypted) out.other('opaque', length);
       else if (kind !== Kind.DATA || !this.#copied(position)) out.other('absent', length);
       else {
         if (!this.#flat && image.metadata.hasAny(at, length)) {
@@ -152,7 +157,7 @@ export class Lookup {
         }
         out.data(length, this.#data, at);
       }
-    } else if (kind === Kind.DATA && image.cipher === null) out.data(length, this.#data, at);
+    } else if (kind === Kind.DATA && !this.#encrypted) out.data(length, this.#data, at);
     else if (kind === Kind.DATA || kind === Kind.COMPRESSED) out.other('opaque', length);
     else out.other(kind === Kind.ZERO ? 'zero' : 'absent', length);
   }
@@ -176,12 +181,8 @@ export class Lookup {
   }
 
   #invalid(position: number, cluster: number): Error {
-    const high = this.#view.getUint32(position).toString(16).padStart(8, '0');
-    const low = this.#view
-      .getUint32(position + 4)
-      .toString(16)
-      .padStart(8, '0');
+    const entry = hexEntry(this.#view.getUint32(position), this.#view.getUint32(position + 4));
     const at = cluster * this.#clusterSize;
-    return this.#image.corrupted(`the L2 entry 0x${high}${low} of the disk's cluster at ${at} is invalid`, at);
+    return this.#image.corrupted(`the L2 entry ${entry} of the disk's cluster at ${at} is invalid`, at);
   }
 }

@@ -1,18 +1,18 @@
 /**
- * Clusters that only the driver can read or write: compressed and encrypted ones. Also the plain ones beside them, since
- * what a range is may change between `map` and here.
+ * Clusters that only the driver can read or write: compressed and encrypted ones. Also the plain ones beside them,
+ * since what a range is may change between `map` and here.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
 import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
-import { Mapping } from '../../block/driver.ts';
+import { Mapping, type MaybePromise } from '../../block/driver.ts';
 import { decodeCompressed } from '../../proto/qcow2/compressed-entry.ts';
-import { Crypt, EntryHigh } from '../../proto/qcow2/constants.ts';
-import { Kind } from './entries.ts';
+import { Crypt } from '../../proto/qcow2/constants.ts';
 import type { Image } from './image.ts';
+import { Lookup } from './lookup.ts';
 import { kernelBytes } from './metadata-io.ts';
-import { MISS } from './table-cache.ts';
-import { EntryPlace, findEntry, hostAt, kindAt } from './tables.ts';
+import { EntryPlace, findEntry } from './tables.ts';
+import { WorkMemory } from './work-memory.ts';
 import type { Writer } from './write.ts';
 
 /** One read or write through the cipher at a time is as long as this. */
@@ -21,22 +21,19 @@ const PIECE = 256 * 1024;
 export class OpaqueIo {
   readonly #image: Image;
   readonly #writer: Writer;
+  readonly #lookup: Lookup;
+  readonly #memory: WorkMemory;
 
   constructor(image: Image, writer: Writer) {
     this.#image = image;
     this.#writer = writer;
+    this.#lookup = new Lookup(image, false);
+    this.#memory = new WorkMemory(image.aio);
   }
 
   /** See NodeIo.preadv. */
   read(at: Offset, iov: Iov): Promise<void> {
-    const work = this.#read(at, iov);
-    const { opaqueReads } = this.#image;
-    opaqueReads.add(work);
-    const end = (): void => {
-      opaqueReads.delete(work);
-    };
-    work.then(end, end);
-    return work;
+    return this.#using(this.#read(at, iov));
   }
 
   /** See NodeIo.pwritev: of an encrypted image. */
@@ -61,54 +58,64 @@ export class OpaqueIo {
     }
   }
 
+  /** While `work` goes on, what it has found in the file stays there. */
+  #using(work: Promise<void>): Promise<void> {
+    const { opaqueWork } = this.#image;
+    opaqueWork.add(work);
+    const end = (): void => {
+      opaqueWork.delete(work);
+    };
+    work.then(end, end);
+    return work;
+  }
+
   async #read(at: Offset, iov: Iov): Promise<void> {
-    const { clusterSize, subclusterSize } = this.#image.geometry;
+    const mapping = new Mapping();
     for (let done = 0; done < iov.length; ) {
-      const from = at + done;
-      const length = Math.min(iov.length - done, subclusterSize - (from % subclusterSize));
-      await this.#readWithin(from, from % clusterSize, iov.slice(done, length));
-      done += length;
+      const pending = this.#lookup.map(at + done, Math.min(PIECE, iov.length - done), 'read', mapping);
+      if (pending === undefined) {
+        await this.#readPart(at + done, iov.slice(done, mapping.length), mapping);
+        done += mapping.length;
+      } else await pending;
     }
   }
 
-  /** A range inside of one (sub)cluster. */
-  async #readWithin(at: Offset, inside: Bytes, iov: Iov): Promise<void> {
+  /** What `mapping` says it is, just now. */
+  #readPart(at: Offset, iov: Iov, mapping: Mapping): MaybePromise<void> {
+    const { backing, cipher, data } = this.#image;
+    switch (mapping.kind) {
+      case 'data':
+        return cipher === null ? data.read(mapping.at, iov) : this.#readEncrypted(at, mapping.at, iov);
+      case 'opaque':
+        return this.#readCompressed(at, iov);
+      case 'absent':
+        return backing === null ? iov.fill(0) : backing.read(at, iov);
+      default:
+        return iov.fill(0);
+    }
+  }
+
+  /** Its entry is in the cache: it was found there just now. */
+  #readCompressed(at: Offset, iov: Iov): Promise<void> {
     const image = this.#image;
-    const { clusterSize, tableEntries } = image.geometry;
-    const cluster = Math.floor(at / clusterSize);
-    if (image.tables[Math.floor(cluster / tableEntries)] === 0) return this.#readBelow(at, iov);
-    const place = findEntry(image, cluster, new EntryPlace());
-    while (place.position === MISS) {
-      await image.l2.load(place.key);
-      findEntry(image, cluster, place);
-    }
-    const kind = kindAt(image, place.position, inside);
-    if (kind === Kind.ABSENT) return this.#readBelow(at, iov);
-    if (kind === Kind.ZERO) return iov.fill(0);
-    if (kind === Kind.COMPRESSED) {
-      const { view } = image.l2;
-      const { offset, length } = decodeCompressed(
-        ...([view.getUint32(place.position), view.getUint32(place.position + 4)] as const),
-        image.header.clusterBits,
-      );
-      return image.compressed.read(offset, length, inside, iov);
-    }
-    if (kind === Kind.INVALID) throw image.corrupted(`the L2 entry of the disk's cluster at ${at} is invalid`, at);
-    await this.#readData(at, hostAt(image, place.position) + inside, iov);
+    const { clusterSize } = image.geometry;
+    const { position } = findEntry(image, Math.floor(at / clusterSize), new EntryPlace());
+    const [high, low] = [image.l2.view.getUint32(position), image.l2.view.getUint32(position + 4)];
+    const { offset, length } = decodeCompressed(high, low, image.header.clusterBits);
+    return image.compressed.read(offset, length, at % clusterSize, iov);
   }
 
-  async #readBelow(at: Offset, iov: Iov): Promise<void> {
-    if (this.#image.backing !== null) await this.#image.backing.read(at, iov);
-    else iov.fill(0);
-  }
-
-  async #readData(at: Offset, host: Offset, iov: Iov): Promise<void> {
-    const { cipher, data, aio } = this.#image;
-    if (cipher === null) return data.read(host, iov);
-    const bytes = kernelBytes(iov.length);
-    await data.read(host, Iov.of(aio.backend.memory(bytes)));
-    cipher.decrypt(bytes, this.#sector(at, host));
-    iov.copyFrom(bytes);
+  /** Decrypted where it has been read to, if that is one run; through memory of our own otherwise. */
+  async #readEncrypted(at: Offset, host: Offset, iov: Iov): Promise<void> {
+    if (iov.count > 1) {
+      await this.#memory.use(iov.length, async (work) => {
+        await this.#readEncrypted(at, host, work);
+        iov.copyFrom(work.run(0));
+      });
+      return;
+    }
+    await this.#image.data.read(host, iov);
+    this.#image.cipher!.decrypt(iov.run(0), this.#sector(at, host));
   }
 
   /** LUKS counts sectors of the file, the old AES ones of the disk. */
@@ -118,46 +125,34 @@ export class OpaqueIo {
 
   /** Returns how much was written. */
   async #writeSome(at: Offset, iov: Iov): Promise<Bytes> {
-    const image = this.#image;
     const mapping = new Mapping();
-    await this.#place(at, iov.length, mapping);
+    for (;;) {
+      const pending = this.#lookup.map(at, iov.length, 'write', mapping);
+      if (pending === undefined) break;
+      await pending;
+    }
     if (mapping.kind === 'data') {
-      const length = Math.min(mapping.length, iov.length);
-      await this.#encrypted(at, mapping.at, 0, 0, iov.slice(0, length));
+      const { length } = mapping;
+      await this.#using(this.#writeEncrypted(at, mapping.at, iov.slice(0, length)));
       return length;
     }
     await using room = await this.#writer.reserve(at, iov.length);
-    await this.#encrypted(at, room.at, room.head, room.tail, iov.slice(0, room.length));
-    image.assertUndamaged();
+    await this.#writeEncrypted(at, room.at, iov.slice(0, room.length), room.head, room.tail);
     await room.commit();
     return room.length;
   }
 
-  /** Where a range may be overwritten: 'data', or elsewhere. */
-  async #place(at: Offset, want: Bytes, out: Mapping): Promise<void> {
-    const image = this.#image;
-    const { clusterSize, subclusterSize } = image.geometry;
-    const cluster = Math.floor(at / clusterSize);
-    await this.#writer.prepared(cluster);
-    const { position } = findEntry(image, cluster, new EntryPlace());
-    const inside = at % clusterSize;
-    const copied = image.l2.view.getUint32(position) >= EntryHigh.COPIED;
-    const length = Math.min(want, subclusterSize - (at % subclusterSize));
-    if (copied && kindAt(image, position, inside) === Kind.DATA) {
-      out.data(length, image.data, hostAt(image, position) + inside);
-    } else out.other('absent', length);
-  }
-
-  /** Encrypts and writes `iov` with its margins. */
-  async #encrypted(at: Offset, host: Offset, head: Bytes, tail: Bytes, iov: Iov): Promise<void> {
-    const { cipher, data, aio } = this.#image;
-    const bytes = kernelBytes(head + iov.length + tail);
-    const memory = aio.backend.memory(bytes);
-    if (head > 0) await this.#read(at - head, Iov.of(memory, 0, head));
-    if (tail > 0) await this.#read(at + iov.length, Iov.of(memory, head + iov.length, tail));
-    iov.copyTo(bytes.subarray(head, head + iov.length));
-    cipher!.encrypt(bytes, this.#sector(at - head, host - head));
-    await data.write(host - head, Iov.of(memory));
+  /** Encrypts and writes `iov` with its margins, which have been read before. */
+  async #writeEncrypted(at: Offset, host: Offset, iov: Iov, head = 0, tail = 0): Promise<void> {
+    await this.#memory.use(head + iov.length + tail, async (work) => {
+      // Each of them is one run: no more memory is asked for, see WorkMemory.
+      if (head > 0) await this.#read(at - head, work.slice(0, head));
+      if (tail > 0) await this.#read(at + iov.length, work.slice(head + iov.length, tail));
+      const bytes = work.run(0);
+      iov.copyTo(bytes.subarray(head, head + iov.length));
+      this.#image.cipher!.encrypt(bytes, this.#sector(at - head, host - head));
+      await this.#image.data.write(host - head, work);
+    });
   }
 
   async #writeCluster(at: Offset, iov: Iov): Promise<void> {

@@ -1,29 +1,29 @@
 /** Opening an image: header, children, tables, keys; in this order, and nothing is written before all of it is read. */
 import { BlockError, Errno } from '../../base/errors.ts';
-import { type Bytes, KiB } from '../../base/units.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import { legacyAesCipher } from '../../codec/aes-legacy.ts';
 import { luksCipher } from '../../codec/luks.ts';
 import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
-import { clusterSizeOf, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
-import { checkSnapshotL1, SnapshotTableParser } from '../../proto/qcow2/snapshot-table.ts';
+import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
+import { readBitmaps } from './bitmap-read.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Geometry, Image } from './image.ts';
-import { MetadataIo } from './metadata-io.ts';
+import { MetadataIo, readHeader, readSnapshotTable } from './metadata-io.ts';
 import { cacheSlots, type Qcow2Options, settingsOf, sliceSizeOf } from './options.ts';
 import { MetadataMap } from './overlap.ts';
 import { decodeRefcountTable, Refcounts } from './refcounts.ts';
 import { Sync } from './sync.ts';
 import { TableCache } from './table-cache.ts';
 
-const HEAD = 512;
-
 export async function openImage(context: OpenContext, options: Qcow2Options): Promise<Image> {
   const file = await context.openChild('file', 'primary');
   if (!file) throw refusal("option 'file' is missing");
-  const header = await readHeader(context, file);
+  const header = await readHeader(new MetadataIo(context.aio, file));
   if ((header.incompatible & Incompatible.CORRUPT) !== 0 && !context.readOnly) {
     throw refusal('it is marked corrupt: open it read-only, or repair it with a check', Errno.EACCES);
   }
@@ -35,13 +35,8 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  if (!image.readOnly) await image.bitmaps?.clearStale();
   return image;
-}
-
-export async function readHeader(context: Pick<OpenContext, 'aio'>, file: Child): Promise<Qcow2Header> {
-  const io = new MetadataIo(context.aio, file);
-  const clusterSize = clusterSizeOf(await io.read(0, HEAD));
-  return parseHeader(await io.read(0, clusterSize), file.length);
 }
 
 async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
@@ -55,7 +50,7 @@ async function openDataFile(context: OpenContext, header: Qcow2Header): Promise<
 /** Only what the options name is opened. null says that nothing is to be. */
 async function openBacking(context: OpenContext, header: Qcow2Header): Promise<Child | null> {
   const backing = await context.openChild('backing', 'cow');
-  const given = (context.common as unknown as Readonly<Record<string, unknown>>)['backing'];
+  const given = (context.common as unknown as Readonly<Record<string, unknown>>).backing;
   if (header.backingFile !== undefined && given === undefined) {
     throw refusal(`it has a backing file ('${header.backingFile}'): option 'backing' is missing (null: without it)`);
   }
@@ -64,8 +59,7 @@ async function openBacking(context: OpenContext, header: Qcow2Header): Promise<C
 
 /** Refcounts may be wrong: whoever wrote the image last did not get to its end. */
 async function repair(image: Image): Promise<void> {
-  const { aio, file, header, dataFile } = image;
-  const result = await checkImage({ aio, file, header, dataFile, readOnly: false }, 'all');
+  const result = await checkImage(image, 'all');
   const left = result.corruptions + result.checkErrors;
   if (left > 0) throw refusal(`it was not closed cleanly, and ${left} errors could not be repaired`, Errno.EIO);
   await image.mark(Incompatible.DIRTY, false);
@@ -73,45 +67,99 @@ async function repair(image: Image): Promise<void> {
 
 /** Reads L1, refcount table and snapshot table, and sets up what works on them. */
 async function readTables(image: Image, options: Qcow2Options): Promise<void> {
-  const { header, geometry, aio, file, io } = image;
+  const { header, geometry, aio, file } = image;
   const { clusterSize } = geometry;
   image.snapshots = await readSnapshots(image);
   const shown = await chooseL1(image, options.snapshot);
   const slots = cacheSlots(options, shown.size, geometry);
   const slice = { aio, file, sliceSize: geometry.sliceSize, sync: () => image.sync.run() };
   image.l2 = new TableCache({ ...slice, slots: slots.l2 });
-  const tableBytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * clusterSize);
-  const table = decodeRefcountTable(new DataView(tableBytes.buffer), clusterSize);
   image.sync = new Sync(image);
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
-  image.refcounts = new Refcounts(image, table, slots.refcounts);
+  // Those of a snapshot's disk are not kept.
+  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, image.io, header));
+  await readRefcounts(image, slots.refcounts);
+}
+
+/** Reads the refcount table, and notes all metadata. `slots`: of the cache. */
+async function readRefcounts(image: Image, slots: number): Promise<void> {
+  image.refcounts = new Refcounts(image, await readRefcountTable(image), slots);
   noteMetadata(image);
 }
 
-/** Everything that guest data must never be written over. */
+/** Forgets what is cached, and takes everything from the disk again: it was repaired. No request may be in flight. */
+export async function reread(image: Image): Promise<void> {
+  const { header, io } = image;
+  image.l2.forget(0, Number.POSITIVE_INFINITY);
+  image.compressed.forget(0, Number.POSITIVE_INFINITY);
+  image.sync = new Sync(image);
+  image.snapshots = await readSnapshots(image);
+  const bytes = await io.read(header.l1Offset, header.l1Size * 8);
+  image.setL1(new DataView(bytes.buffer), header.l1Size);
+  await readRefcounts(image, image.refcounts.cache.slots);
+}
+
+/** Who only reads does not count: for such a one the table is empty. */
+async function readRefcountTable(image: Image): Promise<Float64Array> {
+  const { header, geometry, io } = image;
+  if (image.readOnly) return new Float64Array(0);
+  const bytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize);
+  const { table, invalid } = decodeRefcountTable(new DataView(bytes.buffer), geometry.clusterSize);
+  if (invalid) image.suspect(`refcount table entry ${invalid.index} is invalid: ${invalid.value}`, 0);
+  return table;
+}
+
+/** Everything that guest data must never be written over. Where two structures are in one place, nothing is safe. */
 export function noteMetadata(image: Image): void {
-  const { header, metadata } = image;
+  const { metadata } = image;
   if (!metadata.enabled) return;
   metadata.clear();
-  metadata.add(0);
-  if (header.snapshotCount > 0) metadata.add(header.snapshotsOffset, image.snapshotTableBytes);
-  metadata.add(header.refcountTableOffset, header.refcountTableClusters * image.geometry.clusterSize);
-  if (header.l1Size > 0) metadata.add(header.l1Offset, header.l1Size * 8);
-  for (const at of image.refcounts.table) if (at !== 0) metadata.add(at);
-  for (const at of image.tables) if (at !== 0) metadata.add(at);
-  for (const { l1Offset, l1Size } of image.snapshots) if (l1Size > 0) metadata.add(l1Offset, l1Size * 8);
+  // Tables of many clusters first: then each cluster that is added needs one look only.
+  eachStructure(image, (_what, at, length) => {
+    if (length > image.geometry.clusterSize) metadata.add(at, length);
+  });
+  const twice = metadata.overlap();
+  if (twice >= 0) image.suspect(`two tables of metadata overlap at ${twice}`, twice);
+  eachStructure(image, (what, at, length, which) => {
+    if (length > image.geometry.clusterSize) return;
+    if (metadata.has(at)) {
+      const name = which === undefined ? what : `${what} ${which}`;
+      image.suspect(`${name} is at ${at}, where other metadata is`, at);
+    }
+    metadata.add(at);
+  });
+  image.bitmaps?.note();
+}
+
+/** `which`: of several. No text is made of them before it is needed: there may be millions. */
+type VisitStructure = (what: string, at: Offset, length: Bytes, which?: number | string) => void;
+
+function eachStructure(image: Image, visit: VisitStructure): void {
+  const { header, geometry, tables, snapshots } = image;
+  const { clusterSize } = geometry;
+  const { table } = image.refcounts;
+  visit('the header', 0, clusterSize);
+  visit('the refcount table', header.refcountTableOffset, header.refcountTableClusters * clusterSize);
+  if (header.snapshotCount > 0) visit('the snapshot table', header.snapshotsOffset, image.snapshotTableBytes);
+  if (header.l1Size > 0) visit('the L1 table', header.l1Offset, header.l1Size * 8);
   const keys = encryptionExtension(header);
-  if (keys) metadata.add(keys.offset, keys.length);
+  if (keys) visit('the encryption header', keys.offset, keys.length);
+  for (const entry of snapshots) {
+    // One that cannot be used is no table.
+    if (entry.l1Size === 0 || snapshotL1Fault(entry, clusterSize) !== undefined) continue;
+    visit('the L1 table of snapshot', entry.l1Offset, entry.l1Size * 8, entry.id);
+  }
+  for (let i = 0; i < table.length; i++) if (table[i]! > 0) visit('refcount block', table[i]!, clusterSize, i);
+  for (let i = 0; i < tables.length; i++) if (tables[i]! > 0) visit('L2 table', tables[i]!, clusterSize, i);
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {
-  const { header, io, file } = image;
+  const { header, io } = image;
   if (header.snapshotCount === 0) return [];
-  const parser = new SnapshotTableParser(header, file.length);
-  while (parser.needed > 0) parser.take(await io.read(parser.at, Math.max(parser.needed, 64 * KiB)));
-  image.snapshotTableBytes = parser.length;
-  return parser.entries;
+  const table = await readSnapshotTable(io, header);
+  image.snapshotTableBytes = table.length;
+  return table.entries;
 }
 
 /** The L1 table of the disk, or of the snapshot that is to be shown; the size of that disk. */

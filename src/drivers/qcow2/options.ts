@@ -43,7 +43,7 @@ export const optionSpecs: Readonly<Record<keyof Qcow2Options, OptionSpec>> = {
     values: ['none', 'constant', 'cached', 'all'],
     help: 'which metadata is looked at before anything is written (default cached)',
   },
-  'encrypt.key': { type: 'string', help: 'passphrase of an encrypted image' },
+  'encrypt.key': { type: 'secret', help: 'passphrase of an encrypted image' },
   snapshot: { type: 'string', help: 'id or name of the internal snapshot to open, read-only' },
 };
 

@@ -5,10 +5,10 @@
  */
 import { CoMutex } from '../../aio/co-mutex.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
-import { alignUp, type Bytes, type Offset } from '../../base/units.ts';
+import { alignDown, type Bytes, type Offset } from '../../base/units.ts';
 import { REFCOUNT_TABLE_BYTES_MAX } from '../../proto/qcow2/constants.ts';
 import { getRefcount, refcountMax, setRefcount } from '../../proto/qcow2/refcount-block.ts';
-import { encodeTableEntry, type Image } from './image.ts';
+import { decodeTableEntry, encodeTableEntry, hexEntry, type Image, type InvalidEntry } from './image.ts';
 import { MISS, TableCache } from './table-cache.ts';
 
 /** Why clusters are freed: decides about discarding them in the file. */
@@ -149,7 +149,8 @@ export class Refcounts {
     return at < 0 ? -1 : this.#packed(at, length);
   }
 
-  /** Gives up one reference to each of some clusters, from when the next sync has reached the disk. `at`: of a cluster. */
+  /** Gives up one reference to each of some clusters, from when the next sync has reached the disk. `at` is of a
+   *  cluster. */
   free(at: Offset, clusters: number, reason: FreeReason): void {
     if (clusters === 0) return;
     const first = at / this.#clusterSize;
@@ -163,7 +164,8 @@ export class Refcounts {
   async addReferences(at: Offset, clusters: number): Promise<void> {
     const first = at / this.#clusterSize;
     for (let i = 0; i < clusters; i++) {
-      const slot = await this.#loaded(first + i);
+      let slot = this.#find(first + i);
+      for (; slot === MISS; slot = this.#find(first + i)) await this.#load(first + i);
       const count = this.#get(slot, first + i);
       if (count === 0) throw this.#image.corrupted(`the cluster at ${at} is in use, and its refcount is 0`, at);
       if (count >= this.#max) {
@@ -180,7 +182,9 @@ export class Refcounts {
   /** How often a cluster is in use, once what was freed is settled. */
   async count(at: Offset): Promise<number> {
     const cluster = Math.floor(at / this.#clusterSize);
-    return this.#get(await this.#loaded(cluster), cluster);
+    let slot = this.#find(cluster);
+    for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
+    return this.#get(slot, cluster);
   }
 
   /** As {@link count}; 0 where no refcount block counts the cluster. */
@@ -191,7 +195,11 @@ export class Refcounts {
   /** Forgets free clusters at the end of the file; returns where the last one in use ends. For control functions. */
   async trim(): Promise<Offset> {
     let end = this.#fresh;
-    while (end > 0 && (await this.countOrZero((end - 1) * this.#clusterSize)) === 0) end--;
+    while (end > 0) {
+      if (this.#keyOf(end - 1) === 0) end = alignDown(end - 1, this.#perBlock);
+      else if ((await this.count((end - 1) * this.#clusterSize)) === 0) end--;
+      else break;
+    }
     this.#reusable = this.#reusable.filter((range) => range.first + range.count <= end);
     this.#next = Math.min(this.#next, end);
     this.#fresh = end;
@@ -234,17 +242,19 @@ export class Refcounts {
 
   /** Lowers the refcounts of what is unlinked on the disk. Clusters that nobody uses any more can be had again. */
   async settle(freed: readonly Freed[]): Promise<void> {
-    const { context, opaqueReads } = this.#image;
+    const { context, opaqueWork } = this.#image;
     await context.grace();
-    await Promise.allSettled([...opaqueReads]);
+    await Promise.allSettled([...opaqueWork]);
     for (const range of freed) {
       let unused = 0;
       for (let cluster = range.first; cluster < range.first + range.count; cluster++) {
-        const slot = await this.#loaded(cluster);
+        let slot = this.#find(cluster);
+        for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
         const count = this.#get(slot, cluster);
-        if (count === 0) {
-          const at = cluster * this.#clusterSize;
-          throw this.#image.corrupted(`the cluster at ${at} was freed, and its refcount is 0`, at);
+        const at = cluster * this.#clusterSize;
+        if (count === 0) throw this.#image.corrupted(`the cluster at ${at} was freed, and its refcount is 0`, at);
+        if (count === 1 && this.#image.metadata.has(at)) {
+          throw this.#image.corrupted(`the cluster at ${at} was freed, and metadata is there`, at);
         }
         if (count === 1) {
           unused++;
@@ -273,7 +283,8 @@ export class Refcounts {
       });
     }
     for (let cluster = first; cluster < first + count; ) {
-      const slot = await this.#loaded(cluster);
+      let slot = this.#find(cluster);
+      for (; slot === MISS; slot = this.#find(cluster)) await this.#load(cluster);
       const end = Math.min(first + count, cluster - (cluster % this.#perSlice) + this.#perSlice);
       // Without an await in between: whoever looks for free clusters must not find these by their refcount, too.
       for (let i = cluster; i < end; i++) this.#set(slot, i, 0);
@@ -341,16 +352,12 @@ export class Refcounts {
     return at + slice * this.cache.sliceSize;
   }
 
-  async #loaded(cluster: number): Promise<number> {
-    for (;;) {
-      const slot = this.#find(cluster);
-      if (slot !== MISS) return slot;
-      if (this.#keyOf(cluster) === 0) {
-        const at = cluster * this.#clusterSize;
-        throw this.#image.corrupted(`there is no refcount block for the cluster at ${at}`, at);
-      }
-      await this.#bring(cluster);
-    }
+  /** Brings in the refcount of a cluster that is in use. Look again afterwards: it may be gone already. */
+  async #load(cluster: number): Promise<void> {
+    const key = this.#keyOf(cluster);
+    if (key !== 0) return this.cache.load(key);
+    const at = cluster * this.#clusterSize;
+    throw this.#image.corrupted(`there is no refcount block for the cluster at ${at}`, at);
   }
 
   #get(slot: number, cluster: number): number {
@@ -429,7 +436,8 @@ export class Refcounts {
     }
     this.table = table;
     this.#fresh = Math.max(this.#fresh, first + blocks + clusters);
-    image.metadata.add(first * size, (blocks + clusters) * size);
+    for (let i = 0; i < blocks; i++) image.metadata.add((first + i) * size);
+    image.metadata.add(header.refcountTableOffset, clusters * size);
     image.metadata.delete(old.at, old.clusters * size);
     this.free(old.at, old.clusters, 'other');
   }
@@ -448,16 +456,23 @@ export class Refcounts {
   }
 }
 
-/** Bytes of a refcount table on the disk as offsets. EIO for an entry that cannot be one. */
-export function decodeRefcountTable(view: DataView, clusterSize: Bytes): Float64Array {
+interface RefcountTable {
+  readonly table: Float64Array;
+  /** The first entry that cannot be one; any such is 0 in the table. */
+  readonly invalid: InvalidEntry | undefined;
+}
+
+/** Bytes of a refcount table on the disk as offsets. */
+export function decodeRefcountTable(view: DataView, clusterSize: Bytes): RefcountTable {
   const table = new Float64Array(view.byteLength / 8);
+  let invalid: InvalidEntry | undefined;
   for (let i = 0; i < table.length; i++) {
     const high = view.getUint32(i * 8);
-    const at = high * 2 ** 32 + view.getUint32(i * 8 + 4);
-    if (high >= 2 ** 24 || at !== alignUp(at, clusterSize)) {
-      throw new BlockError(Errno.EIO, `Could not open the image: refcount table entry ${i} is invalid (offset ${at})`);
-    }
-    table[i] = at;
+    const low = view.getUint32(i * 8 + 4);
+    if (high === 0 && low === 0) continue;
+    const at = decodeTableEntry(high, low, clusterSize);
+    if (at > 0) table[i] = at;
+    else invalid ??= { index: i, value: hexEntry(high, low) };
   }
-  return table;
+  return { table, invalid };
 }

@@ -2,8 +2,8 @@
 import type { Offset } from '../../base/units.ts';
 import { decodeCompressed } from '../../proto/qcow2/compressed-entry.ts';
 import { EntryHigh } from '../../proto/qcow2/constants.ts';
-import { hostOf } from './entries.ts';
-import type { Image } from './image.ts';
+import { hostOf, Kind, kindOf } from './entries.ts';
+import { hexEntry, type Image } from './image.ts';
 
 /** Neighbouring clusters of the file. */
 export interface ClusterRun {
@@ -28,7 +28,8 @@ export async function eachTree(
 }
 
 function collectRuns(image: Image, view: DataView, runs: ClusterRun[]): void {
-  const { clusterSize, entryBytes } = image.geometry;
+  const { clusterSize, entryBytes, extended } = image.geometry;
+  const modern = !extended && image.header.version >= 3;
   const add = (at: Offset, clusters: number): void => {
     const last = runs.at(-1)!;
     if (last.at + last.clusters * clusterSize === at) last.clusters += clusters;
@@ -38,6 +39,10 @@ function collectRuns(image: Image, view: DataView, runs: ClusterRun[]): void {
     const high = view.getUint32(position);
     const low = view.getUint32(position + 4);
     if ((high & EntryHigh.COMPRESSED) === 0) {
+      if (kindOf(high, low, clusterSize - 1, modern, false) === Kind.INVALID) {
+        const at = runs[0]!.at;
+        throw image.corrupted(`the L2 entry ${hexEntry(high, low)} in the table at ${at} is invalid`, at);
+      }
       const host = hostOf(high, low);
       if (host !== 0) add(host, 1);
       continue;

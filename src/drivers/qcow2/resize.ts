@@ -9,9 +9,14 @@ import type { Writer } from './write.ts';
 /** Preallocation goes in steps of this. */
 const STEP = 64 * MiB;
 
+interface Parts {
+  readonly writer: Writer;
+  readonly eraser: Eraser;
+}
+
 export async function resize(
   image: Image,
-  parts: { readonly writer: Writer; readonly eraser: Eraser },
+  parts: Parts,
   length: Bytes,
   preallocation: 'off' | 'falloc' | 'full',
 ): Promise<void> {
@@ -21,12 +26,15 @@ export async function resize(
   if (header.version < 3 && image.snapshots.length > 0) {
     throw refusal(Errno.ENOTSUP, 'it is of version 2 and has snapshots, which do not say how long they are');
   }
+  if (preallocation !== 'off' && image.cipher !== null && header.version < 3) {
+    throw refusal(Errno.ENOTSUP, 'preallocation of an encrypted image needs version 3');
+  }
   const old = image.size;
   if (length < old) await shrink(image, parts.eraser, length);
   else await grow(image, length);
   if (image.dataFile !== null && (length > image.dataFile.length || length < old))
     await image.dataFile.truncate(length);
-  if (length > old && preallocation !== 'off') await preallocate(parts.writer, old, length);
+  if (length > old && preallocation !== 'off') await preallocate(image, parts, old, length);
 }
 
 async function grow(image: Image, length: Bytes): Promise<void> {
@@ -108,12 +116,15 @@ async function setSize(image: Image, length: Bytes): Promise<void> {
   image.size = length;
 }
 
-/** Gives every cluster of a range a place in the file that has its space. */
-async function preallocate(writer: Writer, from: Offset, to: Offset): Promise<void> {
-  for (let at = from; at < to; ) {
-    await using room = await writer.reserve(at, Math.min(STEP, to - at));
-    await room.child.writeZeroes(room.at - room.head, room.head + room.length + room.tail);
+/** Gives every cluster that begins in a range a place in the file that has its space. The one before it is left alone:
+ *  it may be only below, and what would fill it up with zeroes would hide that. */
+async function preallocate(image: Image, parts: Parts, from: Offset, to: Offset): Promise<void> {
+  for (let at = alignUp(from, image.geometry.clusterSize); at < to; ) {
+    await using room = await parts.writer.reserve(at, Math.min(STEP, to - at));
+    await room.child.writeZeroes(room.at, room.length + room.tail);
     await room.commit();
+    // Zeroes in the file do not decrypt to zeroes.
+    if (image.cipher !== null) await parts.eraser.zero(at, room.length, 0);
     at += room.length;
   }
 }

@@ -22,7 +22,7 @@ export class Snapshots implements SnapshotControl {
   }
 
   list(): readonly SnapshotInfo[] {
-    return this.#image.snapshots.map((entry) => describe(entry, this.#image.header.size));
+    return this.#image.snapshots.map((entry) => snapshotInfo(entry, this.#image.header.size));
   }
 
   async create(name: string): Promise<SnapshotInfo> {
@@ -41,12 +41,18 @@ export class Snapshots implements SnapshotControl {
       await this.#storeTable([...image.snapshots, entry]);
       image.metadata.add(entry.l1Offset, entry.l1Size * 8);
     });
-    return describe(entry, image.header.size);
+    return snapshotInfo(entry, image.header.size);
   }
 
   async apply(which: string): Promise<void> {
     const image = this.#image;
     this.#assertPossible('apply a snapshot');
+    if ((image.bitmaps?.stored.length ?? 0) > 0) {
+      throw new BlockError(
+        Errno.EBUSY,
+        `Could not apply snapshot '${which}': the image has bitmaps; remove them first`,
+      );
+    }
     const entry = this.#find(which);
     const wanted = await this.#tablesOf(entry);
     const size = entry.diskSize ?? image.header.size;
@@ -88,7 +94,7 @@ export class Snapshots implements SnapshotControl {
       await this.#release(tables, entry.l1Offset, entry.l1Size);
       await fixCopied(image);
     });
-    return describe(entry, image.header.size);
+    return snapshotInfo(entry, image.header.size);
   }
 
   #assertPossible(what: string): void {
@@ -113,7 +119,15 @@ export class Snapshots implements SnapshotControl {
     const { geometry, io } = this.#image;
     checkSnapshotL1(entry, geometry.clusterSize);
     const bytes = await io.read(entry.l1Offset, entry.l1Size * 8);
-    return decodeL1(new DataView(bytes.buffer), entry.l1Size, geometry.clusterSize).tables;
+    const { tables, invalid } = decodeL1(new DataView(bytes.buffer), entry.l1Size, geometry.clusterSize);
+    const refuse = (why: string): BlockError =>
+      new BlockError(Errno.EIO, `Could not use snapshot '${entry.id}': its L1 table ${why}`);
+    if (invalid !== undefined) throw refuse(`has an invalid entry ${invalid.index}: ${invalid.value}`);
+    // Each table is read and counted once for every entry: of a few bytes there must not be work for years.
+    const sorted = tables.filter((at) => at !== 0).sort();
+    const twice = sorted.find((at, i) => i > 0 && at === sorted[i - 1]);
+    if (twice !== undefined) throw refuse(`names the L2 table at ${twice} twice`);
+    return tables;
   }
 
   /** Everything is synced before and after; a crash in between leaves an image that is repaired when it is opened. */
@@ -234,7 +248,8 @@ function newEntry(image: Image, name: string): SnapshotEntry {
   };
 }
 
-function describe(entry: SnapshotEntry, size: number): SnapshotInfo {
+/** An entry as it is shown. `size` of the disk is the snapshot's where the entry does not say. */
+export function snapshotInfo(entry: SnapshotEntry, size: number): SnapshotInfo {
   return {
     ...{ id: entry.id, name: entry.name, vmStateSize: entry.vmStateSize, diskSize: entry.diskSize ?? size },
     ...{ dateSeconds: entry.dateSeconds, dateNanoseconds: entry.dateNanoseconds },

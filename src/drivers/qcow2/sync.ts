@@ -1,6 +1,6 @@
 /**
- * The order in which metadata goes to the disk; docs/QCOW2.md, "Order on the disk", has the reasons. Nothing else writes
- * L1 entries, L2 slices, refcount blocks or refcount table entries of an image that takes requests.
+ * The order in which metadata goes to the disk; docs/QCOW2.md, "Order on the disk", has the reasons. Nothing else
+ * writes L1 entries, L2 slices, refcount blocks or refcount table entries of an image that takes requests.
  */
 import { CoMutex } from '../../aio/co-mutex.ts';
 import { spawn } from '../../aio/op.ts';

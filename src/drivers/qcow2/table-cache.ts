@@ -171,11 +171,11 @@ export class TableCache {
     throw tasks.error ?? new BlockError(-status, 'Could not write metadata');
   }
 
-  /** Forgets the slices in a range of the file, whatever is in them: it is not a table any more. */
+  /** Forgets the slices of a table, whatever is in them: it is not a table any more. */
   forget(at: Offset, length: Bytes): void {
-    for (let slot = 0; slot < this.slots; slot++) {
-      const key = this.#keys[slot]!;
-      if (key >= at && key < at + length) this.#drop(slot);
+    for (let key = at; key < at + length; key += this.sliceSize) {
+      const slot = this.find(key);
+      if (slot !== MISS) this.#drop(slot);
     }
   }
 

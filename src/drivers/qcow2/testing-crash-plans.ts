@@ -1,6 +1,6 @@
 /**
- * For tests: which images, and what is done to them. All short workloads of one to three steps (after ACE, the generator
- * of CrashMonkey), numbered; and long random ones with several requests in flight.
+ * For tests: which images, and what is done to them. All short workloads of one to three steps (after ACE, the
+ * generator of CrashMonkey), numbered; and long random ones with several requests in flight.
  */
 import { Prng } from '../../base/prng.ts';
 import { alignDown, type Bytes, GiB, KiB, MiB, type Offset, SECTOR } from '../../base/units.ts';

@@ -1,6 +1,6 @@
 /**
- * For tests: crash replay. A workload runs once in a simulated world; the states in which a crash may have left its files
- * are made from the journal, and each must satisfy `qemu-img check` and the model of what the guest was promised.
+ * For tests: crash replay. A workload runs once in a simulated world; the states in which a crash may have left its
+ * files are made from the journal, and each must satisfy `qemu-img check` and the model of what the guest was promised.
  */
 import {
   closeSync,

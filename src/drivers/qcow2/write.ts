@@ -1,6 +1,6 @@
 /**
- * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section without
- * `await`; whatever is missing for that is waited for first, and then all is looked at again.
+ * Allocating writes: `reserve` sets clusters aside and `commit` links them. A reservation is made in one section
+ * without `await`; whatever is missing for that is waited for first, and then all is looked at again.
  */
 import type { MaybePromise } from '../../aio/op.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
@@ -9,7 +9,7 @@ import { encodeCompressed } from '../../proto/qcow2/compressed-entry.ts';
 import { EntryHigh } from '../../proto/qcow2/constants.ts';
 import type { Allocation } from './allocations.ts';
 import { hostOf, Kind, kindOf } from './entries.ts';
-import type { Image } from './image.ts';
+import { hexEntry, type Image } from './image.ts';
 import { MISS } from './table-cache.ts';
 import { EntryPlace, findEntry, freeEntry, kindAt, ownsTable, ownTable } from './tables.ts';
 
@@ -45,8 +45,11 @@ export class Writer {
     const { clusterSize } = image.geometry;
     const cluster = Math.floor(at / clusterSize);
     for (;;) {
-      await this.prepared(cluster);
-      const place = findEntry(image, cluster, this.#place);
+      const place = this.ready(cluster);
+      if (place === undefined) {
+        await this.prepare(cluster);
+        continue;
+      }
       const most = Math.min(place.left, Math.ceil((at + want) / clusterSize) - cluster);
       const other = image.allocations.overlapping(cluster, cluster + most - 1);
       // One that begins later leaves room for a shorter reservation.
@@ -61,20 +64,21 @@ export class Writer {
     }
   }
 
-  /** Until the L2 entry of a cluster is in memory and may be changed. */
-  async prepared(cluster: number): Promise<void> {
+  /** The L2 entry of a cluster when it is in memory and may be changed, until the next `await`. Undefined when
+   *  something is missing for that: await {@link prepare} and ask again. */
+  ready(cluster: number): EntryPlace | undefined {
     const image = this.#image;
-    for (;;) {
-      image.assertUndamaged();
-      if (!ownsTable(image, cluster)) await ownTable(image, cluster);
-      else if (findEntry(image, cluster, this.#place).position === MISS) await image.l2.load(this.#place.key);
-      else return;
-    }
+    image.assertUndamaged();
+    if (!ownsTable(image, cluster)) return undefined;
+    const place = findEntry(image, cluster, this.#place);
+    return place.position === MISS ? undefined : place;
   }
 
-  /** Where the entry of a cluster is, once it is prepared. */
-  find(cluster: number): EntryPlace {
-    return findEntry(this.#image, cluster, this.#place);
+  /** Brings in what {@link ready} was missing; it may be gone again when the caller goes on. */
+  async prepare(cluster: number): Promise<void> {
+    const image = this.#image;
+    if (!ownsTable(image, cluster)) await ownTable(image, cluster);
+    else await image.l2.load(findEntry(image, cluster, this.#place).key);
   }
 
   /** Undefined when free clusters have to be prepared first. */
@@ -119,7 +123,8 @@ export class Writer {
     return new Room(image, allocation, room, host, { cluster, count, allocated: !first.keeps, from: at });
   }
 
-  #found(position: number, cluster: number): Found {
+  /** The kind of an L2 entry that is about to be changed; one that cannot be one must not be taken for anything. */
+  assertValid(position: number, cluster: number): number {
     const image = this.#image;
     const { view } = image.l2;
     const { clusterSize, extended } = image.geometry;
@@ -127,10 +132,18 @@ export class Writer {
     const low = view.getUint32(position + 4);
     const flat = image.dataFile !== null;
     const kind = kindOf(high, low, clusterSize - 1, !extended && image.header.version >= 3, flat);
-    if (kind === Kind.INVALID) {
-      const at = cluster * clusterSize;
-      throw image.corrupted(`the L2 entry of the disk's cluster at ${at} is invalid`, at);
-    }
+    if (kind !== Kind.INVALID) return kind;
+    const at = cluster * clusterSize;
+    throw image.corrupted(`the L2 entry ${hexEntry(high, low)} of the disk's cluster at ${at} is invalid`, at);
+  }
+
+  #found(position: number, cluster: number): Found {
+    const image = this.#image;
+    const { view } = image.l2;
+    const high = view.getUint32(position);
+    const low = view.getUint32(position + 4);
+    const flat = image.dataFile !== null;
+    const kind = this.assertValid(position, cluster);
     const compressed = kind === Kind.COMPRESSED;
     const host = compressed ? 0 : hostOf(high, low);
     const copied = high >= EntryHigh.COPIED;
@@ -148,8 +161,9 @@ export class Writer {
     // In place: others may be writing next to us right now, and must not be overwritten with what was there before.
     if (found.keeps && kindAt(this.#image, found.position, at % this.#image.geometry.clusterSize) === Kind.DATA)
       return 0;
-    // New clusters are zeroes: what is zeroes anyway needs no copying.
-    const { backing } = this.#image;
+    // New clusters are zeroes: what is zeroes anyway needs no copying. But zeroes do not decrypt to zeroes.
+    const { backing, cipher } = this.#image;
+    if (cipher !== null) return bytes;
     const zeroes = found.zero || backing === null || at - (at % this.#unit(found)) >= backing.length;
     return fresh && found.empty && zeroes ? 0 : bytes;
   }
@@ -164,12 +178,17 @@ export class Writer {
   async reservePacked(cluster: number, length: Bytes): Promise<{ allocation: Allocation; host: Offset }> {
     const { allocations, refcounts } = this.#image;
     for (;;) {
-      await this.prepared(cluster);
+      const place = this.ready(cluster);
+      if (place === undefined) {
+        await this.prepare(cluster);
+        continue;
+      }
       const other = allocations.overlapping(cluster, cluster);
       if (other) {
         await other.gate.promise;
         continue;
       }
+      this.assertValid(place.position, cluster);
       const host = refcounts.takeBytes(length);
       if (host >= 0) return { allocation: allocations.add(cluster, cluster), host };
       await refcounts.prepare();
@@ -177,10 +196,14 @@ export class Writer {
   }
 
   async commitPacked(cluster: number, host: Offset, length: Bytes): Promise<void> {
-    await this.prepared(cluster);
     const image = this.#image;
+    let place = this.ready(cluster);
+    while (place === undefined) {
+      await this.prepare(cluster);
+      place = this.ready(cluster);
+    }
+    const { slot, position } = place;
     const { view } = image.l2;
-    const { slot, position } = findEntry(image, cluster, this.#place);
     image.l2.modify(slot);
     freeEntry(image, view.getUint32(position), view.getUint32(position + 4), 'other');
     const { high, low } = encodeCompressed(host, length, image.header.clusterBits);

@@ -62,4 +62,17 @@ export const rawDriver: Driver<RawOptions> = {
     }
     return new RawNode(file, offset, size);
   },
+  createOptions: {
+    size: { type: 'size', required: true, help: 'bytes of the image' },
+    preallocation: {
+      type: 'enum',
+      values: ['off', 'falloc', 'full'],
+      help: 'what is allocated: nothing, room on the disk, or written zeroes (off)',
+    },
+  },
+  async create({ file }, options): Promise<void> {
+    await file.truncate(0);
+    await file.truncate(options.size as Bytes, options.preallocation as 'off' | 'falloc' | 'full' | undefined);
+    await file.flush();
+  },
 };

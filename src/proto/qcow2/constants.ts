@@ -54,7 +54,13 @@ export const ExtensionType = {
   DATA_FILE: 0x44415441,
 } as const;
 
-/** Bits of the upper half of an L1 or L2 entry. The offset is bits 9..55: the low 24 of this half, and the other. */
-export const EntryHigh = { COPIED: 0x8000_0000, COMPRESSED: 0x4000_0000, OFFSET: 0x00ff_ffff } as const;
+/** Bits of the upper half of an L1 or L2 entry. The offset is bits 9..55: the low 24 of this half, and the other.
+ *  BEYOND: the offset is 2^53 or more, and refused. */
+export const EntryHigh = {
+  COPIED: 0x8000_0000,
+  COMPRESSED: 0x4000_0000,
+  OFFSET: 0x00ff_ffff,
+  BEYOND: 0x00e0_0000,
+} as const;
 /** Bits of the lower half of a standard L2 entry. */
 export const EntryLow = { ZERO: 1, OFFSET: 0xffff_fe00 } as const;

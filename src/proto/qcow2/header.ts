@@ -202,7 +202,7 @@ function spanOf(header: Qcow2Header): Bytes {
   return clusterSize * (clusterSize / (extended ? 16 : 8));
 }
 
-function checkTables(header: Qcow2Header): void {
+function checkTables(header: Qcow2Header, snapshotsMax: number): void {
   const { l1Size, refcountTableClusters: clusters, snapshotCount } = header;
   const needed = Math.ceil(header.size / spanOf(header));
   if (l1Size * 8 > L1_BYTES_MAX) refuse(`l1_size ${l1Size} is too large; ${L1_BYTES_MAX / 8} is the limit`);
@@ -214,8 +214,7 @@ function checkTables(header: Qcow2Header): void {
     refuse(`refcount_table_clusters ${clusters} is too large; ${REFCOUNT_TABLE_BYTES_MAX} bytes are the limit`);
   }
   checkTable(header, 'refcount_table_offset', header.refcountTableOffset, tableBytes);
-  if (snapshotCount > SNAPSHOTS_MAX)
-    refuse(`nb_snapshots ${snapshotCount} is too large; ${SNAPSHOTS_MAX} is the limit`);
+  if (snapshotCount > snapshotsMax) refuse(`nb_snapshots ${snapshotCount} is too large; ${snapshotsMax} is the limit`);
   if (snapshotCount > 0) checkTable(header, 'snapshots_offset', header.snapshotsOffset, SNAPSHOT_TABLE_BYTES_MAX);
 }
 
@@ -243,9 +242,10 @@ function checkFeatures(header: Qcow2Header): void {
 /**
  * The header of an image. `cluster` is its first cluster, or as much of it as there is in a file of `fileLength` bytes.
  * ENOTSUP for features that we do not know, EFBIG for a disk of 2^53 bytes or more, EINVAL for anything that cannot be.
- * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far.
+ * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far. So does one with
+ * too many snapshots, which says so with `snapshotsMax`.
  */
-export function parseHeader(cluster: Uint8Array, fileLength: Bytes): Qcow2Header {
+export function parseHeader(cluster: Uint8Array, fileLength: Bytes, snapshotsMax = SNAPSHOTS_MAX): Qcow2Header {
   const clusterSize = clusterSizeOf(cluster.subarray(0, fileLength));
   const bytes = cluster.subarray(0, Math.min(clusterSize, fileLength));
   const view = viewOf(bytes);
@@ -262,7 +262,7 @@ export function parseHeader(cluster: Uint8Array, fileLength: Bytes): Qcow2Header
     backingFile: name.length === 0 ? undefined : decodeName(nameBytes),
   };
   checkFeatures(header);
-  checkTables(header);
+  checkTables(header, snapshotsMax);
   checkExtensions(header);
   return header;
 }
@@ -286,6 +286,13 @@ function writeFields(header: Qcow2Header, view: DataView): void {
   view.setUint32(At.REFCOUNT_ORDER, header.refcountOrder);
   view.setUint32(At.HEADER_LENGTH, FULL_HEADER_LENGTH + header.unknown.length);
   view.setUint8(At.COMPRESSION_TYPE, header.compressionType);
+}
+
+/** The incompatible features alone, for a write that leaves all else as it is: where they are, and their bytes. */
+export function encodeIncompatible(header: Qcow2Header): { readonly at: Offset; readonly bytes: Uint8Array } {
+  const bytes = new Uint8Array(8);
+  setU64(viewOf(bytes), 0, header.incompatible);
+  return { at: At.INCOMPATIBLE, bytes };
 }
 
 /** True when version 2 can say all of it. */

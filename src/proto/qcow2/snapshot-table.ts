@@ -43,14 +43,22 @@ const At = {
   UNKNOWN: 64,
 } as const;
 
-/** Extra data as we write it. Version 3 needs the first 16 bytes. */
+/** Extra data as we write it. */
 const EXTRA_KNOWN = At.UNKNOWN - At.EXTRA;
+/** What version 3 asks for: up to the disk's size. */
+const V3_EXTRA_MIN = 16;
 const NAME_BYTES_MAX = 65_535;
 const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
+
+/** Told of what is wrong with the table, as the end of a sentence. */
+export type SnapshotFault = (what: string) => void;
 
 /**
  * Takes the table apart piece by piece, since its length is not known before its last entry:
  * `while (parser.needed > 0) parser.take(...)` with bytes of the file from `parser.at` on.
+ *
+ * With `fault` it is for a repair: what can be made right is told, and not refused. Entries beyond a limit are left
+ * out, extra data beyond its limit is cut off.
  */
 export class SnapshotTableParser {
   readonly entries: SnapshotEntry[] = [];
@@ -59,13 +67,23 @@ export class SnapshotTableParser {
   /** How many there must be at the least to go on; 0 when the table is complete. */
   needed: Bytes;
   readonly #start: Offset;
-  readonly #count: number;
   readonly #fileLength: Bytes;
+  /** Bytes of extra data that an entry must have. */
+  readonly #extraMin: Bytes;
+  readonly #fault: SnapshotFault | undefined;
+  #count: number;
 
-  constructor(header: Qcow2Header, fileLength: Bytes) {
+  constructor(header: Qcow2Header, fileLength: Bytes, fault?: SnapshotFault) {
     this.#start = header.snapshotsOffset;
     this.#count = header.snapshotCount;
     this.#fileLength = fileLength;
+    this.#extraMin = header.version === 2 ? 0 : V3_EXTRA_MIN;
+    this.#fault = fault;
+    if (this.#count > SNAPSHOTS_MAX) {
+      // Without `fault`, parseHeader has refused it.
+      this.#fault?.(`nb_snapshots is ${this.#count}; ${SNAPSHOTS_MAX} is the limit`);
+      this.#count = SNAPSHOTS_MAX;
+    }
     this.at = this.#start;
     this.needed = 0;
     this.#need(At.EXTRA);
@@ -86,7 +104,7 @@ export class SnapshotTableParser {
       const at = this.at - from;
       const length = this.#entryLength(view, at);
       this.#need(length);
-      if (left < length) return;
+      if (left < this.needed || this.needed === 0) return;
       this.entries.push(this.#entry(bytes, view, at));
       this.at += alignUp(length, 8);
       this.#need(At.EXTRA);
@@ -96,15 +114,23 @@ export class SnapshotTableParser {
   #need(length: Bytes): void {
     this.needed = this.entries.length < this.#count ? length : 0;
     if (this.needed === 0) return;
-    if (this.at + length > this.#fileLength) this.#refuse('is beyond the end of the file');
-    if (this.length + length > SNAPSHOT_TABLE_BYTES_MAX) {
-      this.#refuse(`is beyond the largest table, of ${SNAPSHOT_TABLE_BYTES_MAX} bytes`);
+    if (this.at + length > this.#fileLength) this.#end('is beyond the end of the file');
+    else if (this.length + length > SNAPSHOT_TABLE_BYTES_MAX) {
+      this.#end(`is beyond the largest table, of ${SNAPSHOT_TABLE_BYTES_MAX} bytes`);
     }
+  }
+
+  /** There are no more entries, though there should be. */
+  #end(why: string): void {
+    if (!this.#fault) this.#refuse(why);
+    this.#fault(`${this.#which} ${why}: it and those after it are lost`);
+    this.#count = this.entries.length;
+    this.needed = 0;
   }
 
   #entryLength(view: DataView, at: number): Bytes {
     const extra = view.getUint32(at + At.EXTRA_SIZE);
-    if (extra > SNAPSHOT_EXTRA_MAX) {
+    if (extra > SNAPSHOT_EXTRA_MAX && !this.#fault) {
       this.#refuse(`has extra_data_size ${extra}; ${SNAPSHOT_EXTRA_MAX} is the limit`);
     }
     return At.EXTRA + extra + view.getUint16(at + At.ID_SIZE) + view.getUint16(at + At.NAME_SIZE);
@@ -114,7 +140,12 @@ export class SnapshotTableParser {
     const extra = view.getUint32(at + At.EXTRA_SIZE);
     const has = (field: number) => extra >= field + 8 - At.EXTRA;
     const idAt = at + At.EXTRA + extra;
+    const extraEnd = at + At.EXTRA + SNAPSHOT_EXTRA_MAX;
     const nameAt = idAt + view.getUint16(at + At.ID_SIZE);
+    if (extra > SNAPSHOT_EXTRA_MAX || extra < this.#extraMin) {
+      const range = `${this.#extraMin} to ${SNAPSHOT_EXTRA_MAX}`;
+      this.#fault?.(`${this.#which} has extra_data_size ${extra}; it must be ${range}`);
+    }
     const icount = has(At.ICOUNT) ? view.getBigUint64(at + At.ICOUNT) : NO_ICOUNT;
     return {
       l1Offset: this.#u64(view, at + At.L1_OFFSET, 'l1_table_offset'),
@@ -129,7 +160,7 @@ export class SnapshotTableParser {
         : view.getUint32(at + At.VM_STATE_SIZE),
       diskSize: has(At.DISK_SIZE) ? this.#u64(view, at + At.DISK_SIZE, 'disk_size') : undefined,
       icount: icount === NO_ICOUNT ? undefined : icount,
-      unknown: new Uint8Array(bytes.subarray(at + At.UNKNOWN, Math.max(at + At.UNKNOWN, idAt))),
+      unknown: new Uint8Array(bytes.subarray(at + At.UNKNOWN, Math.max(at + At.UNKNOWN, Math.min(idAt, extraEnd)))),
     };
   }
 
@@ -138,24 +169,29 @@ export class SnapshotTableParser {
     return value < 0 ? this.#refuse(`has ${field} of 2^53 or more`) : value;
   }
 
+  get #which(): string {
+    return `entry ${this.entries.length} of the snapshot table`;
+  }
+
   #refuse(why: string): never {
-    const which = `entry ${this.entries.length} of the snapshot table`;
-    throw new BlockError(Errno.EINVAL, `Could not read the snapshots: ${which} ${why}`);
+    throw new BlockError(Errno.EINVAL, `Could not read the snapshots: ${this.#which} ${why}`);
   }
 }
 
-/** Refuses the L1 table of a snapshot that cannot be one, before it is read. The image itself may be fine: this is for
- *  whoever uses the snapshot. EINVAL. */
-export function checkSnapshotL1(entry: SnapshotEntry, clusterSize: Bytes): void {
-  const refuse = (field: string, why: string): never => {
-    throw new BlockError(Errno.EINVAL, `Could not use snapshot '${entry.id}': ${field} ${why}`);
-  };
+/** Why the L1 table of a snapshot cannot be one; undefined where it can. The image itself may be fine. */
+export function snapshotL1Fault(entry: SnapshotEntry, clusterSize: Bytes): string | undefined {
   const { l1Offset: at, l1Size } = entry;
-  if (l1Size * 8 > L1_BYTES_MAX) refuse('l1_size', `${l1Size} is too large; ${L1_BYTES_MAX / 8} is the limit`);
-  if (l1Size === 0) return;
-  if (at === 0) refuse('l1_table_offset', 'is 0, where the header is');
-  if (!isAligned(at, clusterSize)) refuse('l1_table_offset', `${at} is not a multiple of the cluster size`);
-  if (!Number.isSafeInteger(at + l1Size * 8)) refuse('l1_table_offset', `${at} is too large`);
+  if (l1Size * 8 > L1_BYTES_MAX) return `l1_size ${l1Size} is too large; ${L1_BYTES_MAX / 8} is the limit`;
+  if (l1Size === 0) return undefined;
+  if (at === 0) return 'l1_table_offset is 0, where the header is';
+  if (!isAligned(at, clusterSize)) return `l1_table_offset ${at} is not a multiple of the cluster size`;
+  return Number.isSafeInteger(at + l1Size * 8) ? undefined : `l1_table_offset ${at} is too large`;
+}
+
+/** For whoever uses a snapshot, before its L1 table is read. EINVAL. */
+export function checkSnapshotL1(entry: SnapshotEntry, clusterSize: Bytes): void {
+  const why = snapshotL1Fault(entry, clusterSize);
+  if (why !== undefined) throw new BlockError(Errno.EINVAL, `Could not use snapshot '${entry.id}': ${why}`);
 }
 
 interface Encoded {

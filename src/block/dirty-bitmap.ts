@@ -1,0 +1,310 @@
+/**
+ * Dirty bitmaps of a node: which parts of it may have been written since the bitmap was made or cleared. Everything
+ * belongs to the node's home context.
+ *
+ * - A write is recorded when it has ended, also when it failed (it may have changed something).
+ * - What a longer disk has more is dirty: it may have been there before, with other bytes.
+ * - A bitmap of the image (persistent) that is about to change is marked in use in the image before: if the process
+ *   dies, nobody takes what is stored for the truth.
+ */
+import { CoMutex } from '../aio/co-mutex.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { PagedBits } from '../base/paged-bits.ts';
+import { type Bytes, GiB, isPowerOfTwo, KiB, type Offset } from '../base/units.ts';
+import { drain } from './drain.ts';
+import type { BitmapStore } from './driver.ts';
+import type { BlockNode } from './node.ts';
+
+export const GRANULARITY_MIN: Bytes = 512;
+export const GRANULARITY_MAX: Bytes = 2 * GiB;
+/** Bytes of a name in UTF-8, and bits of a bitmap (512 MiB of memory when every page of it is in use): what qcow2 can
+ *  store. */
+const NAME_MAX = 1023;
+const BITS_MAX = 2 ** 32;
+/** Bitmaps of a node; each costs every write a look. */
+const BITMAPS_MAX = 1024;
+
+export interface BitmapOptions {
+  /** Bytes that a bit stands for: a power of two, 512 to 2 GiB. Default: the cluster size, from 4 to 64 KiB. */
+  readonly granularity?: Bytes | undefined;
+  /** Kept in the image when it closes. Default false. */
+  readonly persistent?: boolean | undefined;
+  /** Does not record writes until it is enabled. Default false. */
+  readonly disabled?: boolean | undefined;
+}
+
+export class DirtyBitmap {
+  readonly name: string;
+  readonly granularity: Bytes;
+  readonly persistent: boolean;
+  /** It is not known what it should hold: it can only be removed. */
+  readonly inconsistent: boolean;
+  /** Records writes. */
+  enabled: boolean;
+  /** How many rely on it as it is: exports, jobs. Until they have ended it is changed by writes only. */
+  users = 0;
+  readonly bits: PagedBits;
+  #size: Bytes;
+
+  /** `size`: of the node, in bytes. */
+  constructor(
+    name: string,
+    granularity: Bytes,
+    size: Bytes,
+    state: { readonly persistent: boolean; readonly inconsistent: boolean; readonly enabled: boolean },
+  ) {
+    this.name = name;
+    this.granularity = granularity;
+    this.persistent = state.persistent;
+    this.inconsistent = state.inconsistent;
+    this.enabled = state.enabled;
+    this.#size = size;
+    this.bits = new PagedBits(state.inconsistent ? 0 : Math.ceil(size / granularity));
+  }
+
+  get recording(): boolean {
+    return this.enabled && !this.inconsistent;
+  }
+
+  /** Bytes of the disk. */
+  get size(): Bytes {
+    return this.#size;
+  }
+
+  /** Dirty bytes, in whole granules. */
+  get dirty(): Bytes {
+    return this.bits.count * this.granularity;
+  }
+
+  resize(size: Bytes): void {
+    this.#size = size;
+    if (!this.inconsistent) this.bits.resize(Math.ceil(size / this.granularity));
+  }
+
+  /** A range has been written. Hot: allocates nothing where it is dirty already. */
+  mark(at: Offset, length: Bytes): void {
+    const end = Math.min(at + length, this.#size);
+    if (end <= at) return;
+    this.bits.set(Math.floor(at / this.granularity), Math.ceil(end / this.granularity) - 1);
+  }
+
+  /** Where the first dirty (or clean) byte of `at`..`end` is; `end` where there is none. Both inside the disk. */
+  next(at: Offset, end: Offset, dirty: boolean): Offset {
+    const { granularity } = this;
+    const found = this.bits.next(Math.floor(at / granularity), Math.ceil(end / granularity), dirty);
+    return Math.min(Math.max(found * granularity, at), end);
+  }
+
+  /** Takes over what is dirty in another bitmap of the same node. */
+  merge(source: DirtyBitmap): void {
+    if (source.granularity === this.granularity) {
+      this.bits.or(source.bits);
+      return;
+    }
+    for (let at = source.next(0, this.#size, true); at < this.#size; ) {
+      const end = source.next(at, this.#size, false);
+      this.mark(at, end - at);
+      at = source.next(end, this.#size, true);
+    }
+  }
+}
+
+/** The bitmaps of a node, by name. Control functions, one after the other: they may wait. */
+export class NodeBitmaps {
+  readonly #node: BlockNode;
+  readonly #byName = new Map<string, DirtyBitmap>();
+  #recording: DirtyBitmap[] = [];
+  /** All that the image holds is here. */
+  #loaded = false;
+  readonly #mutex = new CoMutex('dirty bitmaps');
+  readonly #hook = (at: Offset, length: Bytes): void => this.#written(at, length);
+
+  constructor(node: BlockNode) {
+    this.#node = node;
+  }
+
+  list(): readonly DirtyBitmap[] {
+    return [...this.#byName.values()];
+  }
+
+  /** ENOENT where there is none. */
+  get(name: string): DirtyBitmap {
+    const bitmap = this.#byName.get(name);
+    if (bitmap) return bitmap;
+    throw new BlockError(Errno.ENOENT, `Could not find bitmap '${name}' of node '${this.#node.name}'`);
+  }
+
+  /** EEXIST, EINVAL, EFBIG, ENOSPC; of a persistent one also EPERM (read-only), ENOTSUP (nowhere to keep it). */
+  async add(name: string, options: BitmapOptions = {}): Promise<DirtyBitmap> {
+    using _held = await this.#mutex.lock();
+    const granularity = options.granularity ?? this.#defaultGranularity;
+    const persistent = options.persistent ?? false;
+    this.#assertPossible(name, granularity);
+    if (persistent) this.#assertStorable(name, granularity);
+    const state = { persistent, inconsistent: false, enabled: !(options.disabled ?? false) };
+    const bitmap = new DirtyBitmap(name, granularity, this.#node.length, state);
+    this.#byName.set(name, bitmap);
+    this.#refresh();
+    return bitmap;
+  }
+
+  /** Also one that is inconsistent. EBUSY while somebody uses it. */
+  async remove(name: string): Promise<void> {
+    using _held = await this.#mutex.lock();
+    const bitmap = this.#changeable(name, 'remove', true);
+    if (bitmap.persistent) {
+      using _drained = await drain(this.#node);
+      await this.#store?.remove(name);
+    }
+    this.#byName.delete(name);
+    this.#refresh();
+  }
+
+  /** Nothing is dirty any more. EBUSY, EINVAL (inconsistent). */
+  async clear(name: string): Promise<void> {
+    using _held = await this.#mutex.lock();
+    const bitmap = this.#changeable(name, 'clear');
+    await this.#use(bitmap);
+    bitmap.bits.clear();
+  }
+
+  /** Begins to record writes, or stops. EBUSY, EINVAL (inconsistent). */
+  async enable(name: string, enabled: boolean): Promise<void> {
+    using _held = await this.#mutex.lock();
+    const bitmap = this.#changeable(name, enabled ? 'enable' : 'disable');
+    if (bitmap.enabled === enabled) return;
+    await this.#use(bitmap);
+    bitmap.enabled = enabled;
+    this.#refresh();
+  }
+
+  /** What is dirty in any of `sources` is dirty in `target` too; all or nothing. EBUSY, EINVAL (inconsistent). */
+  async merge(target: string, sources: readonly string[]): Promise<void> {
+    using _held = await this.#mutex.lock();
+    const into = this.#changeable(target, 'merge into');
+    const from = sources.map((name) => this.#usable(name, 'merge'));
+    await this.#use(into);
+    for (const source of from) into.merge(source);
+  }
+
+  /** Somebody relies on the bitmap until the answer is called. ENOENT, EINVAL (inconsistent). */
+  share(name: string): { readonly bitmap: DirtyBitmap; readonly release: () => void } {
+    const bitmap = this.#usable(name, 'use');
+    bitmap.users++;
+    let shared = true;
+    const release = (): void => {
+      if (shared) bitmap.users--;
+      shared = false;
+    };
+    return { bitmap, release };
+  }
+
+  /** @internal The node has just opened. */
+  async load(): Promise<void> {
+    const store = this.#store;
+    if (!store) return;
+    for (const { name, granularity, enabled, inconsistent } of store.stored) {
+      const state = { persistent: true, inconsistent, enabled };
+      const bitmap = new DirtyBitmap(name, granularity, this.#node.length, state);
+      if (!inconsistent) await store.load(name, bitmap.bits);
+      this.#byName.set(name, bitmap);
+    }
+    this.#loaded = true;
+    this.#refresh();
+    if (!this.#node.readOnly) await store.use(this.#recording.map(({ name }) => name));
+  }
+
+  /** @internal Stores what is persistent: on a drained node, which is about to close unless `inUse`. */
+  async store(inUse = false): Promise<void> {
+    if (!this.#loaded || !this.#node.live || this.#node.readOnly) return;
+    const kept = this.list().filter(({ persistent, inconsistent }) => persistent && !inconsistent);
+    await this.#store?.store(kept, inUse);
+  }
+
+  /** @internal The node's length may have changed. */
+  follow(): void {
+    if (this.#byName.size === 0) return;
+    const { length } = this.#node;
+    for (const bitmap of this.#byName.values()) if (bitmap.size !== length) bitmap.resize(length);
+  }
+
+  get #store(): BitmapStore | undefined {
+    return this.#node.impl?.bitmaps;
+  }
+
+  get #defaultGranularity(): Bytes {
+    const { zeroAlignment, optimal } = this.#node.limits;
+    const cluster = zeroAlignment || optimal || 64 * KiB;
+    return isPowerOfTwo(cluster) ? Math.min(Math.max(cluster, 4 * KiB), 64 * KiB) : 64 * KiB;
+  }
+
+  #written(at: Offset, length: Bytes): void {
+    const recording = this.#recording;
+    // The disk has become longer, and this says so first.
+    if (at + length > recording[0]!.size) this.follow();
+    for (let i = 0; i < recording.length; i++) recording[i]!.mark(at, length);
+  }
+
+  /** One hook, and only while there is something to record. */
+  #refresh(): void {
+    const { dirtyHooks } = this.#node;
+    const before = this.#recording.length > 0;
+    this.#recording = this.list().filter(({ recording }) => recording);
+    const now = this.#recording.length > 0;
+    if (now && !before) dirtyHooks.push(this.#hook);
+    if (before && !now) dirtyHooks.splice(dirtyHooks.indexOf(this.#hook), 1);
+  }
+
+  #assertPossible(name: string, granularity: Bytes): void {
+    const refuse = (errno: number, why: string): never => {
+      throw new BlockError(errno, `Could not add bitmap '${name.slice(0, 100)}': ${why}`);
+    };
+    const bytes = new TextEncoder().encode(name).length;
+    if (bytes === 0) refuse(Errno.EINVAL, 'its name is empty');
+    if (bytes > NAME_MAX) refuse(Errno.EINVAL, `its name has ${bytes} bytes, and ${NAME_MAX} is the limit`);
+    if (this.#byName.has(name)) refuse(Errno.EEXIST, 'there is one of this name');
+    if (!isPowerOfTwo(granularity) || granularity < GRANULARITY_MIN || granularity > GRANULARITY_MAX) {
+      refuse(Errno.EINVAL, `its granularity is ${granularity}, not a power of two from 512 bytes to 2 GiB`);
+    }
+    if (this.#node.length / granularity > BITS_MAX) {
+      refuse(Errno.EFBIG, `with a granularity of ${granularity} bytes it would have more than ${BITS_MAX} bits`);
+    }
+    if (this.#byName.size >= BITMAPS_MAX) refuse(Errno.ENOSPC, `there are ${BITMAPS_MAX} already`);
+  }
+
+  #assertStorable(name: string, granularity: Bytes): void {
+    const refuse = (errno: number, why: string): never => {
+      throw new BlockError(errno, `Could not add persistent bitmap '${name}': ${why}`);
+    };
+    if (this.#node.readOnly) refuse(Errno.EPERM, `node '${this.#node.name}' is read-only`);
+    if (!this.#store) refuse(Errno.ENOTSUP, `driver '${this.#node.driver.name}' does not keep bitmaps`);
+    this.#store!.assertStorable(name, granularity);
+  }
+
+  /** A bitmap that says something. */
+  #usable(name: string, verb: string): DirtyBitmap {
+    const bitmap = this.get(name);
+    if (!bitmap.inconsistent) return bitmap;
+    throw new BlockError(
+      Errno.EINVAL,
+      `Could not ${verb} bitmap '${name}': it is inconsistent and can only be removed`,
+    );
+  }
+
+  #changeable(name: string, verb: string, broken = false): DirtyBitmap {
+    const bitmap = broken ? this.get(name) : this.#usable(name, verb);
+    const refuse = (errno: number, why: string): BlockError =>
+      new BlockError(errno, `Could not ${verb} bitmap '${name}': ${why}`);
+    if (bitmap.users > 0) throw refuse(Errno.EBUSY, 'it is in use by an export or a job');
+    if (bitmap.persistent && this.#node.readOnly) throw refuse(Errno.EPERM, 'the image is open read-only');
+    return bitmap;
+  }
+
+  /** The bitmap is about to differ from what the image holds. */
+  async #use(bitmap: DirtyBitmap): Promise<void> {
+    const store = this.#store;
+    if (!bitmap.persistent || !store) return;
+    using _drained = await drain(this.#node);
+    await store.use([bitmap.name]);
+  }
+}

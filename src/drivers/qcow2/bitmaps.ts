@@ -1,0 +1,337 @@
+/**
+ * Persistent bitmaps (specification: "Bitmaps"). Control functions, on a drained node.
+ *
+ * What must hold after a crash at any point: a bitmap in the file is either right or marked in use. So the mark is on
+ * stable storage before the bitmap begins to differ from what is stored; a bitmap is stored in new clusters, under a
+ * new directory, which one write of the header names; what was there before is freed after that. While the extension is
+ * added or taken out (the header is laid out anew then), the autoclear bit is clear: nobody reads it half-written.
+ */
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { PagedBits } from '../../base/paged-bits.ts';
+import { type Bytes, MiB, type Offset } from '../../base/units.ts';
+import type { BitmapStore, BitmapToStore, StoredBitmap } from '../../block/driver.ts';
+import { setU64 } from '../../proto/nbd/words.ts';
+import {
+  BITMAP_ALL_CLEAR,
+  BITMAP_ALL_SET,
+  BITMAP_TYPE_DIRTY,
+  type BitmapEntry,
+  BitmapFlags,
+  encodeBitmapDirectory,
+  setBitmapTableEntry,
+} from '../../proto/qcow2/bitmap-directory.ts';
+import { Autoclear, BITMAP_BYTES_MAX, ExtensionType } from '../../proto/qcow2/constants.ts';
+import { encodeHeader } from '../../proto/qcow2/header.ts';
+import { bitmapsExtension, extension, setExtension } from '../../proto/qcow2/header-extensions.ts';
+import { type BitmapInFile, tableEntries } from './bitmap-read.ts';
+import type { Image } from './image.ts';
+
+/** Bytes of bits that are written at once. */
+const BATCH = MiB;
+const KNOWN_AUTOCLEAR = BigInt(Autoclear.BITMAPS | Autoclear.DATA_FILE_RAW);
+
+/** Clusters of the file. */
+interface Taken {
+  readonly at: Offset;
+  readonly clusters: number;
+}
+
+export class Bitmaps implements BitmapStore {
+  readonly #image: Image;
+  #all: readonly BitmapInFile[];
+  /** What `load` has filled, or `store` has stored, and its generation then. */
+  readonly #known = new Map<string, { readonly bits: PagedBits; readonly generation: number }>();
+  /** Clusters that a store has taken and not linked yet. */
+  #taken: Taken[] = [];
+
+  /** `all`: what the image holds, in the order of its directory. */
+  constructor(image: Image, all: readonly BitmapInFile[]) {
+    this.#image = image;
+    this.#all = all;
+  }
+
+  get stored(): readonly StoredBitmap[] {
+    return this.#all.map(({ entry, unusable }) => ({
+      name: entry.name,
+      granularity: 2 ** entry.granularityBits,
+      enabled: (entry.flags & BitmapFlags.AUTO) !== 0,
+      inconsistent: unusable,
+    }));
+  }
+
+  /** Everything of them that guest data must never be written over. */
+  note(): void {
+    const { metadata } = this.#image;
+    const place = bitmapsExtension(this.#image.header);
+    if (place) metadata.add(place.directoryOffset, place.directorySize);
+    for (const bitmap of this.#all) this.#each(bitmap, ({ at, clusters }) => metadata.add(at, this.#bytes(clusters)));
+  }
+
+  assertStorable(name: string, granularity: Bytes): void {
+    const { header } = this.#image;
+    if (header.version < 3) throw refusal(name, 'version 2 of the format does not have bitmaps', Errno.ENOTSUP);
+    if (header.size === 0) throw refusal(name, 'the disk is empty', Errno.ENOTSUP);
+    const entries = tableEntries(header.size, granularity, this.#bytes(1));
+    if (this.#bytes(entries) > BITMAP_BYTES_MAX) {
+      throw refusal(name, `with a granularity of ${granularity} bytes it would take more than 512 MiB`, Errno.EFBIG);
+    }
+  }
+
+  async load(name: string, bits: PagedBits): Promise<void> {
+    const { io, geometry } = this.#image;
+    const { table } = this.#all.find(({ entry }) => entry.name === name)!;
+    const perCluster = geometry.clusterSize * 8;
+    for (let i = 0; i < table.length; i++) {
+      const at = table[i]!;
+      if (at === BITMAP_ALL_CLEAR) continue;
+      const last = Math.min((i + 1) * perCluster, bits.length) - 1;
+      if (at === BITMAP_ALL_SET) bits.set(i * perCluster, last);
+      else bits.writeBytes(i * geometry.clusterSize, await io.read(at, geometry.clusterSize));
+    }
+    this.#known.set(name, { bits, generation: bits.generation });
+  }
+
+  async use(names: readonly string[]): Promise<void> {
+    const image = this.#image;
+    const wanted = new Set(names);
+    const mark = this.#all.filter(
+      ({ entry, unusable }) => !unusable && wanted.has(entry.name) && (entry.flags & BitmapFlags.IN_USE) === 0,
+    );
+    if (mark.length === 0) return;
+    image.assertUndamaged();
+    for (const { entry } of mark) entry.flags |= BitmapFlags.IN_USE;
+    try {
+      // In place: torn or not, each bitmap is marked or is not, and none of them has changed yet.
+      await image.io.write(bitmapsExtension(image.header)!.directoryOffset, this.#directory(this.#all));
+      await image.file.flush();
+    } catch (error) {
+      for (const { entry } of mark) entry.flags &= ~BitmapFlags.IN_USE;
+      throw error;
+    }
+  }
+
+  async store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void> {
+    const image = this.#image;
+    if (bitmaps.every((bitmap) => this.#isStored(bitmap))) return;
+    image.assertUndamaged();
+    await this.#relink(async () => {
+      const next = this.#all.filter(({ unusable }) => unusable);
+      for (const bitmap of bitmaps) next.push(await this.#stored(bitmap, inUse));
+      return next;
+    });
+    for (const { name, bits } of bitmaps) this.#known.set(name, { bits, generation: bits.generation });
+  }
+
+  async remove(name: string): Promise<void> {
+    const next = this.#all.filter(({ entry }) => entry.name !== name);
+    if (next.length === this.#all.length) return;
+    this.#image.assertUndamaged();
+    await this.#relink(async () => next);
+    this.#known.delete(name);
+  }
+
+  /** Of an image that is open for writing: an extension that means nothing any more goes, and so do bits of what is not
+   *  maintained here (specification: "autoclear_features"). What the extension led to is leaked. */
+  async clearStale(): Promise<void> {
+    const { header } = this.#image;
+    const stale = extension(header, ExtensionType.BITMAPS) !== undefined && bitmapsExtension(header) === undefined;
+    if (!stale && (header.autoclear & ~KNOWN_AUTOCLEAR) === 0n) return;
+    await this.#writeHeader(() => {
+      header.autoclear &= KNOWN_AUTOCLEAR;
+      if (stale) setExtension(header, ExtensionType.BITMAPS, undefined);
+    });
+  }
+
+  /** True when the file says all there is to say about a bitmap. */
+  #isStored({ name, enabled, bits }: BitmapToStore): boolean {
+    const flags = this.#all.find(({ entry }) => entry.name === name)?.entry.flags;
+    if (flags === undefined || (flags & BitmapFlags.IN_USE) !== 0) return false;
+    return enabled === ((flags & BitmapFlags.AUTO) !== 0) && this.#hasBits(name, bits);
+  }
+
+  #hasBits(name: string, bits: PagedBits): boolean {
+    const known = this.#known.get(name);
+    return known?.bits === bits && known.generation === bits.generation;
+  }
+
+  /** A bitmap in the file: where it is, if its bits have not changed, or in new clusters. */
+  async #stored(bitmap: BitmapToStore, inUse: boolean): Promise<BitmapInFile> {
+    const { name, granularity, enabled, bits } = bitmap;
+    this.assertStorable(name, granularity);
+    const old = this.#all.find(({ entry }) => entry.name === name);
+    const flags = (inUse ? BitmapFlags.IN_USE : 0) | (enabled ? BitmapFlags.AUTO : 0);
+    const compatible = (old?.entry.flags ?? 0) & BitmapFlags.EXTRA_DATA_COMPATIBLE;
+    const place =
+      old && this.#hasBits(name, bits)
+        ? { table: old.table, tableOffset: old.entry.tableOffset }
+        : await this.#writeBits(bits);
+    const entry: BitmapEntry = {
+      ...{ tableOffset: place.tableOffset, tableSize: place.table.length, flags: flags | compatible },
+      ...{ type: BITMAP_TYPE_DIRTY, granularityBits: Math.log2(granularity), name },
+      extraData: old?.entry.extraData ?? new Uint8Array(0),
+    };
+    return { entry, table: place.table, unusable: false };
+  }
+
+  async #writeBits(bits: PagedBits): Promise<{ readonly table: Float64Array; readonly tableOffset: Offset }> {
+    const { io, geometry } = this.#image;
+    const perCluster = geometry.clusterSize * 8;
+    const table = new Float64Array(Math.ceil(bits.length / perCluster));
+    const mixed: number[] = [];
+    for (let i = 0; i < table.length; i++) {
+      const first = i * perCluster;
+      const end = Math.min(first + perCluster, bits.length);
+      if (bits.next(first, end, true) === end) continue;
+      if (bits.next(first, end, false) === end) table[i] = BITMAP_ALL_SET;
+      else mixed.push(i);
+    }
+    for (let done = 0; done < mixed.length; ) {
+      const { at, clusters } = await this.#take(
+        Math.min(mixed.length - done, Math.max(1, BATCH / geometry.clusterSize)),
+      );
+      const bytes = new Uint8Array(this.#bytes(clusters));
+      for (let i = 0; i < clusters; i++) {
+        const index = mixed[done + i]!;
+        const part = bytes.subarray(this.#bytes(i), this.#bytes(i + 1));
+        bits.readBytes(index * geometry.clusterSize, part);
+        table[index] = at + this.#bytes(i);
+      }
+      await io.write(at, bytes);
+      done += clusters;
+    }
+    const bytes = new Uint8Array(table.length * 8);
+    const view = new DataView(bytes.buffer);
+    table.forEach((at, i) => {
+      setBitmapTableEntry(view, i, at);
+    });
+    return { table, tableOffset: await this.#write(bytes) };
+  }
+
+  /** Writes whole clusters of its own for `bytes`. */
+  async #write(bytes: Uint8Array): Promise<Offset> {
+    const clusters = Math.ceil(bytes.length / this.#bytes(1));
+    const whole = new Uint8Array(this.#bytes(clusters));
+    whole.set(bytes);
+    const at = clusters === 1 ? (await this.#take(1)).at : await this.#image.refcounts.allocate(clusters);
+    if (clusters > 1) this.#taken.push({ at, clusters });
+    await this.#image.io.write(at, whole);
+    return at;
+  }
+
+  /** 1..`want` clusters, free ones inside the file first. */
+  async #take(want: number): Promise<Taken> {
+    const { refcounts } = this.#image;
+    for (;;) {
+      const at = refcounts.take(want);
+      if (at >= 0) {
+        const taken = { at, clusters: refcounts.taken };
+        this.#taken.push(taken);
+        return taken;
+      }
+      await refcounts.prepare();
+    }
+  }
+
+  /** Makes what `prepare` answers what the image holds; it may take clusters. All or nothing. */
+  async #relink(prepare: () => Promise<readonly BitmapInFile[]>): Promise<void> {
+    const image = this.#image;
+    const old = { all: this.#all, place: bitmapsExtension(image.header) };
+    this.#taken = [];
+    let next: readonly BitmapInFile[];
+    try {
+      next = await prepare();
+      await this.#link(next);
+    } catch (error) {
+      for (const { at, clusters } of this.#taken) image.refcounts.free(at, clusters, 'other');
+      throw error;
+    }
+    this.#all = next;
+    const kept = new Set(next.map(({ entry }) => entry.tableOffset));
+    for (const bitmap of old.all) if (!kept.has(bitmap.entry.tableOffset)) this.#each(bitmap, (run) => this.#free(run));
+    if (old.place) {
+      const { directoryOffset: at, directorySize } = old.place;
+      this.#free({ at, clusters: Math.ceil(directorySize / this.#bytes(1)) });
+    }
+    this.note();
+    await image.sync.completeRefcounts();
+  }
+
+  /** Writes the directory, and makes the header name it once all that it leads to is stable. */
+  async #link(all: readonly BitmapInFile[]): Promise<void> {
+    const { header, sync } = this.#image;
+    let place: Uint8Array | undefined;
+    if (all.length > 0) {
+      const directory = this.#directory(all);
+      place = new Uint8Array(24);
+      const view = new DataView(place.buffer);
+      view.setUint32(0, all.length);
+      setU64(view, 8, directory.length);
+      setU64(view, 16, await this.#write(directory));
+    }
+    await sync.completeRefcounts();
+    // From here on the file may name them, whatever comes of it.
+    this.#taken = [];
+    const bit = BigInt(Autoclear.BITMAPS);
+    const old = extension(header, ExtensionType.BITMAPS);
+    if (place === undefined) {
+      await this.#writeHeader(() => {
+        header.autoclear &= ~bit;
+      });
+    } else if (old === undefined) await this.#writeHeader(() => this.#setPlace(place));
+    await this.#writeHeader(() => {
+      if (place !== undefined) header.autoclear |= bit;
+      this.#setPlace(place);
+    });
+  }
+
+  /** In a small cluster there may be no room for the names of features, which are for people only. */
+  #setPlace(place: Uint8Array | undefined): void {
+    const { header } = this.#image;
+    setExtension(header, ExtensionType.BITMAPS, place);
+    try {
+      encodeHeader(header);
+    } catch (error) {
+      if (!(error instanceof BlockError) || error.errno !== Errno.ENOSPC) throw error;
+      setExtension(header, ExtensionType.FEATURE_NAMES, undefined);
+    }
+  }
+
+  /** Changes the header, on stable storage. */
+  async #writeHeader(change: () => void): Promise<void> {
+    const { header, file } = this.#image;
+    const before = { autoclear: header.autoclear, extensions: [...header.extensions] };
+    try {
+      change();
+      await this.#image.writeHeader();
+      await file.flush();
+    } catch (error) {
+      Object.assign(header, before);
+      throw error;
+    }
+  }
+
+  #directory(all: readonly BitmapInFile[]): Uint8Array {
+    const entries = all.map(({ entry }) => entry);
+    return encodeBitmapDirectory(entries, this.#bytes(1));
+  }
+
+  /** The clusters of a bitmap: its table's, and those of bits. */
+  #each({ entry, table }: BitmapInFile, visit: (run: Taken) => void): void {
+    if (table.length === 0) return;
+    visit({ at: entry.tableOffset, clusters: Math.ceil((table.length * 8) / this.#bytes(1)) });
+    for (const at of table) if (at > BITMAP_ALL_SET) visit({ at, clusters: 1 });
+  }
+
+  #free({ at, clusters }: Taken): void {
+    this.#image.metadata.delete(at, this.#bytes(clusters));
+    this.#image.refcounts.free(at, clusters, 'other');
+  }
+
+  #bytes(clusters: number): Bytes {
+    return clusters * this.#image.geometry.clusterSize;
+  }
+}
+
+function refusal(name: string, why: string, errno: number): BlockError {
+  return new BlockError(errno, `Could not store bitmap '${name}': ${why}`);
+}

@@ -1,0 +1,260 @@
+/** Damaged tables and refcounts, one kind of damage each: see testing-hostile.ts. */
+import { test } from 'node:test';
+import { needs, scratch } from '../../../test/harness.ts';
+import { KiB, MiB } from '../../base/units.ts';
+import { type Row, type Template, tryRows } from './testing-hostile.ts';
+
+const PLAIN: Template = {};
+const V2: Template = { options: { compat: '0.10' } };
+const SNAPSHOTS: Template = { snapshots: 2 };
+const SUBCLUSTERS: Template = { options: { 'extended-l2': true, 'cluster-size': 16 * KiB } };
+
+const COPIED = 1n << 63n;
+const copied = (at: number): bigint => COPIED | BigInt(at);
+
+const RESERVED = 'QEMU ignores reserved bits; an entry with one is not what its writer meant';
+const BEYOND = 'QEMU reads zeroes there; offsets of 2^53 and more are refused here';
+const SHARED = 'QEMU writes to the table until something it checks for is hit; here nothing is written';
+const UNCOUNTED = 'QEMU looks at a refcount only when it allocates there; here metadata is looked up before';
+
+const TABLES: readonly Row[] = [
+  {
+    name: 'an L1 entry with a reserved bit',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1, copied(p.l2) | (1n << 56n)),
+    read: /L1 entry 0 is invalid/,
+    write: /L1 entry 0 is invalid/,
+    qemu: { read: RESERVED, write: RESERVED },
+  },
+  {
+    name: 'an L1 entry at an odd place',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1, copied(p.l2 + 512)),
+    read: /L1 entry 0 is invalid/,
+    write: /L1 entry 0 is invalid/,
+  },
+  { name: 'an L1 entry beyond the file', template: PLAIN, poke: (p) => p.u64(p.l1, copied(16 * MiB)) },
+  {
+    name: 'an L1 entry beyond 2^53',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1, COPIED | (1n << 55n)),
+    read: /L1 entry 0 is invalid/,
+    write: /L1 entry 0 is invalid/,
+    qemu: { read: BEYOND },
+  },
+  {
+    name: 'an L1 entry that names the L1 table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1, copied(p.l1)),
+    write: /L2 table 0 is at 3072, where other metadata is/,
+  },
+  {
+    name: 'an L1 entry that names the refcount block',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1, copied(p.refcounts)),
+    write: /L2 table 0 is at 2048, where other metadata is/,
+  },
+  {
+    name: 'two L1 entries that name one table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l1 + 8, copied(p.l2)),
+    write: /L2 table 1 is at 4096, where other metadata is/,
+    qemu: { write: SHARED },
+  },
+  {
+    name: 'an L2 entry of 0xbfffffffffff0000',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, 0xbfffffffffff0000n),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    qemu: { read: RESERVED },
+  },
+  {
+    name: 'an L2 entry at an odd place',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.data + 512)),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+  },
+  {
+    name: 'an L2 entry with a reserved low bit',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.data) | 2n),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    qemu: { read: RESERVED, write: RESERVED },
+  },
+  {
+    name: 'an L2 entry with a reserved high bit',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.data) | (1n << 56n)),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    qemu: { read: RESERVED, write: RESERVED },
+  },
+  { name: 'an L2 entry beyond the file', template: PLAIN, poke: (p) => p.u64(p.l2, copied(16 * MiB)) },
+  {
+    name: 'an L2 entry beyond 2^53',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, COPIED | (1n << 55n)),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    qemu: { read: BEYOND },
+  },
+  {
+    name: 'a zero flag in version 2',
+    template: V2,
+    poke: (p) => p.u64(p.l2, 1),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+  },
+  {
+    name: 'data in the L1 table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.l1)),
+    write: /data cluster 0 of the disk is at 3072, where metadata is/,
+  },
+  {
+    name: 'data in its L2 table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.l2)),
+    write: /data cluster 0 of the disk is at 4096, where metadata is/,
+  },
+  {
+    name: 'data in the refcount block',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.refcounts)),
+    write: /data cluster 0 of the disk is at 2048, where metadata is/,
+  },
+  {
+    name: 'data in the refcount table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.l2, copied(p.refcountTable)),
+    write: /data cluster 0 of the disk is at 1024, where metadata is/,
+  },
+  {
+    name: 'data in the snapshot table',
+    template: SNAPSHOTS,
+    poke: (p) => p.u64(p.l2, copied(p.snapshots)),
+    write: /data cluster 0 of the disk is at 140288, where metadata is/,
+  },
+  {
+    name: 'data in the L1 table of a snapshot',
+    template: SNAPSHOTS,
+    poke: (p) => p.u64(p.l2, copied(p.number(p.snapshots))),
+    write: /data cluster 0 of the disk is at 137216, where metadata is/,
+  },
+  { name: 'data in the header, by an entry with COPIED', template: PLAIN, poke: (p) => p.u64(p.l2, COPIED) },
+  {
+    name: 'a subcluster allocated and zero',
+    template: SUBCLUSTERS,
+    poke: (p) => p.u32(p.l2 + 8, 1),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+  },
+  {
+    name: 'the zero flag in an extended entry',
+    template: SUBCLUSTERS,
+    poke: (p) => p.u64(p.l2, copied(p.data) | 1n),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    qemu: { read: RESERVED, write: RESERVED },
+  },
+  {
+    name: 'subclusters allocated nowhere',
+    template: SUBCLUSTERS,
+    poke: (p) => p.u64(p.l2, 0),
+    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+  },
+];
+
+const REFCOUNTS: readonly Row[] = [
+  {
+    name: 'no refcount block',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, 0),
+    write: /there is no refcount block for the metadata at 0/,
+  },
+  {
+    name: 'a refcount block at offset 0, by a reserved bit',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, COPIED),
+    write: /refcount table entry 0 is invalid: 0x[0-9a-f]+/,
+  },
+  {
+    name: 'a refcount block at an odd place',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, p.refcounts + 512),
+    write: /refcount table entry 0 is invalid: 0x[0-9a-f]+/,
+  },
+  {
+    name: 'a refcount block beyond the file',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, 16 * MiB),
+    write: /the refcount of the metadata at 0 is 0/,
+  },
+  {
+    name: 'a refcount block beyond 2^53',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, 1n << 55n),
+    write: /refcount table entry 0 is invalid: 0x[0-9a-f]+/,
+  },
+  {
+    name: 'a refcount block in the L1 table',
+    template: PLAIN,
+    poke: (p) => p.u64(p.refcountTable, p.l1),
+    write: /refcount block 0 is at 3072, where other metadata is/,
+  },
+  {
+    name: 'a refcount table of nothing but the first block',
+    template: PLAIN,
+    poke: (p) => {
+      for (let i = 0; i < 128; i++) p.u64(p.refcountTable + i * 8, p.refcounts);
+    },
+    write: /refcount block 1 is at 2048, where other metadata is/,
+    qemu: { write: UNCOUNTED },
+  },
+  {
+    name: 'no refcounts',
+    template: PLAIN,
+    poke: (p) => p.set(p.refcounts, new Uint8Array(KiB)),
+    write: /the refcount of the metadata at 0 is 0/,
+  },
+  {
+    name: 'no refcount of the header',
+    template: PLAIN,
+    poke: (p) => p.refcount(0, 0),
+    write: /the refcount of the metadata at 0 is 0/,
+    qemu: { write: UNCOUNTED },
+  },
+  {
+    name: 'no refcount of the L1 table',
+    template: PLAIN,
+    poke: (p) => p.refcount(p.l1, 0),
+    write: /the refcount of the metadata at 3072 is 0/,
+    qemu: { write: UNCOUNTED },
+  },
+  {
+    name: 'no refcount of an L2 table',
+    template: PLAIN,
+    poke: (p) => p.refcount(p.l2, 0),
+    write: /the refcount of the metadata at 4096 is 0/,
+    qemu: { write: UNCOUNTED },
+  },
+  {
+    name: 'no refcount of the refcount block',
+    template: PLAIN,
+    poke: (p) => p.refcount(p.refcounts, 0),
+    write: /the refcount of the metadata at 2048 is 0/,
+    qemu: { write: UNCOUNTED },
+  },
+  { name: 'no refcount of data', template: PLAIN, poke: (p) => p.refcount(p.data, 0) },
+  { name: 'refcounts of 65535', template: PLAIN, poke: (p) => p.set(p.refcounts, new Uint8Array(KiB).fill(255)) },
+];
+
+const OPTIONS = { ...needs('qemu-io'), timeout: 120_000 };
+
+test('damaged tables are read where that can be, and never written over', OPTIONS, (t) => tryRows(scratch(t), TABLES));
+
+test('wrong refcounts never lead to a write over metadata', OPTIONS, (t) => tryRows(scratch(t), REFCOUNTS));

@@ -1,0 +1,128 @@
+/** Looking at the beginning of an image, without opening a node: no lock, nothing written, no other file. */
+import type { Stats } from 'node:fs';
+import { constants, type FileHandle, open } from 'node:fs/promises';
+import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+import type { Bytes, Offset } from '../base/units.ts';
+import { deviceSize } from '../native/file.ts';
+import { clusterSizeOf, parseHeader, type Qcow2Header } from '../proto/qcow2/header.ts';
+import { MAGIC_BYTES, magicOf } from './magic.ts';
+
+export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
+  return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
+}
+
+/** A file that is open for being looked at. */
+export class ImageHead implements AsyncDisposable {
+  readonly path: string;
+  readonly kind: 'file' | 'block' | 'other';
+  /** Bytes; of a device its capacity. */
+  readonly length: Bytes;
+  readonly allocated: Bytes;
+  readonly dev: number;
+  readonly ino: number;
+  readonly fd: number;
+  readonly #handle: FileHandle;
+
+  private constructor(
+    path: string,
+    handle: FileHandle,
+    about: Pick<ImageHead, 'kind' | 'length' | 'allocated' | 'dev' | 'ino'>,
+  ) {
+    this.path = path;
+    this.#handle = handle;
+    this.fd = handle.fd;
+    this.kind = about.kind;
+    this.length = about.length;
+    this.allocated = about.allocated;
+    this.dev = about.dev;
+    this.ino = about.ino;
+  }
+
+  /** BlockError as the system has it. `follow`: the path may be a symbolic link. */
+  static async open(path: string, follow = true): Promise<ImageHead> {
+    // Without O_NONBLOCK a FIFO would keep us waiting for its other end.
+    const flags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (follow ? 0 : (constants.O_NOFOLLOW ?? 0));
+    let handle: FileHandle | undefined;
+    try {
+      handle = await open(path, flags);
+      const stats = await handle.stat();
+      const block = stats.isBlockDevice();
+      return new ImageHead(path, handle, {
+        kind: kindOf(stats),
+        length: block ? deviceLength(path, handle.fd) : stats.size,
+        allocated: stats.blocks * 512,
+        dev: stats.dev,
+        ino: stats.ino,
+      });
+    } catch (error) {
+      await handle?.close();
+      throw openError(path, error);
+    }
+  }
+
+  /** Fewer bytes where the file ends. */
+  async read(at: Offset, length: Bytes): Promise<Uint8Array> {
+    const bytes = new Uint8Array(Math.max(0, Math.min(length, this.length - at)));
+    let done = 0;
+    try {
+      while (done < bytes.length) {
+        const { bytesRead } = await this.#handle.read(bytes, done, bytes.length - done, at + done);
+        if (bytesRead === 0) break;
+        done += bytesRead;
+      }
+    } catch (error) {
+      const errno = errnoOf(error);
+      throw new BlockError(errno, `Could not read '${this.path}': ${errnoText(errno)}`, { cause: error });
+    }
+    return bytes.subarray(0, done);
+  }
+
+  /** The format that the first bytes are of; undefined where they are of none that is known. */
+  async magic(): Promise<string | undefined> {
+    return magicOf(await this.read(0, MAGIC_BYTES));
+  }
+
+  /** The header of a qcow2 image. Errors as parseHeader has them, with the file's name. */
+  async qcow2Header(): Promise<Qcow2Header> {
+    try {
+      const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
+      return parseHeader(await this.read(0, clusterSize), this.length);
+    } catch (error) {
+      throw ofImage(error, this.path);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#handle.close();
+  }
+}
+
+/** A driver knows an image as "the image"; whoever opened it knows its name. */
+export function ofImage(error: unknown, path: string): unknown {
+  if (!(error instanceof BlockError) || !/^Could not \w+ the image:/.test(error.message)) return error;
+  const message = error.message.replace('the image:', () => `'${path}':`);
+  return new BlockError(error.errno, message, { where: { ...error.where, path }, cause: error.cause });
+}
+
+export function openError(path: string, error: unknown): BlockError {
+  if (error instanceof BlockError) return error;
+  const errno = errnoOf(error);
+  return new BlockError(errno, `Could not open '${path}': ${errnoText(errno)}`, {
+    where: { path, op: 'open' },
+    cause: error,
+  });
+}
+
+/** stat(2) says 0 of a device. */
+function deviceLength(path: string, fd: number): Bytes {
+  const length = deviceSize(fd);
+  if (length < 0) throw new BlockError(length, `Could not get the size of '${path}': ${errnoText(length)}`);
+  return length;
+}
+
+/** EINVAL for what is neither a file nor a block device: nothing of it has been read. */
+export function assertImageFile(head: ImageHead): void {
+  if (head.kind === 'other') {
+    throw new BlockError(Errno.EINVAL, `Could not open '${head.path}': neither a regular file nor a block device`);
+  }
+}

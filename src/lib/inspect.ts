@@ -1,0 +1,155 @@
+/** What an image says of itself. */
+import { BlockError, Errno } from '../base/errors.ts';
+import { type Bytes, KiB } from '../base/units.ts';
+import type { SnapshotInfo } from '../block/driver.ts';
+import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
+import { BitmapFlags, parseBitmapDirectory } from '../proto/qcow2/bitmap-directory.ts';
+import { Autoclear, Compatible, Crypt, Incompatible } from '../proto/qcow2/constants.ts';
+import { type FeatureKind, featureName } from '../proto/qcow2/features.ts';
+import type { Qcow2Header } from '../proto/qcow2/header.ts';
+import { backingFormat, bitmapsExtension, dataFileName } from '../proto/qcow2/header-extensions.ts';
+import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
+import { assertImageFile, ImageHead } from './image-head.ts';
+import { type Format, formatByName } from './options.ts';
+
+/** Plain data. */
+export interface ImageInfo {
+  readonly filename: string;
+  /** raw, qcow2, or another one that is known by its first bytes, and nothing else of it. */
+  readonly format: string;
+  /** Of the guest's disk, in bytes; null where the format is not supported. */
+  readonly virtualSize: Bytes | null;
+  /** Of the file, or the device. */
+  readonly fileSize: Bytes;
+  /** Bytes that the file takes on the disk. */
+  readonly allocatedSize: Bytes;
+  readonly qcow2?: Qcow2Info;
+}
+
+export interface Qcow2Info {
+  readonly compat: '0.10' | '1.1';
+  readonly clusterSize: Bytes;
+  readonly refcountBits: number;
+  readonly compressionType: 'zlib' | 'zstd';
+  readonly lazyRefcounts: boolean;
+  readonly extendedL2: boolean;
+  /** It was not closed cleanly: refcounts may be wrong. */
+  readonly dirty: boolean;
+  readonly corrupt: boolean;
+  /** What these are called: our name, else the image's, else the number of the bit. */
+  readonly features: Readonly<Record<FeatureKind, readonly string[]>>;
+  readonly l1: { readonly offset: number; readonly entries: number };
+  readonly refcountTable: { readonly offset: number; readonly clusters: number };
+  /** As the image has it: not looked up, and not to be trusted. */
+  readonly backingFile: string | null;
+  readonly backingFormat: string | null;
+  readonly dataFile: string | null;
+  readonly dataFileRaw: boolean;
+  readonly encryption: 'aes' | 'luks' | null;
+  readonly snapshots: readonly SnapshotInfo[];
+  readonly bitmaps: readonly StoredBitmap[];
+  /** Type in hexadecimal, and bytes. */
+  readonly extensions: readonly { readonly type: string; readonly length: Bytes }[];
+}
+
+export interface StoredBitmap {
+  readonly name: string;
+  /** Bytes of the guest's disk that a bit stands for. */
+  readonly granularity: Bytes;
+  /** It was not saved properly: nobody knows what it should hold. */
+  readonly inUse: boolean;
+  /** It records writes. */
+  readonly auto: boolean;
+}
+
+/**
+ * What an image says of itself: its header, features, snapshots, bitmaps and the names of other files in it. Only the
+ * image is opened, read-only and without a lock: no name in it is followed. Memory is bounded by what the format allows
+ * its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features that are not known.
+ */
+export async function inspect(
+  path: string,
+  options: { readonly format?: Format | undefined } = {},
+): Promise<ImageInfo> {
+  if (typeof path !== 'string' || path === '' || path.includes('\0')) {
+    throw new BlockError(Errno.EINVAL, 'Could not inspect the image: expected a file name');
+  }
+  await using head = await ImageHead.open(path);
+  assertImageFile(head);
+  // Looking does no harm: here the content may say what it is.
+  const format = options.format ?? formatByName(path) ?? (await head.magic()) ?? 'raw';
+  const header = format === 'qcow2' ? await head.qcow2Header() : undefined;
+  return {
+    ...{ filename: path, format },
+    virtualSize: header?.size ?? (format === 'raw' ? head.length : null),
+    ...{ fileSize: head.length, allocatedSize: head.allocated },
+    ...(header ? { qcow2: await qcow2Info(head, header) } : {}),
+  };
+}
+
+async function qcow2Info(head: ImageHead, header: Qcow2Header): Promise<Qcow2Info> {
+  const has = (bit: number): boolean => (header.incompatible & bit) !== 0;
+  return {
+    compat: header.version === 2 ? '0.10' : '1.1',
+    clusterSize: 2 ** header.clusterBits,
+    refcountBits: 2 ** header.refcountOrder,
+    compressionType: header.compressionType === 0 ? 'zlib' : 'zstd',
+    lazyRefcounts: hasBit(header.compatible, Compatible.LAZY_REFCOUNTS),
+    extendedL2: has(Incompatible.EXTENDED_L2),
+    dirty: has(Incompatible.DIRTY),
+    corrupt: has(Incompatible.CORRUPT),
+    features: {
+      incompatible: features(header, 'incompatible', BigInt(header.incompatible)),
+      compatible: features(header, 'compatible', header.compatible),
+      autoclear: features(header, 'autoclear', header.autoclear),
+    },
+    l1: { offset: header.l1Offset, entries: header.l1Size },
+    refcountTable: { offset: header.refcountTableOffset, clusters: header.refcountTableClusters },
+    backingFile: header.backingFile ?? null,
+    backingFormat: backingFormat(header) ?? null,
+    dataFile: dataFileName(header) ?? null,
+    dataFileRaw: hasBit(header.autoclear, Autoclear.DATA_FILE_RAW),
+    encryption: header.cryptMethod === Crypt.NONE ? null : header.cryptMethod === Crypt.AES ? 'aes' : 'luks',
+    snapshots: await snapshots(head, header),
+    bitmaps: await bitmaps(head, header),
+    extensions: header.extensions.map(({ type, data }) => ({ type: `0x${type.toString(16)}`, length: data.length })),
+  };
+}
+
+/** The feature fields are 64 bits wide, as bigints. */
+function hasBit(bits: bigint, bit: number): boolean {
+  return (bits & BigInt(bit)) !== 0n;
+}
+
+function features(header: Qcow2Header, kind: FeatureKind, bits: bigint): string[] {
+  const names: string[] = [];
+  for (let bit = 0; bit < 64; bit++) {
+    if (hasBit(bits >> BigInt(bit), 1)) names.push(featureName(header, kind, bit) ?? `bit ${bit}`);
+  }
+  return names;
+}
+
+async function snapshots(head: ImageHead, header: Qcow2Header): Promise<SnapshotInfo[]> {
+  if (header.snapshotCount === 0) return [];
+  const parser = new SnapshotTableParser(header, head.length);
+  while (parser.needed > 0) {
+    const bytes = await head.read(parser.at, Math.max(parser.needed, 64 * KiB));
+    if (bytes.length < parser.needed) {
+      throw new BlockError(Errno.EINVAL, `Could not read the snapshots of '${head.path}': the file ends before`);
+    }
+    parser.take(bytes);
+  }
+  return parser.entries.map((entry) => snapshotInfo(entry, header.size));
+}
+
+async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<StoredBitmap[]> {
+  const where = bitmapsExtension(header);
+  if (!where) return [];
+  const bytes = await head.read(where.directoryOffset, where.directorySize);
+  return parseBitmapDirectory(bytes, where.count, 2 ** header.clusterBits).map(({ name, granularityBits, flags }) => ({
+    name,
+    granularity: 2 ** granularityBits,
+    inUse: (flags & BitmapFlags.IN_USE) !== 0,
+    auto: (flags & BitmapFlags.AUTO) !== 0,
+  }));
+}

@@ -1,0 +1,56 @@
+/** Functions on images as a whole, inside an IOThread. */
+import type { AioContext } from '../aio/context.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { BlockBackend } from '../block/backend.ts';
+import { checkImage, createImage, withSnapshots } from '../block/control.ts';
+import type { CheckResult, SnapshotControl, SnapshotInfo } from '../block/driver.ts';
+import type { NodeOptions } from '../block/graph.ts';
+import { ofImage } from './image-head.ts';
+import type { CheckImageMessage, CreateMessage, SnapshotMessage, SnapshotReply } from './messages.ts';
+import type { BlockdevOptions } from './options.ts';
+import { probe } from './probe.ts';
+
+export async function makeImage(context: AioContext, message: CreateMessage): Promise<void> {
+  const { format, file, dataFile, options } = message;
+  await createImage(
+    context,
+    format,
+    { file: node(file), ...(dataFile ? { 'data-file': node(dataFile) } : {}) },
+    options,
+  );
+}
+
+/** Checks an image that is not open. No other file is looked at. */
+export async function checkFile(context: AioContext, message: CheckImageMessage): Promise<CheckResult> {
+  const { name, probed, fix } = message;
+  try {
+    const options = probed ? await probe(message.options, name) : message.options;
+    const { file } = options as { readonly file?: BlockdevOptions };
+    if (!file) throw new BlockError(Errno.ENOTSUP, `Could not check '${name}': it is not in a file`);
+    return await checkImage(context, options.driver, { file: node(file) }, fix);
+  } catch (error) {
+    throw ofImage(error, name);
+  }
+}
+
+function node(options: BlockdevOptions): NodeOptions {
+  return options as unknown as NodeOptions;
+}
+
+export function snapshots(blk: BlockBackend, { action, which }: SnapshotMessage): Promise<SnapshotReply> {
+  return withSnapshots(blk, async (control) => {
+    const about = await act(control, action, which);
+    return { snapshots: about, size: blk.length };
+  });
+}
+
+async function act(
+  control: SnapshotControl,
+  action: SnapshotMessage['action'],
+  which: string,
+): Promise<readonly SnapshotInfo[]> {
+  if (action === 'create') return [await control.create(which)];
+  if (action === 'delete') return [await control.delete(which)];
+  if (action === 'apply') await control.apply(which);
+  return control.list();
+}
