@@ -136,7 +136,7 @@ export class Bitmaps implements BitmapStore {
     const { header } = this.#image;
     const stale = extension(header, ExtensionType.BITMAPS) !== undefined && bitmapsExtension(header) === undefined;
     if (!stale && (header.autoclear & ~KNOWN_AUTOCLEAR) === 0n) return;
-    await this.#writeHeader(() => {
+    await this.#image.changeHeader(() => {
       header.autoclear &= KNOWN_AUTOCLEAR;
       if (stale) setExtension(header, ExtensionType.BITMAPS, undefined);
     });
@@ -274,11 +274,11 @@ export class Bitmaps implements BitmapStore {
     const bit = BigInt(Autoclear.BITMAPS);
     const old = extension(header, ExtensionType.BITMAPS);
     if (place === undefined) {
-      await this.#writeHeader(() => {
+      await this.#image.changeHeader(() => {
         header.autoclear &= ~bit;
       });
-    } else if (old === undefined) await this.#writeHeader(() => this.#setPlace(place));
-    await this.#writeHeader(() => {
+    } else if (old === undefined) await this.#image.changeHeader(() => this.#setPlace(place));
+    await this.#image.changeHeader(() => {
       if (place !== undefined) header.autoclear |= bit;
       this.#setPlace(place);
     });
@@ -293,20 +293,6 @@ export class Bitmaps implements BitmapStore {
     } catch (error) {
       if (!(error instanceof BlockError) || error.errno !== Errno.ENOSPC) throw error;
       setExtension(header, ExtensionType.FEATURE_NAMES, undefined);
-    }
-  }
-
-  /** Changes the header, on stable storage. */
-  async #writeHeader(change: () => void): Promise<void> {
-    const { header, file } = this.#image;
-    const before = { autoclear: header.autoclear, extensions: [...header.extensions] };
-    try {
-      change();
-      await this.#image.writeHeader();
-      await file.flush();
-    } catch (error) {
-      Object.assign(header, before);
-      throw error;
     }
   }
 

@@ -17,8 +17,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AioContext } from '../../aio/context.ts';
 import type { JournalEntry } from '../../aio/sim/journal.ts';
+import type { ScriptedFault } from '../../aio/sim/sim.ts';
 import { PageStore } from '../../aio/sim/pages.ts';
 import { Sim } from '../../aio/sim/sim.ts';
+import type { BlockError } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
 import { Prng } from '../../base/prng.ts';
 import { MiB, SECTOR } from '../../base/units.ts';
@@ -84,6 +86,13 @@ interface Examined {
   readonly found: readonly Found[];
 }
 
+export interface FaultOutcome {
+  /** The fault has happened. */
+  readonly came: boolean;
+  /** What the guest was told. */
+  readonly errors: readonly BlockError[];
+}
+
 /** A state that breaks a promise. Its files are kept. */
 export class CrashFailure extends Error {}
 
@@ -126,6 +135,26 @@ export class CrashRunner {
     const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), most, prng);
     await this.#examineAll(plan, guest, new CrashReplay(prepared.files, guest.journal), points);
     this.totals.workloads++;
+  }
+
+  /** Runs a workload with a fault in it, and examines what it leaves. False when the fault did not come. */
+  async fault(plan: Plan, fault: ScriptedFault): Promise<FaultOutcome> {
+    const prepared = await this.#prepare(plan);
+    const guest = new Guest(plan.format, prepared, plan.seed, 1000);
+    await guest.open();
+    guest.sim.inject(fault);
+    await guest.perform(plan.steps, plan.atOnce);
+    await guest.closeAnyway();
+    const came = guest.sim.faults.waiting === 0;
+    const files = new Map([...guest.sim.disk.files].map(([path, file]) => [path, file.cached.clone()] as const));
+    const what = `after ${JSON.stringify(fault)}`;
+    const moment = guest.journal.moment;
+    const state = { point: { moment, what, must: true, fates: new Map() }, files, hash: '' };
+    const examined = await this.#examine(plan, state, this.#peers[0]!);
+    this.#count(examined);
+    const problem = this.#problem(guest, state.point, examined);
+    if (problem !== undefined) throw fail(plan, guest, state, problem);
+    return { came, errors: guest.errors };
   }
 
   async #prepare(plan: Plan): Promise<Prepared> {
