@@ -30,8 +30,8 @@ export async function amend(image: Image, writer: Writer, changes: Readonly<Reco
   assertPossible(image, version, order, lazy);
   if (version === 3 && image.header.version === 2) await upgrade(image);
   if (order !== image.header.refcountOrder) await changeRefcounts(image, order);
-  if (lazy !== isLazy(image)) await change(image, () => setLazy(image, lazy));
-  if ('backing-file' in changes || 'backing-fmt' in changes) await change(image, () => setBacking(image, changes));
+  if (lazy !== isLazy(image)) await image.changeHeader(() => setLazy(image, lazy));
+  if ('backing-file' in changes || 'backing-fmt' in changes) await image.changeHeader(() => setBacking(image, changes));
   if (version === 2 && image.header.version === 3) await downgrade(image, writer);
 }
 
@@ -67,22 +67,8 @@ function assertPossible(image: Image, version: 2 | 3, order: number, lazy: boole
   }
 }
 
-/** Changes the header in memory, then on the disk. */
-async function change(image: Image, edit: () => void): Promise<void> {
-  const { header } = image;
-  const before = { ...header, extensions: [...header.extensions] };
-  try {
-    edit();
-    await image.writeHeader();
-    await image.file.flush();
-  } catch (error) {
-    Object.assign(header, before);
-    throw error;
-  }
-}
-
 async function upgrade(image: Image): Promise<void> {
-  await change(image, () => {
+  await image.changeHeader(() => {
     image.header.version = 3;
     setExtension(image.header, ExtensionType.FEATURE_NAMES, defaultFeatureNames());
   });
@@ -115,7 +101,7 @@ async function downgrade(image: Image, writer: Writer): Promise<void> {
     }
   }
   await image.sync.completeRefcounts();
-  await change(image, () => {
+  await image.changeHeader(() => {
     image.header.version = 2;
     image.header.compatible = 0n;
     setExtension(image.header, ExtensionType.FEATURE_NAMES, undefined);
@@ -159,6 +145,7 @@ async function changeRefcounts(image: Image, order: number): Promise<void> {
   const perBlock = (clusterSize * 8) / 2 ** order;
   const end = first + blocks + tableClusters;
   const table = new Float64Array((tableClusters * clusterSize) / 8);
+  refcounts.use(end);
   for (let block = 0; block < blocks; block++) {
     const bytes = new Uint8Array(clusterSize);
     const view = new DataView(bytes.buffer);
@@ -183,7 +170,7 @@ async function changeRefcounts(image: Image, order: number): Promise<void> {
   await image.file.truncate(alignUp(Math.max(end * clusterSize, image.file.length), clusterSize));
   await image.file.flush();
   const old = { at: header.refcountTableOffset, clusters: header.refcountTableClusters, blocks: refcounts.table };
-  await change(image, () => {
+  await image.changeHeader(() => {
     header.refcountOrder = order;
     header.refcountTableOffset = (first + blocks) * clusterSize;
     header.refcountTableClusters = tableClusters;

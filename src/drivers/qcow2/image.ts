@@ -88,9 +88,15 @@ export class Image {
   compressed!: CompressedClusters;
   /** Null where a snapshot is shown. */
   bitmaps: Bitmaps | null = null;
+  /** A write of the header has failed, or was not made stable: it is written again before anything relies on it. */
+  headerUnsure = false;
+  /** Refcounts and COPIED flags may differ, since something failed on the way: the dirty bit stays until a repair. */
+  unsettled = false;
   /** Why the image must not be written any more. */
   damage: BlockError | null = null;
   #marked = false;
+  /** Held while the header is written: of two writes at once nobody knows which one is there in the end. */
+  readonly #headerMutex = new CoMutex('qcow2 header');
 
   constructor(
     context: OpenContext,
@@ -126,14 +132,37 @@ export class Image {
     return (this.header.incompatible & incompatible) !== 0;
   }
 
-  /** Writes the header's sectors. Not flushed. */
-  async writeHeader(): Promise<void> {
+  /** Changes the header, on stable storage. Where that fails it is as it was, and will be written again. */
+  async changeHeader(edit: () => void): Promise<void> {
+    using _held = await this.#headerMutex.lock();
+    const { header } = this;
+    const before = { ...header, extensions: [...header.extensions] };
+    try {
+      edit();
+      const bytes = encodeHeader(header);
+      this.headerUnsure = true;
+      await this.io.write(0, bytes);
+      await this.file.flush();
+      this.headerUnsure = false;
+    } catch (error) {
+      Object.assign(header, before);
+      throw error;
+    }
+  }
+
+  /** Writes the header again where nobody knows what is there. Not flushed. */
+  async rewriteHeader(): Promise<void> {
+    using _held = await this.#headerMutex.lock();
+    if (!this.headerUnsure) return;
     await this.io.write(0, encodeHeader(this.header));
+    this.headerUnsure = false;
   }
 
   /** Sets or clears an incompatible bit on stable storage. Version 2 has none: nothing happens. */
   async mark(bit: number, on: boolean): Promise<void> {
-    if (this.header.version < 3 || this.has(bit) === on) return;
+    if (this.header.version < 3 || (bit === Incompatible.DIRTY && !on && this.unsettled)) return;
+    using _held = await this.#headerMutex.lock();
+    if (this.has(bit) === on) return;
     this.header.incompatible = on ? this.header.incompatible | bit : this.header.incompatible & ~bit;
     try {
       // No more than that: the rest of a damaged header stays as it is.
@@ -142,6 +171,7 @@ export class Image {
       await this.file.flush();
     } catch (error) {
       this.header.incompatible = on ? this.header.incompatible & ~bit : this.header.incompatible | bit;
+      this.headerUnsure = true;
       throw error;
     }
   }
@@ -186,6 +216,7 @@ export class Image {
   /** All that was found has been mended. */
   repaired(): void {
     this.damage = null;
+    this.unsettled = false;
     this.#marked = false;
   }
 

@@ -192,18 +192,24 @@ export class Refcounts {
     return this.#keyOf(at / this.#clusterSize) === 0 ? 0 : await this.count(at);
   }
 
-  /** Forgets free clusters at the end of the file; returns where the last one in use ends. For control functions. */
-  async trim(): Promise<Offset> {
+  /** Clusters up to number `end` do not read as zeroes from now on. */
+  use(end: number): void {
+    this.#fresh = Math.max(this.#fresh, end);
+  }
+
+  /** Cuts free clusters at the end off the file. For control functions. */
+  async trim(): Promise<void> {
+    const { file } = this.#image;
     let end = this.#fresh;
     while (end > 0) {
       if (this.#keyOf(end - 1) === 0) end = alignDown(end - 1, this.#perBlock);
       else if ((await this.count((end - 1) * this.#clusterSize)) === 0) end--;
       else break;
     }
+    if (end * this.#clusterSize < file.length) await file.truncate(end * this.#clusterSize);
     this.#reusable = this.#reusable.filter((range) => range.first + range.count <= end);
     this.#next = Math.min(this.#next, end);
     this.#fresh = end;
-    return this.end;
   }
 
   /** What has been freed up to now: to be given to {@link settle} once it is unlinked on the disk, or back. */
@@ -421,21 +427,16 @@ export class Refcounts {
     for (let i = 0; i < blocks + clusters; i++) setRefcount(view, i, this.#order, 1);
     for (let i = 0; i < blocks; i++) table[block + i] = (first + i) * size;
     for (let i = 0; i < table.length; i++) encodeTableEntry(view, blocks * size + i * 8, table[i]!, 0);
+    // Before it is written: a sync makes the file no longer than this, and clusters from here on count as zeroes.
+    this.use(first + blocks + clusters);
     await image.io.write(first * size, bytes);
     await image.file.flush();
     const old = { at: header.refcountTableOffset, clusters: header.refcountTableClusters };
-    header.refcountTableOffset = (first + blocks) * size;
-    header.refcountTableClusters = clusters;
-    try {
-      await image.writeHeader();
-      await image.file.flush();
-    } catch (error) {
-      header.refcountTableOffset = old.at;
-      header.refcountTableClusters = old.clusters;
-      throw error;
-    }
+    await image.changeHeader(() => {
+      header.refcountTableOffset = (first + blocks) * size;
+      header.refcountTableClusters = clusters;
+    });
     this.table = table;
-    this.#fresh = Math.max(this.#fresh, first + blocks + clusters);
     for (let i = 0; i < blocks; i++) image.metadata.add((first + i) * size);
     image.metadata.add(header.refcountTableOffset, clusters * size);
     image.metadata.delete(old.at, old.clusters * size);

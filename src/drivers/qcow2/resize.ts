@@ -61,16 +61,10 @@ async function growL1(image: Image, entries: number): Promise<void> {
   await image.io.write(at, bytes);
   await sync.completeRefcounts();
   const old = { at: header.l1Offset, entries: header.l1Size };
-  header.l1Offset = at;
-  header.l1Size = entries;
-  try {
-    await image.writeHeader();
-    await image.file.flush();
-  } catch (error) {
-    header.l1Offset = old.at;
-    header.l1Size = old.entries;
-    throw error;
-  }
+  await image.changeHeader(() => {
+    header.l1Offset = at;
+    header.l1Size = entries;
+  });
   image.tables = tables;
   image.owned = owned;
   image.metadata.add(at, clusters * geometry.clusterSize);
@@ -99,20 +93,13 @@ async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void
     refcounts.free(at, 1, 'other');
   }
   await sync.completeRefcounts();
-  const end = await refcounts.trim();
-  if (end < image.file.length) await image.file.truncate(end);
+  await refcounts.trim();
 }
 
 async function setSize(image: Image, length: Bytes): Promise<void> {
-  const old = image.header.size;
-  image.header.size = length;
-  try {
-    await image.writeHeader();
-    await image.file.flush();
-  } catch (error) {
-    image.header.size = old;
-    throw error;
-  }
+  await image.changeHeader(() => {
+    image.header.size = length;
+  });
   image.size = length;
 }
 

@@ -63,14 +63,11 @@ export class Snapshots implements SnapshotControl {
       await this.#share(wanted);
       const { header } = image;
       const at = await this.#storeL1(wanted);
-      const old = { at: header.l1Offset, entries: header.l1Size, size: header.size, tables: image.tables };
-      header.l1Offset = at;
-      header.l1Size = wanted.length;
-      header.size = size;
+      const old = { at: header.l1Offset, entries: header.l1Size, tables: image.tables };
       await this.#switch(() => {
-        header.l1Offset = old.at;
-        header.l1Size = old.entries;
-        header.size = old.size;
+        header.l1Offset = at;
+        header.l1Size = wanted.length;
+        header.size = size;
       });
       image.l2.clear();
       image.tables = wanted;
@@ -135,7 +132,12 @@ export class Snapshots implements SnapshotControl {
     const image = this.#image;
     await image.sync.completeRefcounts();
     await image.mark(Incompatible.DIRTY, true);
-    await work();
+    try {
+      await work();
+    } catch (error) {
+      image.unsettled = true;
+      throw error;
+    }
     await image.sync.completeRefcounts();
     await image.mark(Incompatible.DIRTY, false);
   }
@@ -209,11 +211,9 @@ export class Snapshots implements SnapshotControl {
     }
     const old = { at: header.snapshotsOffset, count: header.snapshotCount };
     const oldClusters = Math.ceil(image.snapshotTableBytes / geometry.clusterSize);
-    header.snapshotsOffset = at;
-    header.snapshotCount = entries.length;
     await this.#switch(() => {
-      header.snapshotsOffset = old.at;
-      header.snapshotCount = old.count;
+      header.snapshotsOffset = at;
+      header.snapshotCount = entries.length;
     });
     image.snapshots = [...entries];
     image.snapshotTableBytes = entries.length > 0 ? encoded.length : 0;
@@ -224,16 +224,9 @@ export class Snapshots implements SnapshotControl {
   }
 
   /** What the header is about to name is on the disk first; then the header. */
-  async #switch(undo: () => void): Promise<void> {
-    const image = this.#image;
-    try {
-      await image.sync.completeRefcounts();
-      await image.writeHeader();
-      await image.file.flush();
-    } catch (error) {
-      undo();
-      throw error;
-    }
+  async #switch(edit: () => void): Promise<void> {
+    await this.#image.sync.completeRefcounts();
+    await this.#image.changeHeader(edit);
   }
 }
 

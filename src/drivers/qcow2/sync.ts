@@ -52,7 +52,8 @@ export class Sync {
 
   /** True when there is something for a sync to take. */
   get #waiting(): boolean {
-    return this.#image.l2.dirty > 0 || this.#l1.size > 0 || this.#image.refcounts.dirty;
+    const { l2, refcounts, headerUnsure } = this.#image;
+    return l2.dirty > 0 || this.#l1.size > 0 || refcounts.dirty || headerUnsure;
   }
 
   /** True while something goes on that no request waits for. */
@@ -134,6 +135,7 @@ export class Sync {
   async #write(batch: Batch): Promise<void> {
     const { file, l2, refcounts, io } = this.#image;
     const links = batch.l2.length + batch.l1.size + batch.freed.length > 0;
+    if (this.#image.headerUnsure) await this.#image.rewriteHeader();
     if (this.#defersRefcounts && links) await this.#image.mark(Incompatible.DIRTY, true);
     // Left to the end where they are lazy, unless there is no room to wait.
     if (!this.#defersRefcounts || refcounts.cache.dirty * 2 >= refcounts.cache.slots || batch.blocks.size > 0) {

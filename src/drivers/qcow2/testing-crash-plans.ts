@@ -183,6 +183,13 @@ export function acePlan(number: number): Plan {
   return { seed: number, format: of, setup: setupOf(of), steps, atOnce: 1 };
 }
 
+/** A workload of the steps of the short ones, by their letters. */
+export function aceSteps(name: string, letters: string): Plan {
+  const of = KINDS.find((one) => one.name === name)!;
+  const steps = [...letters].map((letter) => aceStep(letter, of));
+  return { seed: 1, format: of, setup: setupOf(of), steps, atOnce: 1 };
+}
+
 /** Short workloads of exactly so many steps start here, for all kinds of image. */
 export const ACE_TRIPLES = (LETTERS.length + LETTERS.length ** 2) * KINDS.length;
 /** Seeds from here on are of random workloads. */

@@ -115,7 +115,7 @@ export class Guest {
         while (next < part.length) await this.#step(part[next++]!);
       };
       await this.sim.complete(Promise.all(Array.from({ length: Math.min(atOnce, part.length) }, worker)));
-      if (atOnce > 1) await this.#look();
+      if (atOnce > 1) await this.sim.complete(this.#look());
     }
   }
 
@@ -124,6 +124,17 @@ export class Guest {
     await this.sim.complete(this.blk.close());
     op.ended = this.journal.mark();
     this.model.flush(op);
+    await this.context.stop();
+  }
+
+  /** As close(), where something may have failed. */
+  async closeAnyway(): Promise<void> {
+    try {
+      await this.sim.complete(this.blk.close());
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.errors.push(error);
+    }
     await this.context.stop();
   }
 
@@ -142,7 +153,7 @@ export class Guest {
 
   /** Several writes at once may have ended in any order. */
   async #look(): Promise<void> {
-    const { values } = await this.read();
+    const { values } = await readContent(this.blk, this.format.regions);
     for (const [sector, value] of values) this.model.current.set(sector, value);
   }
 
@@ -154,6 +165,9 @@ export class Guest {
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       this.errors.push(error);
+      this.model.size = this.blk.length;
+      // What failed may have been done in part.
+      await this.#look().catch((failure: unknown) => this.errors.push(failure as BlockError));
     }
   }
 
@@ -191,14 +205,14 @@ export class Guest {
     }
   }
 
-  /** Whole clusters become zeroes; without zero clusters, and with something below, they stay as they are. */
+  /** Whole clusters go; where there are no zero clusters and something is below, nothing does. */
   #expectDiscard(op: GuestOp, at: Offset, length: Bytes): void {
-    const { create, backing = 0 } = this.format;
+    const { create, backing } = this.format;
+    if (create.compat === '0.10' && backing !== undefined) return;
     const cluster = create['cluster-size']!;
     const from = alignUp(at, cluster);
     const to = at + length === this.model.size ? at + length : alignDown(at + length, cluster);
-    const stays = create.compat === '0.10' && backing > 0;
-    if (to > from && !stays) this.model.write(op, from, to - from, 0);
+    if (to > from) this.model.write(op, from, to - from, 0);
   }
 
   async #control(step: Step, op: GuestOp): Promise<void> {

@@ -17,11 +17,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AioContext } from '../../aio/context.ts';
 import type { JournalEntry } from '../../aio/sim/journal.ts';
+import type { ScriptedFault } from '../../aio/sim/sim.ts';
 import { PageStore } from '../../aio/sim/pages.ts';
 import { Sim } from '../../aio/sim/sim.ts';
+import type { BlockError } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
 import { Prng } from '../../base/prng.ts';
-import { SECTOR } from '../../base/units.ts';
+import { MiB, SECTOR } from '../../base/units.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import type { Qcow2Node } from './driver.ts';
 import { registerQcow2 } from './testing.ts';
@@ -43,7 +45,7 @@ import {
 import { PeerFolder } from './testing-peer.ts';
 
 export interface CrashOptions {
-  /** At most so many states of a workload; all flush boundaries are among them. */
+  /** At most about so many states of a workload, fewer of large clusters; all flush boundaries are among them. */
   readonly statesMax: number;
   /** Random subsets at each moment. */
   readonly subsets: number;
@@ -84,6 +86,13 @@ interface Examined {
   readonly found: readonly Found[];
 }
 
+export interface FaultOutcome {
+  /** The fault has happened. */
+  readonly came: boolean;
+  /** What the guest was told. */
+  readonly errors: readonly BlockError[];
+}
+
 /** A state that breaks a promise. Its files are kept. */
 export class CrashFailure extends Error {}
 
@@ -122,9 +131,30 @@ export class CrashRunner {
     await guest.close();
     const prng = new Prng(seed);
     if (this.#options.lying) guest.journal.entries.splice(0, Infinity, ...lies(guest.journal.entries));
-    const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), this.#options.statesMax, prng);
+    const most = this.#options.statesMax / (plan.format.create['cluster-size']! < MiB ? 1 : 4);
+    const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), most, prng);
     await this.#examineAll(plan, guest, new CrashReplay(prepared.files, guest.journal), points);
     this.totals.workloads++;
+  }
+
+  /** Runs a workload with a fault in it, and examines what it leaves. False when the fault did not come. */
+  async fault(plan: Plan, fault: ScriptedFault): Promise<FaultOutcome> {
+    const prepared = await this.#prepare(plan);
+    const guest = new Guest(plan.format, prepared, plan.seed, 1000);
+    await guest.open();
+    guest.sim.inject(fault);
+    await guest.perform(plan.steps, plan.atOnce);
+    await guest.closeAnyway();
+    const came = guest.sim.faults.waiting === 0;
+    const files = new Map([...guest.sim.disk.files].map(([path, file]) => [path, file.cached.clone()] as const));
+    const what = `after ${JSON.stringify(fault)}`;
+    const moment = guest.journal.moment;
+    const state = { point: { moment, what, must: true, fates: new Map() }, files, hash: '' };
+    const examined = await this.#examine(plan, state, this.#peers[0]!);
+    this.#count(examined);
+    const problem = this.#problem(guest, state.point, examined);
+    if (problem !== undefined) throw fail(plan, guest, state, problem);
+    return { came, errors: guest.errors };
   }
 
   async #prepare(plan: Plan): Promise<Prepared> {

@@ -145,9 +145,10 @@ async function addBitmaps(node: Qcow2Node): Promise<void> {
   new DataView(data.buffer).setUint32(0, 2);
   new DataView(data.buffer).setUint32(12, directory.length);
   new DataView(data.buffer).setUint32(20, at);
-  setExtension(image.header, ExtensionType.BITMAPS, data);
-  image.header.autoclear |= BigInt(Autoclear.BITMAPS);
-  await image.writeHeader();
+  await image.changeHeader(() => {
+    setExtension(image.header, ExtensionType.BITMAPS, data);
+    image.header.autoclear |= BigInt(Autoclear.BITMAPS);
+  });
 }
 
 /** Lengths of the header's fields, from its beginning. */
