@@ -11,8 +11,24 @@
  * ```
  */
 export type { SocketAddress } from './aio/backend.ts';
+export { type GlobalMutexStats, globalMutex } from './aio/global-mutex.ts';
+export type { ContextStats } from './aio/loop-counters.ts';
 export { BlockError, type ErrnoName, type ErrorPlace } from './base/errors.ts';
+export type { IoStats, KindStats } from './block/io-counters.ts';
+export {
+  type AttachOptions,
+  BlkHandle,
+  type ChannelStats,
+  drainHandles,
+  type HandleDrained,
+  type IoOptions,
+} from './channel/handle.ts';
+export type { BlkDescriptor } from './channel/layout.ts';
+export { BlkKind, BlkOp } from './channel/op.ts';
+export type { SharedRegion } from './channel/region.ts';
 export type { Abortable } from './lib/abort.ts';
+export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
+export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
@@ -28,7 +44,7 @@ export type {
   TruncateOptions,
 } from './lib/image-options.ts';
 export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
-export { type BitmapInfo, type ImageInfo, inspect, type Qcow2Info } from './lib/inspect.ts';
+export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';

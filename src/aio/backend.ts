@@ -23,6 +23,8 @@ export interface LoopHost {
   /** When {@link dispatch} must run next, on the backend's clock: 0 at once, Infinity when there is nothing to wait
    *  for. */
   nextDeadline(): Nanoseconds;
+  /** A turn begins, or ends: what {@link AioContext.turnTime} said is over. */
+  timePasses(): void;
   /** True when another thread has scheduled something since the last dispatch. */
   remotePending(): boolean;
   /** Queues the end of `op` for the next dispatch: for results that are known inside the call that started the op. */

@@ -4,6 +4,7 @@ import { Bug } from '../base/assert.ts';
 import type { BottomHalf } from './bottom-half.ts';
 import { BottomHalfList } from './bottom-half.ts';
 import { newSharedWords, REMOTE_BH_SLOTS } from './context-shared.ts';
+import { LoopCounters } from './loop-counters.ts';
 import { Gate } from './op.ts';
 import { RemoteContext } from './remote.ts';
 import { inContext } from './testing.ts';
@@ -176,7 +177,10 @@ test('E5 a bottom half that was not deleted when its context ends is a bug with 
 function bothSides(): { halves: BottomHalfList; remote: RemoteContext } {
   const shared = newSharedWords();
   const halves = new BottomHalfList(shared, () => {});
-  return { halves, remote: new RemoteContext({ name: 'test', shared, wake: { kind: 'none' } }) };
+  return {
+    halves,
+    remote: new RemoteContext({ name: 'test', shared, counters: new LoopCounters().words, wake: { kind: 'none' } }),
+  };
 }
 
 test('E1 schedule, cancel and delete work through the shared words, whoever scheduled', () => {

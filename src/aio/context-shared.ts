@@ -27,6 +27,8 @@ export const SharedWord = {
   WAKES_SAVED: 5,
   /** Threads that are between taking SLEEPING and their wake-up: its descriptor is not closed under them. */
   WAKERS: 6,
+  /** The kernel's number of the thread, 0 while unknown: see RemoteContext.dead. */
+  KERNEL_THREAD: 7,
   BH_BITS: 16,
   BH_DELETE_BITS: 16 + REMOTE_BH_SLOTS / 32,
   BH_CANCEL_BITS: 16 + (2 * REMOTE_BH_SLOTS) / 32,
@@ -45,5 +47,7 @@ export function newSharedWords(): Int32Array<SharedArrayBuffer> {
 export interface RemoteContextHandle {
   readonly name: string;
   readonly shared: Int32Array<SharedArrayBuffer>;
+  /** See loop-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
   readonly wake: WakeHandle;
 }

@@ -6,9 +6,11 @@ import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Nanoseconds } from '../base/units.ts';
-import type { AioBackend, LoopHost, LoopStats } from './backend.ts';
+import { kernelThreadId } from '../native/thread.ts';
+import type { AioBackend, LoopHost } from './backend.ts';
 import { type BottomHalf, BottomHalfList, IDLE_NS } from './bottom-half.ts';
 import { newSharedWords, type RemoteContextHandle, SharedWord } from './context-shared.ts';
+import { LoopCounters } from './loop-counters.ts';
 import { type AioOp, Gate, markResumed } from './op.ts';
 import { AdaptivePolling, type PollOptions } from './poll-policy.ts';
 import { Timer, TimerHeap } from './timers.ts';
@@ -22,20 +24,14 @@ export class AioContext implements LoopHost {
   readonly backend: AioBackend;
   readonly shared = newSharedWords();
   readonly polling: AdaptivePolling;
-  readonly stats: LoopStats = {
-    turns: 0,
-    submits: 0,
-    operations: 0,
-    completions: 0,
-    pollHits: 0,
-    pollMisses: 0,
-    sleeps: 0,
-  };
+  readonly stats = new LoopCounters();
   readonly #bottomHalves: BottomHalfList;
   readonly #timers: TimerHeap;
   readonly #late = new Fifo<AioOp>(64);
   readonly #lateResults = new Fifo<number>(64);
   readonly #coroutines = new Map<symbol, string>();
+  /** 0: not asked for in this turn. In an array, where a number needs no heap. */
+  readonly #turnTime = new Float64Array(1);
   #dispatching = 0;
   #stopped = false;
   #stopping: Promise<void> | undefined;
@@ -59,6 +55,13 @@ export class AioContext implements LoopHost {
     return this.backend.now();
   }
 
+  /** The time of this turn, ns: of the first who asks in it. For what is done for every request. */
+  turnTime(): Nanoseconds {
+    const time = this.#turnTime;
+    if (time[0] === 0) time[0] = this.backend.now();
+    return time[0]!;
+  }
+
   /** A callback that can be scheduled any number of times; to be deleted before the context stops. */
   bottomHalf(callback: () => void, name: string): BottomHalf {
     return this.#bottomHalves.create(callback, name, false);
@@ -77,7 +80,12 @@ export class AioContext implements LoopHost {
 
   /** What other threads need to schedule bottom halves here: see remote.ts. */
   remote(): RemoteContextHandle {
-    return { name: this.name, shared: this.shared, wake: this.backend.wakeHandle };
+    return { name: this.name, shared: this.shared, counters: this.stats.words, wake: this.backend.wakeHandle };
+  }
+
+  /** Lets other threads see whether this one still lives: RemoteContext.dead. */
+  identify(): void {
+    Atomics.store(this.shared, SharedWord.KERNEL_THREAD, kernelThreadId());
   }
 
   /** Starts a coroutine that belongs to this context: `stop` waits for it. A rejection ends the thread, as a bug
@@ -106,6 +114,10 @@ export class AioContext implements LoopHost {
   }
 
   // LoopHost: for the backend.
+
+  timePasses(): void {
+    this.#turnTime[0] = 0;
+  }
 
   completeLater(op: AioOp, result: number): void {
     this.#late.push(op);

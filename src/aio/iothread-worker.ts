@@ -8,6 +8,8 @@ import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { assert, Bug } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { AioContext } from './context.ts';
+import { SharedWord } from './context-shared.ts';
+import { GlobalMutex } from './global-mutex.ts';
 import type { CrossingError, FromThread, ThreadData, ToThread } from './iothread-messages.ts';
 import { markResumed } from './op.ts';
 import { chooseBackend } from './select.ts';
@@ -143,9 +145,15 @@ async function main(): Promise<void> {
   try {
     // Side by side: each waits for files most of the time.
     const [backend, module] = await Promise.all([chooseBackend(data.aio), import(data.setup) as Promise<SetupModule>]);
-    // A thread that dies of a bug must not leave the kernel writing to memory that is freed with it.
-    process.on('exit', () => backend.abandon());
-    server = new ThreadServer(data.name, new AioContext(backend, data));
+    GlobalMutex.refuseHere(`IOThread '${data.name}'`);
+    const context = new AioContext(backend, data);
+    // A thread that dies of a bug must not leave the kernel writing to memory that is freed with it. Only then others
+    // may be told: who has lent memory to a request takes it back.
+    process.on('exit', () => {
+      backend.abandon();
+      Atomics.store(context.shared, SharedWord.STOPPED, 1);
+    });
+    server = new ThreadServer(data.name, context);
     await server.start(module);
   } catch (error) {
     if (error instanceof Bug) throw error;

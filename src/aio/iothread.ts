@@ -7,6 +7,7 @@ import { EventEmitter } from 'node:events';
 import { type Transferable, Worker } from 'node:worker_threads';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type RemoteContextHandle, SharedWord } from './context-shared.ts';
+import { globalMutex } from './global-mutex.ts';
 import type { BackendInfo, CrossingError, FromThread, ThreadData, ToThread } from './iothread-messages.ts';
 import { Gate } from './op.ts';
 import type { PollOptions } from './poll-policy.ts';
@@ -57,6 +58,8 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
   private constructor(options: IOThreadOptions) {
     super();
     this.name = options.name;
+    // The thread and all workers after it inherit it.
+    globalMutex();
     const { setup, ...rest } = options;
     const data: ThreadData = { ...rest, setup: setup.href };
     // The module's own extension: .ts when node runs the sources, .js after the build.

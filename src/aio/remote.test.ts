@@ -70,7 +70,7 @@ eachBackend('E6 a context that is awake is not woken', async (backend) => {
   const words = new Int32Array(new SharedArrayBuffer(shared.byteLength));
   words.set(shared);
   words[SharedWord.SLEEPING] = 0;
-  const awake = new RemoteContext({ name: 'awake', shared: words, wake: { kind: 'none' } });
+  const awake = new RemoteContext({ ...thread.remote, name: 'awake', shared: words, wake: { kind: 'none' } });
   awake.schedule(bh);
   awake.schedule(bh);
   assert.equal(words[SharedWord.WAKES_SENT], before);

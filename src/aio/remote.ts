@@ -3,6 +3,7 @@
  * when, it sleeps (SEMANTICS E1, E6, C1; the protocol is in context-shared.ts).
  */
 import { signal } from '../native/eventfd.ts';
+import { isThreadAlive } from '../native/thread.ts';
 import type { RemoteBottomHalfHandle } from './bottom-half.ts';
 import { type RemoteContextHandle, SharedWord } from './context-shared.ts';
 
@@ -21,6 +22,12 @@ export class RemoteContext {
   /** True once the context has stopped or its thread has died: what is scheduled now never runs. */
   get stopped(): boolean {
     return Atomics.load(this.#shared, SharedWord.STOPPED) !== 0;
+  }
+
+  /** True once it has stopped, or its thread is gone without having said so. A system call: for who has waited long. */
+  get dead(): boolean {
+    const thread = Atomics.load(this.#shared, SharedWord.KERNEL_THREAD);
+    return this.stopped || (thread !== 0 && !isThreadAlive(thread));
   }
 
   /**

@@ -15,6 +15,7 @@ import { start } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { attach, detach, type NodeOptions, openNode, releaseNode } from './graph.ts';
 import { truncateNode } from './io.ts';
+import { IoCounters } from './io-counters.ts';
 import type { BlockNode, NodeParent } from './node.ts';
 import { graphSection, PermChange } from './permissions.ts';
 import { nodeByName } from './registry.ts';
@@ -71,8 +72,7 @@ export class BlockBackend implements NodeParent {
   disableQueuing = false;
   inFlight = 0;
   quiesce = 0;
-  /** Requests that went to the coroutine path, and all. */
-  readonly stats = { requests: 0, slow: 0 };
+  readonly stats = new IoCounters();
   #root: BlockNode | null = null;
   #leaving: Promise<void> | null = null;
   #flushLast = false;
@@ -215,6 +215,7 @@ export class BlockBackend implements NodeParent {
     assert(request.phase === Phase.IDLE, 'a request was submitted while it is in flight');
     request.blk = this;
     request.failure = null;
+    request.begunNs = this.context.turnTime();
     this.stats.requests++;
     if (this.quiesce !== 0 && !this.disableQueuing) {
       request.phase = Phase.QUEUED;
@@ -222,6 +223,15 @@ export class BlockBackend implements NodeParent {
       return;
     }
     this.#start(request);
+  }
+
+  /** Takes a request back that waits for the end of a drained section: it is the caller's again, and `done` is not
+   *  called. False when it has begun. */
+  takeBack(request: BlockRequest): boolean {
+    if (request.phase !== Phase.QUEUED || request.blk !== this || !this.#queue.remove(request)) return false;
+    request.phase = Phase.IDLE;
+    request.blk = null;
+    return true;
   }
 
   /** The root is looked at here, after any waiting (B4). */
@@ -253,7 +263,12 @@ export class BlockBackend implements NodeParent {
   }
 
   /** @internal A request has come back. */
-  requestEnded(): void {
+  requestEnded(request: BlockRequest, error: number): void {
+    this.stats.ended(request.kind, request.length, error, this.context.turnTime() - request.begunNs);
+    this.#left();
+  }
+
+  #left(): void {
     this.inFlight--;
     if (this.quiesce !== 0) kickDrain();
   }
@@ -354,11 +369,11 @@ export class BlockBackend implements NodeParent {
     try {
       pending = nodeStatus(root, at, length, out);
     } catch (error) {
-      this.requestEnded();
+      this.#left();
       throw error;
     }
-    if (pending !== undefined) return pending.finally(() => this.requestEnded());
-    this.requestEnded();
+    if (pending !== undefined) return pending.finally(() => this.#left());
+    this.#left();
     return undefined;
   }
 

@@ -4,8 +4,8 @@
  *
  * - A write is recorded when it has ended, also when it failed (it may have changed something).
  * - What a longer disk has more is dirty: it may have been there before, with other bytes.
- * - A bitmap of the image (persistent) that is about to change is marked in use in the image before: if the process dies,
- *   nobody takes what is stored for the truth.
+ * - A bitmap of the image (persistent) that is about to change is marked in use in the image before: if the process
+ *   dies, nobody takes what is stored for the truth.
  */
 import { CoMutex } from '../aio/co-mutex.ts';
 import { BlockError, Errno } from '../base/errors.ts';

@@ -247,8 +247,8 @@ export interface BitmapToStore {
 
 /**
  * Bitmaps in an image. block/ loads all that are consistent when the node opens, marks those in use that are about to
- * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never on a
- * read-only node.
+ * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never on
+ * a read-only node.
  */
 export interface BitmapStore {
   /** What the image holds now. */
@@ -257,12 +257,12 @@ export interface BitmapStore {
   assertStorable(name: string, granularity: Bytes): void;
   /** Fills `bits`, which are clear and which the node's bitmap goes on with. */
   load(name: string, bits: PagedBits): Promise<void>;
-  /** From here on, and until `store`, whoever finds the image takes these for inconsistent; on stable storage. Names that
-   *  are not stored are passed over. */
+  /** From here on, and until `store`, whoever finds the image takes these for inconsistent; on stable storage. Names
+   *  that are not stored are passed over. */
   use(names: readonly string[]): Promise<void>;
   /**
-   * Makes `bitmaps`, and the inconsistent ones, what the image holds; on stable storage. Where it fails, what was in use
-   * stays so. `inUse`: the node goes on (a checkpoint), and they stay in use.
+   * Makes `bitmaps`, and the inconsistent ones, what the image holds; on stable storage. Where it fails, what was in
+   * use stays so. `inUse`: the node goes on (a checkpoint), and they stay in use.
    */
   store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void>;
   /** Takes one out, on stable storage. A name that is not stored is passed over. */

@@ -240,7 +240,8 @@ async function writeReserved(
   await room.commit();
 }
 
-/** Changes the node's length. What is added reads as zeroes. */
+/** Changes the node's length. What is added reads as zeroes. Who wants it longer does not cut off what others have
+ *  added meanwhile. */
 export async function truncateNode(
   node: BlockNode,
   length: Bytes,

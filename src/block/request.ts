@@ -33,6 +33,7 @@ export abstract class BlockRequest extends AioOp {
 
   /** @internal */ blk: BlockBackend | null = null;
   /** @internal */ phase: number = Phase.IDLE;
+  /** @internal When it was submitted. */ begunNs = 0.5;
   /** @internal `flags` with what the BlockBackend adds. */ effective = 0;
   /** @internal One entry a level of the graph that the request is in flight on. */ readonly levels: Tracked[] = [];
   /** @internal */ depth = 0;
@@ -68,7 +69,7 @@ export abstract class BlockRequest extends AioOp {
     const blk = this.blk!;
     this.phase = Phase.IDLE;
     this.blk = null;
-    blk.requestEnded();
+    blk.requestEnded(this, error);
     this.done(error);
   }
 }

@@ -23,6 +23,7 @@ export interface RawServeOptions {
   readonly listen?: string;
   readonly exportName: readonly string[];
   readonly description: readonly string[];
+  readonly bitmap: readonly string[];
   readonly readOnly?: boolean;
   readonly forceShare?: boolean;
   readonly aio?: string;
@@ -56,6 +57,8 @@ export interface ServeOptions {
   readonly format: Format | undefined;
   /** The images are trees of options as text. */
   readonly imageOpts: boolean;
+  /** Dirty bitmaps that every image has. */
+  readonly bitmaps: readonly string[];
   readonly readOnly: boolean;
   readonly forceShare: boolean;
   readonly aio: 'ring' | 'pool' | undefined;
@@ -183,6 +186,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     threads: [...new Set(threads)],
     listen: listenAt(raw),
     format: oneOf(raw.format, FORMATS, '--format'),
+    bitmaps: raw.bitmap,
     imageOpts: raw.imageOpts ?? false,
     // A snapshot is what it was.
     readOnly: raw.readOnly ?? raw.snapshot !== undefined,

@@ -172,12 +172,13 @@ class ServeCommand {
 
   /** One service a thread; the first takes the address as given, the others its neighbours. */
   async #serve(index: number, thread: string, fds: readonly number[]): Promise<void> {
-    const { listen, images, maxConnections, handshakeSeconds, byteBudget } = this.#options;
+    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget } = this.#options;
     const mine = images.filter((image) => image.thread === thread);
     const exports = mine.map((image) => ({
       disk: this.#disks.get(image)!,
       exportName: image.exportName,
       description: image.description,
+      bitmaps,
     }));
     const limits = { maxConnections, handshakeSeconds, byteBudget };
     if (fds.length > 0) {

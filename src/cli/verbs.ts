@@ -40,6 +40,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
     .option('-x, --export-name <name>', 'name of the export; repeat for each IMAGE', collect, [])
     .option('-D, --description <text>', 'description of the export; repeat for each IMAGE', collect, [])
+    .option('-B, --bitmap <name>', 'offer this dirty bitmap of each IMAGE; repeat for several', collect, [])
     .option('-r, --read-only', 'refuse writes')
     .option('-U, --force-share', 'ignore the locks of other programs; only with --read-only')
     .option('--aio <backend>', 'ring (io_uring) or pool (node); default: ring where the system allows it')

@@ -1,7 +1,7 @@
 /**
- * AES over sectors, many of them in one call. The modes are built here on bare AES blocks (ECB): a call of OpenSSL costs
- * more than a sector does, and for XTS each sector would take a cipher object of its own. So does AES-192 in XTS mode
- * work, which OpenSSL does not have. [IEEE 1619: XTS-AES; NIST SP 800-38A: ECB, CBC]
+ * AES over sectors, many of them in one call. The modes are built here on bare AES blocks (ECB): a call of OpenSSL
+ * costs more than a sector does, and for XTS each sector would take a cipher object of its own. So does AES-192 in
+ * XTS mode work, which OpenSSL does not have. [IEEE 1619: XTS-AES; NIST SP 800-38A: ECB, CBC]
  */
 import { createCipheriv, createDecipheriv, createHash } from 'node:crypto';
 import { endianness } from 'node:os';

@@ -20,7 +20,7 @@ test('a key comes back from its stripes, and from no others', () => {
   }
 });
 
-test('two stripes by hand: the second is the key, masked with the hash of the first, by pieces that are numbered', () => {
+test('two stripes by hand: the second is the key, masked with the hash of the first in numbered pieces', () => {
   const split = pattern(64);
   const [first, second] = [split.subarray(0, 32), split.subarray(32)];
   const piece = (number: number, bytes: Uint8Array): Uint8Array =>

@@ -1,6 +1,6 @@
 /**
- * The anti-forensic split of LUKS: a key as many stripes, all of which are needed to get it back, so that wiping some of
- * them wipes the key. [LUKS1 on-disk format: "Anti-forensic splitter"]
+ * The anti-forensic split of LUKS: a key as many stripes, all of which are needed to get it back, so that wiping some
+ * of them wipes the key. [LUKS1 on-disk format: "Anti-forensic splitter"]
  */
 import { createHash, randomBytes } from 'node:crypto';
 import type { Bytes } from '../base/units.ts';

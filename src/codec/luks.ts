@@ -50,8 +50,8 @@ const ITER_TIME_MS = 2000;
 const MEASURE_MS = 20;
 const MEASUREMENTS = 3;
 
-/** The cipher of a volume. `read` reads its header, which has `length` bytes with its key material. EINVAL for a damaged
- *  header, ENOTSUP for what it asks for and is not there, EACCES for a wrong passphrase. */
+/** The cipher of a volume. `read` reads its header, which has `length` bytes with its key material. EINVAL for a
+ *  damaged header, ENOTSUP for what it asks for and is not there, EACCES for a wrong passphrase. */
 export async function luksCipher(
   read: (at: Offset, length: Bytes) => Promise<Uint8Array>,
   length: Bytes,

@@ -6,7 +6,10 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
+import { IoCounters, type IoStats } from '../block/io-counters.ts';
+import type { BlkDescriptor } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
+import { DiskBitmaps } from './bitmaps.ts';
 import {
   type BufferOptions,
   isCurrent,
@@ -17,6 +20,7 @@ import {
   transferArgs,
   viewOf,
 } from './disk-args.ts';
+import { DiskChannel } from './disk-channel.ts';
 import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
 import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
@@ -59,9 +63,13 @@ export class Disk {
   readonly name: string;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** Which parts have been written, since when. */
+  readonly bitmaps: DiskBitmaps;
   /** @internal */
   readonly id: number;
   readonly #use: ThreadUse;
+  readonly #counters: IoCounters;
+  readonly #channel: DiskChannel;
   readonly #cursorLock = new CoMutex();
   readonly #dependents = new Set<() => Promise<unknown>>();
   #cursor: Offset = 0;
@@ -78,11 +86,21 @@ export class Disk {
     this.readOnly = reply.readOnly;
     this.nodeName = reply.nodeName;
     this.#size = reply.size;
+    this.bitmaps = new DiskBitmaps((method, args) =>
+      this.#io(() => use.thread.call(method, { disk: this.id, ...args } as never), undefined),
+    );
+    this.#counters = new IoCounters(reply.counters);
+    this.#channel = new DiskChannel(use.thread, reply.disk);
   }
 
   /** Bytes; as of the last open, truncate or stat. */
   get size(): Bytes {
     return this.#size;
+  }
+
+  /** What it has done so far, for whichever client or thread; does not disturb its thread. */
+  get ioStats(): IoStats {
+    return this.#counters.snapshot();
   }
 
   /** The thread whose loop does its I/O. */
@@ -245,6 +263,19 @@ export class Disk {
     });
   }
 
+  /**
+   * A way to this disk for one other thread, which then does its I/O without this one: post it with its `port` in the
+   * transfer list, and `BlkHandle.attach` it there. The disk's close ends it.
+   *
+   * ```ts
+   * const descriptor = await disk.handle();
+   * new Worker(url, { workerData: descriptor, transferList: [descriptor.port] });
+   * ```
+   */
+  handle(): Promise<BlkDescriptor> {
+    return this.#io(() => this.#channel.descriptor(), undefined);
+  }
+
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {
     return new DiskReadStream(this, options);
   }
@@ -299,6 +330,7 @@ export class Disk {
       this.#idle ??= new Gate();
       await this.#idle.promise;
     }
+    await attempt(this.#channel.close());
     // A thread that has stopped has closed its disks itself.
     const closing = this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
@@ -339,14 +371,14 @@ export class Disk {
   #read(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const read = async (at: Offset): Promise<Bytes> =>
-      total === 0 ? 0 : readInto(this.#use.thread, this.id, views, at, { signal });
+      total === 0 ? 0 : readInto(this.#channel, views, at, { signal });
     return this.#at(position, read, signal);
   }
 
   #write(views: readonly Uint8Array[], position: Position, signal: AbortSignal | undefined): Promise<Bytes> {
     const total = views.reduce((sum, view) => sum + view.length, 0);
     const write = async (at: Offset): Promise<Bytes> => {
-      if (total > 0) await writeFrom(this.#use.thread, this.id, views, at, 0, { signal });
+      if (total > 0) await writeFrom(this.#channel, views, at, { signal });
       return total;
     };
     return this.#at(position, write, signal);

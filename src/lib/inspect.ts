@@ -47,12 +47,12 @@ export interface Qcow2Info {
   readonly dataFileRaw: boolean;
   readonly encryption: 'aes' | 'luks' | null;
   readonly snapshots: readonly SnapshotInfo[];
-  readonly bitmaps: readonly BitmapInfo[];
+  readonly bitmaps: readonly StoredBitmap[];
   /** Type in hexadecimal, and bytes. */
   readonly extensions: readonly { readonly type: string; readonly length: Bytes }[];
 }
 
-export interface BitmapInfo {
+export interface StoredBitmap {
   readonly name: string;
   /** Bytes of the guest's disk that a bit stands for. */
   readonly granularity: Bytes;
@@ -142,7 +142,7 @@ async function snapshots(head: ImageHead, header: Qcow2Header): Promise<Snapshot
   return parser.entries.map((entry) => snapshotInfo(entry, header.size));
 }
 
-async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<BitmapInfo[]> {
+async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<StoredBitmap[]> {
   const where = bitmapsExtension(header);
   if (!where) return [];
   const bytes = await head.read(where.directoryOffset, where.directorySize);

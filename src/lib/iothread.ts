@@ -1,6 +1,8 @@
 /** IOThreads as programs see them: a worker thread with an AioContext of its own, in which disks live. */
 import { EventEmitter } from 'node:events';
+import type { Transferable } from 'node:worker_threads';
 import { IOThread as AioThread } from '../aio/iothread.ts';
+import { type ContextStats, contextStats } from '../aio/loop-counters.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, isPowerOfTwo, MiB } from '../base/units.ts';
 import { driverUrls } from './driver-url.ts';
@@ -55,7 +57,7 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   readonly backend: { readonly name: string; readonly detail: string };
   readonly #thread: AioThread;
   readonly #memory: Bytes;
-  #arena: Promise<Arena> | undefined;
+  #arena: Arena | undefined;
   /** Calls under way and services that run: with `#idleRef` false, only these keep the process alive. */
   #uses = 0;
   #idleRef = true;
@@ -104,10 +106,14 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
   }
 
   /** @internal */
-  async call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> {
+  async call<M extends Method>(
+    method: M,
+    args: MethodArgs<M>,
+    transfer: readonly Transferable[] = [],
+  ): Promise<MethodResult<M>> {
     this.hold();
     try {
-      return await this.#thread.call<MethodResult<M>>(method, args);
+      return await this.#thread.call<MethodResult<M>>(method, args, transfer);
     } finally {
       this.unhold();
     }
@@ -123,16 +129,10 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
     if (--this.#uses === 0 && !this.#idleRef) this.#thread.unref();
   }
 
-  /** @internal The shared memory, known to the thread. */
-  arena(): Promise<Arena> {
-    this.#arena ??= this.#shareArena();
+  /** @internal The memory that its disks are read into and written from. */
+  get arena(): Arena {
+    this.#arena ??= new Arena(this.#memory);
     return this.#arena;
-  }
-
-  async #shareArena(): Promise<Arena> {
-    const arena = new Arena(this.#memory);
-    await this.call('memory', { buffer: arena.buffer });
-    return arena;
   }
 
   /** @internal Events that carry `service` go to `listener`; undefined ends it. */
@@ -141,7 +141,12 @@ export class IOThread extends EventEmitter<{ crash: [Error] }> {
     else this.#listeners.delete(service);
   }
 
-  /** Counters of the thread's loop. */
+  /** Counters of the thread's loop, as of now; does not disturb it. */
+  get loopStats(): ContextStats {
+    return contextStats(this.#thread.remote);
+  }
+
+  /** Counters of the thread's loop, and what is open in it. */
   stats(): Promise<ThreadStats> {
     return this.call('stats', undefined);
   }

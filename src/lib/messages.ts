@@ -2,6 +2,8 @@
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { BitmapMethods } from './bitmap-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 
@@ -39,6 +41,8 @@ export interface OpenReply {
   readonly size: Bytes;
   readonly readOnly: boolean;
   readonly nodeName: string;
+  /** See block/io-counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
 }
 
 /** Modules with drivers. */
@@ -76,14 +80,9 @@ export interface SnapshotReply {
   readonly size: Bytes;
 }
 
-/** A range of a disk and a place in the shared arena. */
-export interface TransferMessage {
-  readonly disk: number;
-  readonly at: Offset;
-  readonly length: Bytes;
-  /** Offset in the arena. */
-  readonly room: Offset;
-  readonly flags: number;
+/** A channel for a thread that wants to use the disk itself. */
+export interface ShareMessage extends DiskMessage {
+  readonly offer: ChannelOffer;
 }
 
 export interface RangeMessage {
@@ -117,6 +116,8 @@ export interface ExportMessage {
   readonly name: string;
   readonly description: string;
   readonly writable: boolean;
+  /** Names of dirty bitmaps. */
+  readonly bitmaps: readonly string[];
 }
 
 export interface NbdStartMessage {
@@ -174,14 +175,11 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods {
+export interface Methods extends BitmapMethods {
   drivers(args: DriversMessage): void;
-  memory(args: { readonly buffer: SharedArrayBuffer }): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;
-  /** Answers the bytes read: fewer than asked at the end of the disk. */
-  read(args: TransferMessage): Bytes;
-  write(args: TransferMessage): void;
+  share(args: ShareMessage): BlkIdentity;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;

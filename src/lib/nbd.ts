@@ -1,9 +1,10 @@
 /** Disks as NBD exports. */
 import { EventEmitter } from 'node:events';
 import type { SocketAddress } from '../aio/backend.ts';
+import { onAbort } from '../aio/on-abort.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB } from '../base/units.ts';
-import { type Abortable, onAbort } from './abort.ts';
+import type { Abortable } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import { type Listen, type ListenTarget, listenOf } from './listen.ts';
@@ -18,6 +19,12 @@ export interface ExportOptions {
   readonly description?: string | undefined;
   /** Refuse writes; default: as the disk is. */
   readonly readOnly?: boolean | undefined;
+  /**
+   * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
+   * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
+   * takes disabled ones only (EINVAL).
+   */
+  readonly bitmaps?: readonly string[] | undefined;
 }
 
 /** One of several disks of a service. */
@@ -221,6 +228,7 @@ function exportMessage(entry: DiskExport): ExportMessage {
     name: entry.exportName ?? '',
     description: entry.description ?? '',
     writable: !(entry.readOnly ?? entry.disk.readOnly),
+    bitmaps: [...(entry.bitmaps ?? [])],
   };
 }
 
@@ -256,9 +264,10 @@ export async function serveNbd(
   disks: Disk | readonly (Disk | DiskExport)[],
   options: ServeNbdOptions = {},
 ): Promise<NbdService> {
-  const { exportName, description, readOnly } = options;
+  const { exportName, description, readOnly, bitmaps } = options;
   const given = Array.isArray(disks) ? (disks as readonly (Disk | DiskExport)[]) : [disks as Disk];
-  const entries = given.map((entry) => ('disk' in entry ? entry : { disk: entry, exportName, description, readOnly }));
+  const own = { exportName, description, readOnly, bitmaps };
+  const entries = given.map((entry) => ('disk' in entry ? entry : { disk: entry, ...own }));
   const thread = entries[0]?.disk.iothread;
   if (!thread) throw new BlockError(Errno.EINVAL, 'Could not serve: no disk was given');
   for (const { disk } of entries) {

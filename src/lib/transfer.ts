@@ -1,7 +1,7 @@
 /** Moves a caller's bytes to and from a disk: through the thread's arena, in pieces, several at a time. */
 import type { Bytes, Offset } from '../base/units.ts';
 import type { Abortable } from './abort.ts';
-import type { IOThread } from './iothread.ts';
+import type { DiskChannel } from './disk-channel.ts';
 import { type Arena, PIECE } from './memory.ts';
 
 /** How many pieces of one request are under way at once. */
@@ -79,17 +79,18 @@ class Views {
 
 /** Reads into `views` from `at`; answers the bytes read, fewer at the end of the disk. */
 export async function readInto(
-  thread: IOThread,
-  disk: number,
+  channel: DiskChannel,
   views: readonly Uint8Array[],
   at: Offset,
   options: Abortable = {},
 ): Promise<Bytes> {
   const target = new Views(views);
-  const arena = await thread.arena();
+  const { handle, arena } = await channel.open();
   const piece: Piece = (done, length) =>
     withRoom(arena, length, async (room) => {
-      const bytes = await thread.call('read', { disk, at: at + done, length, room, flags: 0 });
+      const bytes = Math.min(length, handle.length - at - done);
+      if (bytes <= 0) return 0;
+      await channel.run(() => handle.read(at + done, arena.bytes.subarray(room, room + bytes)));
       if (options.signal?.aborted) return bytes;
       target.walk(done, bytes, (part, from) => part.set(arena.bytes.subarray(room + from, room + from + part.length)));
       return bytes;
@@ -99,21 +100,19 @@ export async function readInto(
 
 /** Writes all of `views` at `at`. */
 export async function writeFrom(
-  thread: IOThread,
-  disk: number,
+  channel: DiskChannel,
   views: readonly Uint8Array[],
   at: Offset,
-  flags: number,
   options: Abortable = {},
 ): Promise<void> {
   const source = new Views(views);
-  const arena = await thread.arena();
+  const { handle, arena } = await channel.open();
   const piece: Piece = (done, length) =>
     withRoom(arena, length, async (room) => {
       // Once it was given up, the caller's bytes may be anything.
       if (options.signal?.aborted) throw options.signal.reason;
       source.walk(done, length, (part, from) => arena.bytes.set(part, room + from));
-      await thread.call('write', { disk, at: at + done, length, room, flags });
+      await channel.run(() => handle.write(at + done, arena.bytes.subarray(room, room + length)));
       return length;
     });
   await inPieces(source.length, piece, options);

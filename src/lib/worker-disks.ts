@@ -2,21 +2,14 @@
 import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { Iov, type Memory } from '../base/memory.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
+import { ChannelHost } from '../channel/host.ts';
+import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import { ofImage } from './image-head.ts';
-import type {
-  BlockExtent,
-  OpenMessage,
-  OpenReply,
-  RangeMessage,
-  StatReply,
-  TransferMessage,
-  TruncateMessage,
-} from './messages.ts';
+import type { BlockExtent, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
 import { probe } from './probe.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';
@@ -34,7 +27,8 @@ interface OpenDisk {
 export class WorkerDisks {
   readonly #context: AioContext;
   readonly #disks = new Map<number, OpenDisk>();
-  #arena: Memory | undefined;
+  /** Of the disks that other threads use. */
+  readonly #hosts = new Map<number, ChannelHost>();
   #ids = 0;
   #opening = 0;
 
@@ -46,9 +40,13 @@ export class WorkerDisks {
     return this.#disks.size;
   }
 
-  /** The memory that transfers go through. */
-  share(buffer: SharedArrayBuffer): void {
-    this.#arena = this.#context.backend.memory(new Uint8Array(buffer));
+  /** Opens a channel to a disk. */
+  introduce(disk: number, offer: ChannelOffer): BlkIdentity {
+    const blk = this.blk(disk);
+    const host = this.#hosts.get(disk) ?? new ChannelHost(blk);
+    this.#hosts.set(disk, host);
+    host.introduce(offer);
+    return host.identity;
   }
 
   /** Throws EBADF for a number that is none. */
@@ -72,7 +70,8 @@ export class WorkerDisks {
       const blk = await this.#open(message);
       const disk = ++this.#ids;
       this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control') });
-      return { disk, size: blk.length, readOnly: blk.readOnly, nodeName: blk.root?.name ?? '' };
+      const { length: size, readOnly: sealed, stats } = blk;
+      return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
     } catch (error) {
       throw ofImage(error, name);
     } finally {
@@ -108,8 +107,11 @@ export class WorkerDisks {
 
   async close(disk: number): Promise<void> {
     const { blk, controlMutex } = this.#entry(disk);
+    const host = this.#hosts.get(disk);
     this.#disks.delete(disk);
+    this.#hosts.delete(disk);
     using _turn = await controlMutex.lock();
+    await host?.close();
     await blk.close();
   }
 
@@ -117,26 +119,6 @@ export class WorkerDisks {
   async closeAll(): Promise<void> {
     const all = [...this.#disks.keys()].map((disk) => this.close(disk));
     for (const result of await Promise.allSettled(all)) if (result.status === 'rejected') throw result.reason;
-  }
-
-  async read({ disk, at, length, room }: TransferMessage): Promise<Bytes> {
-    const blk = this.blk(disk);
-    const bytes = Math.min(length, blk.length - at);
-    if (bytes <= 0) return 0;
-    await blk.read(at, this.#room(room, bytes));
-    return bytes;
-  }
-
-  async write({ disk, at, length, room, flags }: TransferMessage): Promise<void> {
-    await this.blk(disk).write(at, this.#room(room, length), flags);
-  }
-
-  #room(room: number, length: Bytes): Iov {
-    const arena = this.#arena;
-    if (!arena || room + length > arena.bytes.length) {
-      throw new BlockError(Errno.EFAULT, `Could not use ${length} bytes at ${room} of the shared memory`);
-    }
-    return Iov.of(arena, room, length);
   }
 
   async status({ disk, at, length }: RangeMessage): Promise<BlockExtent[]> {

@@ -3,6 +3,7 @@ import type { AioSocket } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions } from '../exports/nbd/server.ts';
 import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
 import type { WorkerDisks } from './worker-disks.ts';
@@ -78,7 +79,10 @@ export class WorkerNbd {
       throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
     }
     const { writable } = entry;
-    this.#server(service).addExport({ name, description, blk, writable, allocationDepth: true, multiConn: true });
+    const server = this.#server(service);
+    const common = { blk, writable, allocationDepth: true, multiConn: true };
+    const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
+    server.addExport({ name, description, ...common, bitmaps });
   }
 
   async remove(service: number, name: string, mode: 'safe' | 'hard'): Promise<void> {

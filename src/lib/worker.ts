@@ -4,6 +4,7 @@ import { amend, checkOpen } from '../block/control.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerNbd } from './worker-nbd.ts';
@@ -16,11 +17,9 @@ export function setup(thread: SetupThread): Furnished {
   const nbd = new WorkerNbd(thread, disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
-    memory: async ({ buffer }) => disks.share(buffer),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
-    read: (args) => disks.read(args),
-    write: (args) => disks.write(args),
+    share: async ({ disk, offer }) => disks.introduce(disk, offer),
     flush: ({ disk }) => disks.blk(disk).flush(),
     zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
     discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
@@ -32,6 +31,7 @@ export function setup(thread: SetupThread): Furnished {
     check: ({ disk, fix }) => disks.control(disk, (blk) => checkOpen(blk, fix)),
     amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
+    ...bitmapHandlers(disks),
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
@@ -53,7 +53,7 @@ function stats({ name, context }: SetupThread, disks: WorkerDisks, nbd: WorkerNb
   return {
     name,
     backend: { name: backend.name, detail: backend.detail },
-    loop: { ...context.stats },
+    loop: context.stats.snapshot(),
     disks: disks.count,
     services: nbd.count,
   };

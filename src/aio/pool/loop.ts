@@ -123,7 +123,9 @@ export class PoolLoop {
     const host = this.host;
     Atomics.store(host.shared, SharedWord.SLEEPING, 0);
     host.stats.turns++;
+    host.timePasses();
     host.dispatch();
+    host.timePasses();
     this.#arm();
   };
 

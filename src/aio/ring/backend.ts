@@ -267,6 +267,7 @@ export class RingBackend implements AioBackend {
     if (this.#host.dispatch()) progress = true;
     if (progress || !block) return progress;
     this.#sleep(true);
+    this.#host.timePasses();
     progress = this.#reap();
     return this.#host.dispatch() || progress;
   }
@@ -296,6 +297,7 @@ export class RingBackend implements AioBackend {
     if (!this.#libuvArmed) this.#armLibuv();
     takeResumed();
     this.#stay();
+    this.#host.timePasses();
   };
 
   /** Turn after turn, until somebody else has to run. */
@@ -305,6 +307,7 @@ export class RingBackend implements AioBackend {
     let fresh = true;
     for (;;) {
       this.#host.stats.turns++;
+      this.#host.timePasses();
       // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();

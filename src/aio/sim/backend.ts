@@ -68,7 +68,9 @@ export class SimBackend implements AioBackend {
       this.#turn = undefined;
       if (this.#stopped) return;
       this.#host!.stats.turns++;
+      this.#host!.timePasses();
       this.#host!.dispatch();
+      this.#host!.timePasses();
       this.#arm();
     };
     this.#turn = this.sim.after(this.sim.prng.below(WAKE_NS), turn, true);

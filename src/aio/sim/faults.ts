@@ -60,6 +60,11 @@ export class FaultSource {
     for (const fault of faults.script ?? []) this.add(fault);
   }
 
+  /** Scripted faults that have not happened yet. */
+  get waiting(): number {
+    return this.#script.filter(({ fault, seen }) => seen < fault.nth).length;
+  }
+
   add(fault: ScriptedFault): void {
     this.#script.push({ fault, seen: 0 });
   }

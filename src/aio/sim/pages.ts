@@ -4,7 +4,9 @@ import { alignDown, alignUp, type Bytes, type Offset } from '../../base/units.ts
 export const PAGE: Bytes = 4096;
 
 export class PageStore {
-  readonly #pages = new Map<number, Uint8Array>();
+  #pages = new Map<number, Uint8Array>();
+  /** Pages that a copy of this store has, too: they are not to be changed. */
+  #shared = new Set<number>();
   /** Pages set aside by `allocate` that hold nothing yet. */
   readonly #reserved = new Set<number>();
   size: Bytes = 0;
@@ -17,7 +19,9 @@ export class PageStore {
   clone(): PageStore {
     const copy = new PageStore();
     copy.size = this.size;
-    for (const [index, page] of this.#pages) copy.#pages.set(index, page.slice());
+    copy.#pages = new Map(this.#pages);
+    copy.#shared = new Set(this.#pages.keys());
+    this.#shared = new Set(this.#pages.keys());
     for (const index of this.#reserved) copy.#reserved.add(index);
     return copy;
   }
@@ -63,9 +67,10 @@ export class PageStore {
       if (start >= end || start + PAGE <= at) continue;
       if (punch && start >= at && start + PAGE <= end) {
         this.#pages.delete(index);
+        this.#shared.delete(index);
         this.#reserved.delete(index);
-      } else {
-        this.#pages.get(index)?.fill(0, Math.max(0, at - start), Math.min(PAGE, end - start));
+      } else if (this.#pages.has(index)) {
+        this.#page(index).fill(0, Math.max(0, at - start), Math.min(PAGE, end - start));
       }
     }
   }
@@ -100,11 +105,11 @@ export class PageStore {
 
   #page(index: number): Uint8Array {
     let page = this.#pages.get(index);
-    if (!page) {
-      page = new Uint8Array(PAGE);
-      this.#pages.set(index, page);
-      this.#reserved.delete(index);
-    }
+    if (page && !this.#shared.has(index)) return page;
+    page = page ? page.slice() : new Uint8Array(PAGE);
+    this.#pages.set(index, page);
+    this.#shared.delete(index);
+    this.#reserved.delete(index);
     return page;
   }
 }

@@ -301,9 +301,9 @@ describe("a repair of 'leaks' does what that of qemu-img does", needs('qemu-img'
 
   test('with an encrypted image, whose key nobody needs', async () => {
     const path = join(folder, 'luks.qcow2');
-    const secret = ['--object', 'secret,id=s,data=abc'];
-    const options = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10';
-    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', ...secret, '-o', options, path, '8M');
+    writeFileSync(path, '');
+    const keys = { 'encrypt.format': 'luks', 'encrypt.key': 'abc', 'encrypt.iter-time': 10 } as const;
+    await makeImage(context, { driver: 'file', filename: path }, { size: SIZE, ...keys });
     const image = new DamagedImage(readFileSync(path));
     assertClean(await checkIn(context, { driver: 'file', filename: path }, 'none'));
     image.setRefcount(image.header.l1Offset, 5);

@@ -16,6 +16,7 @@ import type { ClusterCounts } from './cluster-counts.ts';
 import { eachCluster } from './cluster-reader.ts';
 import { hostOf } from './entries.ts';
 import { encodeTableEntry } from './image.ts';
+import { MetadataIo } from './metadata-io.ts';
 
 /** Refcount blocks are written in pieces of this. */
 const PIECE = MiB;
@@ -129,6 +130,9 @@ interface Room {
 export async function rebuild(target: CheckTarget, end: Offset, withSnapshots: boolean): Promise<Scan> {
   const { header, file } = target;
   const scan = await new Scan(target, { refcounts: false, snapshotTable: !withSnapshots }).run();
+  if (scan.report.unread > 0) {
+    throw new BlockError(Errno.EIO, `Could not repair the image: ${scan.report.messages[0]}`);
+  }
   const { clusterSize, found } = scan.ledger;
   const snapshots = withSnapshots ? encodeSnapshotTable(scan.snapshots, header.size) : new Uint8Array(0);
   const room = plan(scan, end / clusterSize, Math.ceil(snapshots.length / clusterSize));
@@ -163,11 +167,11 @@ export async function markClean(target: CheckTarget): Promise<void> {
 }
 
 async function changeHeader(target: CheckTarget, changes: Partial<CheckTarget['header']>): Promise<void> {
-  const { header, file } = target;
+  const { aio, file, header } = target;
   const before = { ...header };
   Object.assign(header, changes);
   try {
-    await new Scan(target).io.write(0, encodeHeader(header));
+    await new MetadataIo(aio, file).write(0, encodeHeader(header));
     await file.flush();
   } catch (error) {
     Object.assign(header, before);

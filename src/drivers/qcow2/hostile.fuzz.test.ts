@@ -1,7 +1,7 @@
 /**
- * Images with broken fields, opened and used. Whatever is in an image, there is no crash and no mistake of ours, no work
- * without bound, and nothing but the image is touched. BLOCKPLANE_FUZZ_RUNS sets how many, BLOCKPLANE_FUZZ_SEED which one
- * is the first.
+ * Images with broken fields, opened and used. Whatever is in an image, there is no crash and no mistake of ours, no
+ * work without bound, and nothing but the image is touched. BLOCKPLANE_FUZZ_RUNS sets how many, BLOCKPLANE_FUZZ_SEED
+ * which one is the first.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

@@ -35,7 +35,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
-  if (!image.readOnly) await image.bitmaps?.clearStale();
+  await image.bitmaps?.writable();
   return image;
 }
 
@@ -129,7 +129,6 @@ export function noteMetadata(image: Image): void {
     }
     metadata.add(at);
   });
-  image.bitmaps?.note();
 }
 
 /** `which`: of several. No text is made of them before it is needed: there may be millions. */
@@ -152,6 +151,7 @@ function eachStructure(image: Image, visit: VisitStructure): void {
   }
   for (let i = 0; i < table.length; i++) if (table[i]! > 0) visit('refcount block', table[i]!, clusterSize, i);
   for (let i = 0; i < tables.length; i++) if (tables[i]! > 0) visit('L2 table', tables[i]!, clusterSize, i);
+  image.bitmaps?.each(visit);
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {

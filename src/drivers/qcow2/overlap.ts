@@ -19,8 +19,8 @@ export class MetadataMap {
   /** False: overlap-check=none. */
   readonly enabled: boolean;
   readonly #clusterSize: Bytes;
-  /** Cluster offsets; -1 for none, -2 where there was one. At most 5/8 full: with the most tables that an image can have
-   *  (4 Mi of L2, 1 Mi of refcounts) these are 64 MiB. */
+  /** Cluster offsets; -1 for none, -2 where there was one. At most 5/8 full: with the most tables that an image can
+   *  have (4 Mi of L2, 1 Mi of refcounts) these are 64 MiB. */
   #keys = new Float64Array(1024).fill(-1);
   #shift = 22;
   #count = 0;

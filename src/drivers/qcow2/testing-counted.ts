@@ -1,4 +1,5 @@
-/** For tests: a file in memory that counts what is asked of it, and a qcow2 driver that notices errors of the wrong kind. */
+/** For tests: a file in memory that counts what is asked of it, and a qcow2 driver that notices errors of the wrong
+ *  kind. */
 import { PageStore } from '../../aio/sim/pages.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';

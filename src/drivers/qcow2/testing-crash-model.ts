@@ -46,13 +46,13 @@ export interface GuestContent {
 
 const ALWAYS: GuestOp = { began: -1, ended: 0 };
 
-/** Fills `target`, sectors from number `first` on, with what a write of that number puts there. One number in four is of
- *  the kind that does not compress. */
-export function fillSectors(target: Uint8Array, first: number, valueOf: (sector: number) => SectorValue): void {
+/** Fills `target`, sectors from number `first` on, with what a write of that number puts there. One number in four is
+ *  of the kind that does not compress. */
+export function fillSectors(target: Uint8Array, first: number, valueAt: (sector: number) => SectorValue): void {
   const words = new Uint32Array(WORDS);
   const bytes = new Uint8Array(words.buffer);
   for (let at = 0; at < target.length; at += SECTOR) {
-    fillWords(words, valueOf(first + at / SECTOR), first + at / SECTOR);
+    fillWords(words, valueAt(first + at / SECTOR), first + at / SECTOR);
     target.set(bytes.subarray(0, Math.min(SECTOR, target.length - at)), at);
   }
 }
@@ -182,7 +182,8 @@ export class GuestModel {
       const value = found.values.get(sector)!;
       const allowed = this.#allowed(sector, moment);
       if (allowed.includes(value)) continue;
-      return `sector ${sector} (byte ${sector * SECTOR}) holds ${value}, not one of ${[...new Set(allowed)].join(', ')}`;
+      const those = [...new Set(allowed)].join(', ');
+      return `sector ${sector} (byte ${sector * SECTOR}) holds ${value}, not one of ${those}`;
     }
     return undefined;
   }

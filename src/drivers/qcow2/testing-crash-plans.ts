@@ -1,6 +1,6 @@
 /**
- * For tests: which images, and what is done to them. All short workloads of one to three steps (after ACE, the generator
- * of CrashMonkey), numbered; and long random ones with several requests in flight.
+ * For tests: which images, and what is done to them. All short workloads of one to three steps (after ACE, the
+ * generator of CrashMonkey), numbered; and long random ones with several requests in flight.
  */
 import { Prng } from '../../base/prng.ts';
 import { alignDown, type Bytes, GiB, KiB, MiB, type Offset, SECTOR } from '../../base/units.ts';
@@ -209,8 +209,8 @@ function randomStep(prng: Prng, of: Kind): Step {
   const length = SECTOR * prng.between(1, Math.max(1, most / SECTOR));
   const roll = prng.below(20);
   if (roll < 9) return { do: 'write', at, length: Math.min(length, of.bulk) };
-  if (roll < 11)
-    return { do: 'compress', at: alignDown(at, cluster), length: Math.min(cluster, end - alignDown(at, cluster)) };
+  const whole = alignDown(at, cluster);
+  if (roll < 11) return { do: 'compress', at: whole, length: Math.min(cluster, of.create.size - whole) };
   if (roll < 13) return { do: 'zero', at, length, unmap: prng.chance(0.5) };
   if (roll < 16) return { do: 'discard', at, length: Math.min(end - at, 3 * length) };
   return { do: 'flush' };

@@ -191,15 +191,14 @@ export class Guest {
     }
   }
 
-  /** Whole clusters go; without zero clusters what is below is seen again. */
+  /** Whole clusters become zeroes; without zero clusters, and with something below, they stay as they are. */
   #expectDiscard(op: GuestOp, at: Offset, length: Bytes): void {
     const { create, backing = 0 } = this.format;
     const cluster = create['cluster-size']!;
     const from = alignUp(at, cluster);
     const to = at + length === this.model.size ? at + length : alignDown(at + length, cluster);
-    const shows = create.compat === '0.10';
-    if (to <= from) return;
-    this.model.write(op, from, to - from, (sector) => (shows && sector * SECTOR < backing ? BACKING : 0));
+    const stays = create.compat === '0.10' && backing > 0;
+    if (to > from && !stays) this.model.write(op, from, to - from, 0);
   }
 
   async #control(step: Step, op: GuestOp): Promise<void> {

@@ -1,14 +1,11 @@
 /**
- * For tests: crash replay. A workload runs once in a simulated world; the states in which a crash may have left its files
- * are made from the journal, and each must satisfy `qemu-img check` and the model of what the guest was promised.
+ * For tests: crash replay. A workload runs once in a simulated world; the states in which a crash may have left its
+ * files are made from the journal, and each must satisfy `qemu-img check` and the model of what the guest was promised.
  */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import {
   closeSync,
   fstatSync,
   ftruncateSync,
-  mkdirSync,
   mkdtempSync,
   openSync,
   readFileSync,
@@ -19,6 +16,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AioContext } from '../../aio/context.ts';
+import type { JournalEntry } from '../../aio/sim/journal.ts';
 import { PageStore } from '../../aio/sim/pages.ts';
 import { Sim } from '../../aio/sim/sim.ts';
 import { Iov } from '../../base/memory.ts';
@@ -42,6 +40,7 @@ import {
   prepare,
   readContent,
 } from './testing-crash-work.ts';
+import { PeerFolder } from './testing-peer.ts';
 
 export interface CrashOptions {
   /** At most so many states of a workload; all flush boundaries are among them. */
@@ -52,6 +51,8 @@ export interface CrashOptions {
   readonly processes: number;
   /** One state in so many is read by qemu-img, too, and one is written to and closed. */
   readonly sample: number;
+  /** The disk forgets what it was told to make stable: for seeing that this is found out. */
+  readonly lying?: boolean;
 }
 
 export interface CrashTotals {
@@ -95,15 +96,17 @@ export class CrashRunner {
   };
   readonly #options: CrashOptions;
   readonly #folder = mkdtempSync(join(tmpdir(), 'blockplane-crash-'));
+  readonly #peers: readonly PeerFolder[];
   readonly #prepared = new Map<string, Prepared>();
 
   constructor(options: CrashOptions) {
     registerQcow2();
     this.#options = options;
-    for (let i = 0; i < options.processes; i++) mkdirSync(join(this.#folder, String(i)));
+    this.#peers = Array.from({ length: options.processes }, (_, i) => new PeerFolder(join(this.#folder, String(i))));
   }
 
   end(): void {
+    for (const peer of this.#peers) peer.end();
     rmSync(this.#folder, { recursive: true, force: true });
   }
 
@@ -118,6 +121,7 @@ export class CrashRunner {
     if (plan.atOnce === 1) assertCurrent(plan, guest.model, last);
     await guest.close();
     const prng = new Prng(seed);
+    if (this.#options.lying) guest.journal.entries.splice(0, Infinity, ...lies(guest.journal.entries));
     const points = choose(crashPoints(guest.journal, prng, this.#options.subsets), this.#options.statesMax, prng);
     await this.#examineAll(plan, guest, new CrashReplay(prepared.files, guest.journal), points);
     this.totals.workloads++;
@@ -133,8 +137,7 @@ export class CrashRunner {
   async #examineAll(plan: Plan, guest: Guest, replay: CrashReplay, points: readonly CrashPoint[]): Promise<void> {
     const known = new Map<string, Promise<Examined>>();
     let next = 0;
-    const worker = async (_: unknown, process: number): Promise<void> => {
-      const folder = join(this.#folder, String(process));
+    const worker = async (folder: PeerFolder): Promise<void> => {
       while (next < points.length) {
         const state = replay.build(points[next++]!);
         const isNew = !known.has(state.hash);
@@ -146,23 +149,25 @@ export class CrashRunner {
       }
     };
     // All are waited for: their files are in use.
-    const ends = await Promise.allSettled(Array.from({ length: this.#options.processes }, worker));
+    const ends = await Promise.allSettled(this.#peers.map(worker));
     for (const end of ends) if (end.status === 'rejected') throw end.reason;
   }
 
-  async #examine(plan: Plan, state: CrashState, folder: string): Promise<Examined> {
+  async #examine(plan: Plan, state: CrashState, folder: PeerFolder): Promise<Examined> {
     const { format } = plan;
     const number = this.totals.states++;
-    const paths = new Map([...state.files].map(([path, store]) => [path, writeFile(folder, path, store)] as const));
+    const paths = new Map(
+      [...state.files].map(([path, store]) => [path, writeFile(folder.path, path, store)] as const),
+    );
     const image = paths.get(IMAGE)!;
     const dirty = isDirty(state.files.get(IMAGE)!);
     const found = [await look(format, state.files)];
     // What comes out here does not matter where the dirty bit is set, as long as all is well after the repair.
-    let { code, output } = await qemuImg(folder, 'check', ...(dirty ? ['-r', 'all'] : []), '-f', 'qcow2', image);
+    let { code, output } = await folder.run('check', ...(dirty ? ['-r', 'all'] : []), '-f', 'qcow2', image);
     const copied = format.create.compat === '0.10' && code === CHECK_CORRUPT && onlyCopied(output);
-    if (copied) await qemuImg(folder, 'check', '-r', 'all', '-f', 'qcow2', image);
+    if (copied) await folder.run('check', '-r', 'all', '-f', 'qcow2', image);
     if (dirty || copied) {
-      ({ code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image));
+      ({ code, output } = await folder.run('check', '-f', 'qcow2', image));
       const repaired = new Map(state.files);
       repaired.set(IMAGE, readStore(image));
       found.push(await look(format, repaired));
@@ -170,16 +175,16 @@ export class CrashRunner {
       found.push({ content: await this.#peerReads(format, image, folder), snapshots: found[0]!.snapshots });
     } else if (number % this.#options.sample === 1 && code !== CHECK_CORRUPT) {
       const after = await goOn(format, state.files);
-      writeFile(folder, IMAGE, after.get(IMAGE)!);
-      ({ code, output } = await qemuImg(folder, 'check', '-f', 'qcow2', image));
+      writeFile(folder.path, IMAGE, after.get(IMAGE)!);
+      ({ code, output } = await folder.run('check', '-f', 'qcow2', image));
       this.totals.continued++;
     }
     return { dirty, copied, code, output, found };
   }
 
-  async #peerReads(format: CrashFormat, image: string, folder: string): Promise<GuestContent> {
-    const raw = join(folder, 'raw');
-    await mustRun(folder, 'convert', '-f', 'qcow2', '-O', 'raw', image, raw);
+  async #peerReads(format: CrashFormat, image: string, folder: PeerFolder): Promise<GuestContent> {
+    const raw = join(folder.path, 'raw');
+    await folder.run('convert', '-f', 'qcow2', '-O', 'raw', image, raw);
     const values = new Map<number, number>();
     const fd = openSync(raw, 'r');
     const { size } = fstatSync(fd);
@@ -242,6 +247,11 @@ function fail(plan: Plan, guest: Guest, state: CrashState, problem: string): Cra
       `kept in ${kept}`,
     ].join('\n'),
   );
+}
+
+/** Without the datasyncs nothing is stable. */
+function lies(entries: readonly JournalEntry[]): JournalEntry[] {
+  return entries.filter(({ change }) => change !== null);
 }
 
 /** All that must be, and of the others as many as there is room for, spread over time. */
@@ -321,22 +331,4 @@ function readStore(path: string): PageStore {
   const store = new PageStore();
   store.write(0, readFileSync(path));
   return store;
-}
-
-async function qemuImg(cwd: string, ...args: string[]): Promise<{ readonly code: number; readonly output: string }> {
-  // The names in the images are relative to it.
-  const child = spawn('/usr/bin/qemu-img', args, { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
-  let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-    });
-  }
-  const [code] = (await once(child, 'close')) as [number | null];
-  return { code: code ?? -1, output };
-}
-
-async function mustRun(cwd: string, ...args: string[]): Promise<void> {
-  const { code, output } = await qemuImg(cwd, ...args);
-  if (code !== 0) throw new CrashFailure(`qemu-img ${args.join(' ')} ends with ${code}: ${output}`);
 }

@@ -1,6 +1,6 @@
 /**
- * For tests: what we and QEMU make of a damaged image in a file. A refused image is not written; one that is found damaged
- * in use is marked, takes no more writes, and can be read.
+ * For tests: what we and QEMU make of a damaged image in a file. A refused image is not written; one that is found
+ * damaged in use is marked, takes no more writes, and can be read.
  */
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';

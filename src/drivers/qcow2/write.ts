@@ -64,8 +64,8 @@ export class Writer {
     }
   }
 
-  /** The L2 entry of a cluster when it is in memory and may be changed, until the next `await`. Undefined when something
-   *  is missing for that: await {@link prepare} and ask again. */
+  /** The L2 entry of a cluster when it is in memory and may be changed, until the next `await`. Undefined when
+   *  something is missing for that: await {@link prepare} and ask again. */
   ready(cluster: number): EntryPlace | undefined {
     const image = this.#image;
     image.assertUndamaged();

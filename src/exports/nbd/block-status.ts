@@ -1,8 +1,9 @@
 /** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
 import { BlockError } from '../../base/errors.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
+import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { BlockStatus } from '../../block/status.ts';
-import { AllocationFlag, Chunk, CommandFlag, ReplyFlag } from '../../proto/nbd/constants.ts';
+import { AllocationFlag, Chunk, CommandFlag, DIRTY, ReplyFlag } from '../../proto/nbd/constants.ts';
 import {
   BLOCK_STATUS_EXT_PREFIX,
   BLOCK_STATUS_PREFIX,
@@ -17,9 +18,10 @@ import {
 } from '../../proto/nbd/reply.ts';
 import type { ByteBudget } from './budget.ts';
 import type { Negotiated } from './handshake.ts';
+import { contextCount } from './meta-context.ts';
 import type { NbdRequest } from './request.ts';
 
-/** Memory of one answer: the extents of both contexts. A client asks on for what does not fit. */
+/** Memory of one answer: the extents of all contexts. A client asks on for what does not fit. */
 export const STATUS_BYTES: Bytes = 64 * KiB;
 const HEADER_MAX = 64;
 /** The longest extent in a chunk with 32-bit lengths, a multiple of every alignment. */
@@ -34,24 +36,47 @@ interface Run {
 
 /** Finds the extents of `request` and encodes the answer; 0 or a negative errno. */
 export async function blockStatus(request: NbdRequest, negotiated: Negotiated, budget: ByteBudget): Promise<number> {
-  const { baseAllocation, allocationDepth } = negotiated.contexts;
-  const both = baseAllocation !== undefined && allocationDepth !== undefined;
+  const { baseAllocation, allocationDepth, bitmaps = [] } = negotiated.contexts;
   const each = negotiated.extended ? EXTENT_EXT_SIZE : EXTENT_SIZE;
-  const room = Math.floor((STATUS_BYTES / (both ? 2 : 1) - HEADER_MAX) / each);
+  const room = Math.floor((STATUS_BYTES / contextCount(negotiated.contexts) - HEADER_MAX) / each);
   const max = (request.commandFlags & CommandFlag.REQ_ONE) !== 0 ? 1 : room;
   const allocation: Run[] = [];
   const depth: Run[] = [];
-  try {
-    await collect(request, negotiated, max, allocation, depth);
-  } catch (failure) {
-    if (!(failure instanceof BlockError)) throw failure;
-    return -failure.errno;
+  if (baseAllocation !== undefined || allocationDepth !== undefined) {
+    try {
+      await collect(request, negotiated, max, allocation, depth);
+    } catch (failure) {
+      if (!(failure instanceof BlockError)) throw failure;
+      return -failure.errno;
+    }
   }
+  const chunks: [number, readonly Run[]][] = [];
+  if (baseAllocation !== undefined) chunks.push([baseAllocation, allocation]);
+  if (allocationDepth !== undefined) chunks.push([allocationDepth, depth]);
+  for (const { id, bitmap } of bitmaps) chunks.push([id, dirtyRuns(request, negotiated, bitmap, max)]);
   const answer = new Answer(request, negotiated, budget.memory.view);
-  if (baseAllocation !== undefined) answer.chunk(baseAllocation, allocation, !both);
-  if (allocationDepth !== undefined) answer.chunk(allocationDepth, depth, true);
+  for (const [i, [id, runs]] of chunks.entries()) answer.chunk(id, runs, i === chunks.length - 1);
   request.payloadLength = answer.length;
   return 0;
+}
+
+/** Dirty and clean ranges of the request. Each context may end where it likes. */
+function dirtyRuns(request: NbdRequest, negotiated: Negotiated, bitmap: DirtyBitmap, max: number): Run[] {
+  const longest = longestExtent(negotiated);
+  const end = request.at + request.length;
+  const runs: Run[] = [];
+  for (let at = request.at; at < end; ) {
+    const dirtyAt = bitmap.next(at, end, true);
+    const stop = dirtyAt > at ? dirtyAt : bitmap.next(at, end, false);
+    const length = Math.min(stop - at, longest);
+    if (!add(runs, length, dirtyAt > at ? 0 : DIRTY, max, longest)) break;
+    at += length;
+  }
+  return runs;
+}
+
+function longestExtent({ extended }: Negotiated): Bytes {
+  return extended ? Number.MAX_SAFE_INTEGER : LENGTH_MAX;
 }
 
 async function collect(
@@ -62,7 +87,7 @@ async function collect(
   depth: Run[],
 ): Promise<void> {
   const { blk } = negotiated.export;
-  const longest = negotiated.extended ? Number.MAX_SAFE_INTEGER : LENGTH_MAX;
+  const longest = longestExtent(negotiated);
   const end = request.at + request.length;
   const found = new BlockStatus();
   // Each step may be a look at the file system: others get their turn in between.

@@ -3,6 +3,7 @@ import { Errno } from '../../base/errors.ts';
 import { MAX_OFFSET } from '../../base/units.ts';
 import { Command, CommandFlag } from '../../proto/nbd/constants.ts';
 import type { Negotiated } from './handshake.ts';
+import { contextCount } from './meta-context.ts';
 import type { NbdRequest } from './request.ts';
 
 const { FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN } = CommandFlag;
@@ -34,14 +35,10 @@ export function checkCommand(request: NbdRequest, negotiated: Negotiated, size: 
     const tooLong = command === Command.READ && negotiated.structured ? -Errno.EOVERFLOW : -Errno.EINVAL;
     if (length < 0 || length > maxPayload) return tooLong;
   }
-  if (command === Command.BLOCK_STATUS && (!hasContext(negotiated) || length === 0)) return -Errno.EINVAL;
+  if (command === Command.BLOCK_STATUS && (contextCount(negotiated.contexts) === 0 || length === 0))
+    return -Errno.EINVAL;
   if (offset < 0 || length < 0 || offset > MAX_OFFSET - length || offset + length > size) {
     return command === Command.WRITE || command === Command.WRITE_ZEROES ? -Errno.ENOSPC : -Errno.EINVAL;
   }
   return 0;
-}
-
-function hasContext(negotiated: Negotiated): boolean {
-  const { baseAllocation, allocationDepth } = negotiated.contexts;
-  return baseAllocation !== undefined || allocationDepth !== undefined;
 }

@@ -4,6 +4,7 @@ import { type Bytes, isPowerOfTwo, KiB, MAX_OFFSET } from '../../base/units.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { TransmissionFlag } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
+import type { ExportBitmaps } from './bitmaps.ts';
 
 export interface NbdExport {
   /** At most 4096 bytes of UTF-8; '' is the export of clients that name none. */
@@ -17,6 +18,8 @@ export interface NbdExport {
   /** Tell clients that they may open several connections: a flush on one covers the writes of all, since all share one
    *  node. */
   readonly multiConn: boolean;
+  /** Offer `qemu:dirty-bitmap:NAME` of these; the server releases them. */
+  readonly bitmaps?: ExportBitmaps;
 }
 
 /** How a handshake looks exports up. */

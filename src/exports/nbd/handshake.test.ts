@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { Info, Option, OptionReply, TransmissionFlag } from '../../proto/nbd/constants.ts';
 import * as wire from '../../proto/nbd/option.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -265,6 +266,42 @@ test('metadata contexts are listed with wildcards and chosen by full names', asy
   assert.deepEqual(await chosen(set('plain', 'base:allocation')), {}, 'chosen for another export');
   assert.deepEqual(await chosen(set('disk', ...both), set('nosuch')), {}, 'a failed choice leaves none');
   assert.deepEqual(await chosen(set('disk', ...both), set('disk', 'base')), {}, 'a query without a namespace');
+});
+
+test('dirty bitmaps are contexts of their own, behind the others', async () => {
+  const names = ['a', 'qemu:dirty-bitmap:a', 'ü'];
+  const state = { persistent: false, inconsistent: false, enabled: false };
+  const list = names.map((name) => new DirtyBitmap(name, 65_536, 1 << 20, state));
+  const bitmaps = { list, release: () => undefined };
+  const exports = directory(
+    fakeExport({ name: 'disk', allocationDepth: true, bitmaps }),
+    fakeExport({ name: 'plain' }),
+  );
+  const all = names.map((name) => `qemu:dirty-bitmap:${name}`);
+  const listOf = async (...queries: string[]): Promise<string[]> => {
+    const { socket } = await converse(
+      concat(MODERN, meta(Option.LIST_META_CONTEXT, 'disk', ...queries), ABORT),
+      exports,
+    );
+    const { replies } = parseReplies(socket.output);
+    return replies.slice(0, -2).map(({ payload }) => wire.decodeMetaContext(payload)!.name);
+  };
+  assert.deepEqual(await listOf(), ['base:allocation', 'qemu:allocation-depth', ...all]);
+  assert.deepEqual(await listOf('qemu:'), ['qemu:allocation-depth', ...all]);
+  assert.deepEqual(await listOf('qemu:dirty-bitmap:'), all);
+  assert.deepEqual(await listOf('qemu:dirty-bitmap:ü'), [all[2]]);
+  assert.deepEqual(await listOf('qemu:dirty-bitmap:b', 'qemu:dirty'), []);
+  const chosen = async (...queries: string[]): Promise<Negotiated['contexts']> => {
+    const choice = meta(Option.SET_META_CONTEXT, 'disk', ...queries);
+    return negotiated(await converse(concat(MODERN, STRUCTURED, choice, go('disk')), exports)).contexts;
+  };
+  assert.deepEqual(await chosen(all[2]!, all[0]!), {
+    bitmaps: [
+      { id: 3, bitmap: list[0] },
+      { id: 5, bitmap: list[2] },
+    ],
+  });
+  assert.deepEqual(await chosen('qemu:dirty-bitmap:', 'qemu:'), {}, 'wildcards choose nothing');
 });
 
 test('the ids of chosen contexts are those the client was told', async () => {

@@ -281,7 +281,7 @@ class Handshake {
     }
     const found = this.#exports.find(request.name);
     if (!found) return this.#refuse(option, OptionReply.ERR_UNKNOWN, 'There is no export of this name');
-    const entries = selectContexts(request.queries, !choosing, found.allocationDepth);
+    const entries = selectContexts(request.queries, !choosing, found);
     if (!entries) return this.#refuse(option, OptionReply.ERR_INVALID, 'A query has no namespace');
     if (choosing) {
       this.#contexts = activeContexts(entries);

@@ -1,46 +1,71 @@
 /** Metadata contexts: which ones an export has, and which of them a query means. */
-import { ALLOCATION_DEPTH, BASE_ALLOCATION } from '../../proto/nbd/constants.ts';
+import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
+import { ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
+import type { NbdExport } from './export-list.ts';
 
 /** The contexts that a client has chosen, by the ids that its block-status replies carry. */
 export interface ActiveContexts {
   readonly baseAllocation?: number;
   readonly allocationDepth?: number;
+  /** Not empty. */
+  readonly bitmaps?: readonly { readonly id: number; readonly bitmap: DirtyBitmap }[];
 }
 
 export const NO_CONTEXTS: ActiveContexts = Object.freeze({});
 
 const BASE_ALLOCATION_ID = 1;
 const ALLOCATION_DEPTH_ID = 2;
+/** Of the first bitmap; the others follow. */
+const BITMAP_ID = 3;
 
 export interface ContextEntry {
   readonly name: string;
   readonly id: number;
+  /** What the context shows, of a dirty bitmap's. */
+  readonly bitmap?: DirtyBitmap;
+}
+
+function contextsOf({ allocationDepth, bitmaps }: Pick<NbdExport, 'allocationDepth' | 'bitmaps'>): ContextEntry[] {
+  const known: ContextEntry[] = [{ name: BASE_ALLOCATION, id: BASE_ALLOCATION_ID }];
+  if (allocationDepth) known.push({ name: ALLOCATION_DEPTH, id: ALLOCATION_DEPTH_ID });
+  for (const [i, bitmap] of (bitmaps?.list ?? []).entries()) {
+    known.push({ name: DIRTY_BITMAP + bitmap.name, id: BITMAP_ID + i, bitmap });
+  }
+  return known;
 }
 
 /**
  * What `queries` mean for an export, in a fixed order and without repeats; undefined when a query has no namespace.
- * A list takes no query as "all", and `base:` or `qemu:` as "all of these"; a choice takes full names only. A query
- * that means nothing here is no error.
+ * A list takes no query as "all", `base:` or `qemu:` as "all of these", and `qemu:dirty-bitmap:` as "all bitmaps"; a
+ * choice takes full names only. A query that means nothing here is no error.
  */
 export function selectContexts(
   queries: readonly string[],
   listing: boolean,
-  allocationDepth: boolean,
+  entry: Pick<NbdExport, 'allocationDepth' | 'bitmaps'>,
 ): readonly ContextEntry[] | undefined {
   if (queries.some((query) => !query.includes(':'))) return undefined;
-  const known: ContextEntry[] = [{ name: BASE_ALLOCATION, id: BASE_ALLOCATION_ID }];
-  if (allocationDepth) known.push({ name: ALLOCATION_DEPTH, id: ALLOCATION_DEPTH_ID });
+  const known = contextsOf(entry);
   if (listing && queries.length === 0) return known;
-  return known.filter(({ name }) => {
+  return known.filter(({ name, bitmap }) => {
+    if (queries.includes(name)) return true;
+    if (!listing) return false;
     const namespace = name.slice(0, name.indexOf(':') + 1);
-    return queries.includes(name) || (listing && queries.includes(namespace));
+    return queries.includes(namespace) || (bitmap !== undefined && queries.includes(DIRTY_BITMAP));
   });
 }
 
 export function activeContexts(entries: readonly ContextEntry[]): ActiveContexts {
   const ids = new Set(entries.map((entry) => entry.id));
+  const bitmaps = entries.flatMap(({ id, bitmap }) => (bitmap === undefined ? [] : [{ id, bitmap }]));
   return {
     ...(ids.has(BASE_ALLOCATION_ID) && { baseAllocation: BASE_ALLOCATION_ID }),
     ...(ids.has(ALLOCATION_DEPTH_ID) && { allocationDepth: ALLOCATION_DEPTH_ID }),
+    ...(bitmaps.length > 0 && { bitmaps }),
   };
+}
+
+/** How many contexts were chosen. */
+export function contextCount({ baseAllocation, allocationDepth, bitmaps }: ActiveContexts): number {
+  return Number(baseAllocation !== undefined) + Number(allocationDepth !== undefined) + (bitmaps?.length ?? 0);
 }

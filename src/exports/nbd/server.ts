@@ -124,7 +124,12 @@ export class NbdServer {
   /** Offers `entry` to clients from now on. Throws EEXIST, EINVAL, ENOSPC. The caller keeps its BlockBackend open until
    *  {@link removeExport} or {@link stop} has resolved. */
   addExport(entry: NbdExport): void {
-    this.#exports.add(entry);
+    try {
+      this.#exports.add(entry);
+    } catch (error) {
+      entry.bitmaps?.release();
+      throw error;
+    }
     const user: BackendUser = {
       onDrainEnd: () => {
         for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
@@ -197,6 +202,7 @@ export class NbdServer {
     const user = this.#users.get(entry);
     if (user) entry.blk.users.delete(user);
     this.#users.delete(entry);
+    entry.bitmaps?.release();
   }
 
   #assertNotStopping(): void {

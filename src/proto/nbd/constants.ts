@@ -145,3 +145,6 @@ export const AllocationFlag = { HOLE: 1, ZERO: 2 } as const;
 
 export const BASE_ALLOCATION = 'base:allocation';
 export const ALLOCATION_DEPTH = 'qemu:allocation-depth';
+/** A bitmap's name follows. Its one status flag. */
+export const DIRTY_BITMAP = 'qemu:dirty-bitmap:';
+export const DIRTY = 1;

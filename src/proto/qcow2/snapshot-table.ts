@@ -57,8 +57,8 @@ export type SnapshotFault = (what: string) => void;
  * Takes the table apart piece by piece, since its length is not known before its last entry:
  * `while (parser.needed > 0) parser.take(...)` with bytes of the file from `parser.at` on.
  *
- * With `fault` it is for a repair: what can be made right is told, and not refused. Entries beyond a limit are left out,
- * extra data beyond its limit is cut off.
+ * With `fault` it is for a repair: what can be made right is told, and not refused. Entries beyond a limit are left
+ * out, extra data beyond its limit is cut off.
  */
 export class SnapshotTableParser {
   readonly entries: SnapshotEntry[] = [];
