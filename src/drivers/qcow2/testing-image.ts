@@ -73,7 +73,7 @@ export class TestImage {
   readonly snapshots = new Map<string, DiskModel>();
   version: 2 | 3;
   readonly #context: AioContext;
-  readonly #below: NodeOptions | null;
+  #below: NodeOptions | null;
   #blk: BlockBackend | null = null;
   #files = 0;
 
@@ -90,7 +90,7 @@ export class TestImage {
 
   /** Makes the layers and the image; the folder is empty. */
   static async make(context: AioContext, folder: string, plan: ImagePlan, maker: Side): Promise<TestImage> {
-    const below = await makeLayers(folder, plan);
+    const below = await makeLayers(folder, 'layer', plan);
     const image = new TestImage(context, folder, plan, below);
     const create: Record<string, unknown> = { ...plan.create };
     const { 'data-file': dataFile, size } = plan.create;
@@ -236,6 +236,20 @@ export class TestImage {
     if (changes.compat !== undefined) this.version = changes.compat === '0.10' ? 2 : 3;
   }
 
+  /** The image names other layers; what it has itself must be whole chunks of the model. */
+  async rebase(layers: readonly Layer[], by: Side): Promise<void> {
+    const below = await makeLayers(this.folder, 'other', { ...this.plan, layers });
+    if (by === 'us') await this.amend({ 'backing-file': below.path ?? null, 'backing-fmt': below.format ?? null }, by);
+    else {
+      await this.close();
+      const onto = below.path === undefined ? ['-b', ''] : ['-b', below.path, '-F', below.format!];
+      await peer('qemu-img', 'rebase', '-q', '-u', '-f', 'qcow2', ...onto, this.path);
+    }
+    await this.close();
+    this.#below = below.node;
+    this.model = this.model.over(below.model);
+  }
+
   memory(length: Bytes): Iov {
     return Iov.of(this.#context.backend.memory(new Uint8Array(new SharedArrayBuffer(length))));
   }
@@ -356,10 +370,10 @@ interface Below {
 }
 
 /** The images below, with something at every place that matters. */
-async function makeLayers(folder: string, plan: ImagePlan): Promise<Below> {
+async function makeLayers(folder: string, name: string, plan: ImagePlan): Promise<Below> {
   let below: Below = { node: null };
   for (const [i, { format, size }] of (plan.layers ?? []).entries()) {
-    const path = join(folder, `layer-${i}`);
+    const path = join(folder, `${name}-${i}`);
     const model = new DiskModel(size, below.model);
     const on = below.path === undefined ? [] : ['-b', below.path, '-F', below.format!];
     await peer('qemu-img', 'create', '-q', '-f', format, ...on, path, `${size}`);
@@ -368,7 +382,8 @@ async function makeLayers(folder: string, plan: ImagePlan): Promise<Below> {
       const at = place + 512 * i;
       const length = Math.min(3 * KiB, size - at);
       if (length <= 0) continue;
-      const change: Change = { kind: 'write', at, length, seed: 1000 * (i + 1) + n };
+      const seed = 1000 * (i + name.length) + n;
+      const change: Change = { kind: 'write', at, length, seed };
       const content = join(folder, `layer-content-${n}`);
       writeFileSync(content, contentOf(change));
       commands.push('-c', `write -s ${content} ${at} ${length}`);
