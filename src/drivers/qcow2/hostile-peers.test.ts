@@ -1,6 +1,6 @@
 /**
- * Broken images read by us and by QEMU: the same bytes, or an error of both. Where only one of the two can read one, it is
- * for a reason that is listed here. BLOCKPLANE_TEST_TIER=long has more of them.
+ * Broken images read by us and by QEMU: the same bytes, or an error of both. Where only one of the two can read one,
+ * it is for a reason that is listed here. BLOCKPLANE_TEST_TIER=long has more of them.
  */
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -81,7 +81,10 @@ async function qemu(base: BaseImage, path: string, folder: string): Promise<Resu
   return { bytes: new Uint8Array(readFileSync(target)), message: 'yes' };
 }
 
-test('broken images read as QEMU reads them, or not at all', { ...needs('qemu-img'), timeout: 1_800_000 }, async (t) => {
+test('broken images read as QEMU reads them, or not at all', {
+  ...needs('qemu-img'),
+  timeout: 1_800_000,
+}, async (t) => {
   registerCounted();
   const folder = scratch(t);
   const context = new AioContext(new PoolBackend());

@@ -118,7 +118,12 @@ const ODD = 3 * MiB + 37 * SECTOR;
 for (const compression of ['zlib', 'zstd'] as const) {
   for (const clusterSize of [512, 4 * KiB, 64 * KiB, 2 * MiB]) {
     for (const extended of clusterSize === 64 * KiB ? [false, true] : [false]) {
-      const create = { size: ODD, 'cluster-size': clusterSize, 'compression-type': compression, 'extended-l2': extended };
+      const create = {
+        size: ODD,
+        'cluster-size': clusterSize,
+        'compression-type': compression,
+        'extended-l2': extended,
+      };
       test(`compressed by qemu-img: ${JSON.stringify(create)}`, needs('qemu-img', 'qemu-io'), (t) =>
         withImage(t, { create }, 'QEMU', async (image) => {
           for (let at = 0, seed = 0; at < ODD; at += 300_000, seed++) {
@@ -138,21 +143,31 @@ for (const compression of ['zlib', 'zstd'] as const) {
 }
 
 for (const by of SIDES) {
-  test(`a backing file is changed by ${by} for another, for a raw one, for none`, needs('qemu-img', 'qemu-io'), async (t) => {
-    const size = 5 * MiB + SECTOR;
-    const plan: ImagePlan = { create: { size }, layers: [{ format: 'qcow2', size }] };
-    await withImage(t, plan, by, async (image) => {
-      await image.ours({ kind: 'write', at: 64 * KiB, length: 128 * KiB, seed: 1 });
-      await verify(image);
-      await image.rebase([{ format: 'raw', size: MiB }], by);
-      await verify(image);
-      await image.rebase([{ format: 'raw', size: MiB }, { format: 'qcow2', size: 2 * size }], by);
-      await verify(image);
-      await image.rebase([], by);
-      await image.change(by, { kind: 'write', at: 0, length: 64 * KiB, seed: 2 });
-      await verify(image);
-    });
-  });
+  test(
+    `a backing file is changed by ${by} for another, for a raw one, for none`,
+    needs('qemu-img', 'qemu-io'),
+    async (t) => {
+      const size = 5 * MiB + SECTOR;
+      const plan: ImagePlan = { create: { size }, layers: [{ format: 'qcow2', size }] };
+      await withImage(t, plan, by, async (image) => {
+        await image.ours({ kind: 'write', at: 64 * KiB, length: 128 * KiB, seed: 1 });
+        await verify(image);
+        await image.rebase([{ format: 'raw', size: MiB }], by);
+        await verify(image);
+        await image.rebase(
+          [
+            { format: 'raw', size: MiB },
+            { format: 'qcow2', size: 2 * size },
+          ],
+          by,
+        );
+        await verify(image);
+        await image.rebase([], by);
+        await image.change(by, { kind: 'write', at: 0, length: 64 * KiB, seed: 2 });
+        await verify(image);
+      });
+    },
+  );
 
   test(`version, refcounts and lazy refcounts are changed by ${by}`, needs('qemu-img', 'qemu-io'), async (t) => {
     const size = 5 * MiB + SECTOR;

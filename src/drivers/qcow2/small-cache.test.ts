@@ -7,8 +7,8 @@ import { Iov } from '../../base/memory.ts';
 import { Prng } from '../../base/prng.ts';
 import { KiB, MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
-import { countedFile, mistakes, registerCounted } from './testing-counted.ts';
 import { makeImage } from './testing.ts';
+import { countedFile, mistakes, registerCounted } from './testing-counted.ts';
 
 const SIZE = 8 * MiB;
 const CLUSTER = 512;

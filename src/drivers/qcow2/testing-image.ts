@@ -10,12 +10,13 @@ import type { AioContext } from '../../aio/context.ts';
 import { Iov } from '../../base/memory.ts';
 import { alignDown, alignUp, type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
+import { checkImage } from '../../block/control.ts';
 import { RequestFlags } from '../../block/driver.ts';
 import type { NodeOptions } from '../../block/graph.ts';
 import { BlockStatus } from '../../block/status.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
 import type { Qcow2Node } from './driver.ts';
-import { checkIn, makeImage } from './testing.ts';
+import { makeImage } from './testing.ts';
 import { DiskModel } from './testing-model.ts';
 
 /** What can be done to a range of the disk, by either side. `seed` says which bytes are written. */
@@ -293,7 +294,7 @@ export class TestImage {
   async check(): Promise<void> {
     const json = await peer('qemu-img', 'check', '-f', 'qcow2', '--output=json', this.path);
     const theirs = JSON.parse(json) as Readonly<Record<string, unknown>>;
-    const ours = await checkIn(this.#context, { driver: 'file', filename: this.path }, 'none');
+    const ours = await checkImage(this.#context, 'qcow2', { file: { driver: 'file', filename: this.path } }, 'none');
     assert.deepEqual([ours.messages, ours.checkErrors, ours.corruptions, ours.leaks], [[], 0, 0, 0]);
     const counts = {
       'image-end-offset': ours.imageEndOffset,
@@ -343,8 +344,8 @@ function assertZeroes(model: DiskModel, at: Offset, length: Bytes): void {
   }
 }
 
-/** QEMU 7.2 may pack a compressed cluster next to one that it has freed meanwhile, although somebody else has that place
- *  by now; who begins anew does not remember the place. */
+/** QEMU 7.2 may pack a compressed cluster next to one that it has freed meanwhile, although somebody else has that
+ *  place by now; who begins anew does not remember the place. */
 function groupsForPeer(changes: readonly Change[]): Change[][] {
   const groups: Change[][] = [];
   let packed = false;
