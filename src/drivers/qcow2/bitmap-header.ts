@@ -95,18 +95,14 @@ async function makeRoom(image: Image): Promise<void> {
   if (at + nameLength > image.geometry.clusterSize) return;
   // As we lay it out, which another program may have done in another way.
   await rewrite(image, () => undefined);
-  const before = header.backingFileAt;
-  header.backingFileAt = at;
-  try {
-    const bytes = encodeHeader(header);
+  const place = (): void => {
+    header.backingFileAt = at;
+  };
+  await image.changeHeader(place, async (bytes) => {
     await io.write(at, bytes.subarray(at));
     await file.flush();
     await io.write(0, bytes.subarray(0, SECTOR));
-    await file.flush();
-  } catch (error) {
-    header.backingFileAt = before;
-    throw error;
-  }
+  });
 }
 
 /** True when the extension fits in front of the name. */
@@ -116,23 +112,16 @@ function hasRoom(header: Qcow2Header): boolean {
   return backingFilePlace(after) === backingFilePlace(header);
 }
 
-/** Changes the header, in memory and on stable storage. */
+/** Changes the header, on stable storage, one sector after the other. */
 async function rewrite(image: Image, change: () => void): Promise<void> {
-  const { header, io, file } = image;
-  const { autoclear, extensions, backingFileAt } = header;
-  const before = { autoclear, extensions: [...extensions], backingFileAt };
-  try {
-    change();
-    const bytes = encodeHeader(header);
+  const { io, file } = image;
+  await image.changeHeader(change, async (bytes) => {
     const sectors = changedSectors(await io.read(0, bytes.length), bytes);
-    for (const sector of sectors.reverse()) {
+    for (const [i, sector] of sectors.reverse().entries()) {
+      if (i > 0) await file.flush();
       await io.write(sector * SECTOR, bytes.subarray(sector * SECTOR, (sector + 1) * SECTOR));
-      await file.flush();
     }
-  } catch (error) {
-    Object.assign(header, before);
-    throw error;
-  }
+  });
 }
 
 function changedSectors(before: Uint8Array, after: Uint8Array): number[] {
