@@ -97,7 +97,7 @@ export class Sync {
     do {
       await this.run();
       while (this.busy) await Promise.allSettled([...this.#background]);
-    } while (this.dirty && (this.#image.refcounts.cache.dirty === 0 || !this.#defersRefcounts));
+    } while (this.#waiting && (this.#image.refcounts.cache.dirty === 0 || !this.#defersRefcounts));
     await this.#flush();
   }
 

@@ -285,7 +285,8 @@ function breakField(image: BaseImage, field: Field, bytes: Uint8Array, prng: Prn
     bytes[at]! ^= 1 << prng.below(8);
   } else if (what === 2) {
     // Points to another structure; the flags stay, or are set.
-    const flags = field.length === 8 ? (prng.chance(0.5) ? view.getUint32(field.at) : 0x8000_0000) : 0;
+    const wide = field.length === 8 && field.at + 8 <= bytes.length;
+    const flags = wide ? (prng.chance(0.5) ? view.getUint32(field.at) : 0x8000_0000) : 0;
     put(view, field, flags, prng.pick(image.places));
   } else {
     const other = prng.pick(image.fields.filter(({ kind, length }) => kind === field.kind && length === field.length));
