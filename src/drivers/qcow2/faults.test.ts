@@ -18,10 +18,11 @@ const WORKLOADS = [
   // Nothing comes after the failure that would mend what it left.
   { kind: 'v3 512 snapshot', letters: 'oxs' },
   { kind: 'v3 512 snapshot', letters: 'oxr' },
-  { kind: 'v3 512', letters: 'omwxf' },
+  { kind: 'v3 4k', letters: 'mxf' },
+  { kind: 'v3 4k', letters: 'gxf' },
   { kind: 'v3 4k snapshot', letters: 'oafpbof' },
   { kind: 'lazy', letters: 'pwfdbof' },
-  { kind: 'v3 4k', letters: 'wghfpf' },
+  { kind: 'v3 4k', letters: 'wghpf' },
   { kind: 'refcount table', letters: 'wfwpf' },
   { kind: 'data file', letters: 'pdxfuof' },
   { kind: 'subclusters', letters: 'pzfudcf' },
