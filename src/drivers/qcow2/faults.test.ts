@@ -1,7 +1,7 @@
 /**
  * Whatever read, write, flush, hole or resize of the file fails: the guest is told, nothing is thrown that is not an
- * error of I/O, what comes later works or fails in good order, and the image has no corruption afterwards. Each workload
- * runs once for every operation there is, with that one failing.
+ * error of I/O, what comes later works or fails in good order, and the image has no corruption afterwards. Each
+ * workload runs once for every operation there is, with that one failing.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
