@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { type BlockError, customNode, type DirtyExtent, type Disk, open, serveNbd } from '../src/index.ts';
-import { blockplane, needs, needsPythonNbd, peer, python, scratch, sparse } from './harness.ts';
+import { blockplane, needs, needsPythonNbd, peer, python, scratch, serve, sparse } from './harness.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -179,6 +179,17 @@ test(
     await disk.bitmaps.remove('b');
   },
 );
+
+test('serve --bitmap shows a bitmap, and what clients write is in it when it is stored', PEERS, async (t) => {
+  const path = await image(t);
+  await peer('qemu-img', 'bitmap', '--add', path, 'b0');
+  const served = await serve(t, ['-B', 'b0', path]);
+  await peer('qemu-io', '-f', 'raw', '-c', 'write 1M 64k', served.uri());
+  const dirty = `0+${MiB} clean, ${MiB}+65536 dirty, 1114112+${SIZE - 1114112} clean`;
+  assert.equal(await mapOf('b0', served.uri()), dirty);
+  assert.equal((await served.stop()).code, 0);
+  assert.equal(await peerMap(path, 'b0'), dirty);
+});
 
 test('serve --bitmap names a bitmap that the image must have', async (t) => {
   const path = sparse(`${scratch(t)}/disk.img`, MiB);

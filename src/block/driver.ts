@@ -247,8 +247,8 @@ export interface BitmapToStore {
 
 /**
  * Bitmaps in an image. block/ loads all that are consistent when the node opens, marks those in use that are about to
- * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never
- * on a read-only node.
+ * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never on
+ * a read-only node.
  */
 export interface BitmapStore {
   /** What the image holds now. */

@@ -5,7 +5,7 @@ import { eachBackend, inContext } from '../aio/testing.ts';
 import type { BlockError } from '../base/errors.ts';
 import { BlkHandle } from './handle.ts';
 import { CHANNELS_MAX } from './host.ts';
-import { type BlkDescriptor, Field, recordAt, Word } from './layout.ts';
+import { type BlkDescriptor, DiskWord, Field, recordAt, Word } from './layout.ts';
 import { attach, begin, CountedOp, report, share, startHome, until, work } from './testing-threads.ts';
 
 eachBackend('use after close, and closing twice, is EBADF', async (backend) => {
@@ -138,13 +138,16 @@ inContext('a client with a loop of its own is told of the death as well', async 
 });
 
 eachBackend('a disk that is closed answers what is under way, then refuses', async (backend) => {
-  const home = await startHome(backend);
-  const handle = await attach(home);
+  await using home = await startHome(backend);
+  const descriptor = await share(home);
+  const handle = BlkHandle.attach(descriptor);
   const region = handle.register(new SharedArrayBuffer(512));
   await home.call('hold', 'read');
   const reading = handle.read(0, region.bytes);
   await until(async () => (await home.call('waiting', 'read')) === 1);
   const closing = home.call('closeDisk');
+  // The ring is quicker than the message.
+  await until(() => Atomics.load(descriptor.disk, DiskWord.CLOSED) === 1);
   const refused = { code: 'ESHUTDOWN' };
   await assert.rejects(handle.flush(), refused);
   await home.call('release', 'read');
@@ -161,7 +164,6 @@ eachBackend('a disk that is closed answers what is under way, then refuses', asy
   });
   await assert.rejects(handle.read(0, region.bytes), refused);
   await handle.close();
-  await home.stop();
 });
 
 eachBackend(

@@ -4,8 +4,8 @@ import type { BitmapInfo, BitmapMethods, DirtyExtent } from './bitmap-messages.t
 import { offsetOf } from './disk-args.ts';
 
 export interface AddBitmapOptions {
-  /** Bytes that a bit stands for: a power of two from 512 bytes to 2 GiB. Default: the image's cluster size, but 4
-   *  KiB at least and 64 KiB at most. */
+  /** Bytes that a bit stands for: a power of two from 512 bytes to 2 GiB. Default: the image's cluster size, but 4 KiB
+   *  at least and 64 KiB at most. */
   readonly granularity?: Bytes | undefined;
   /** Kept in the image, for the next who opens it: formats that can (qcow2). Default false. */
   readonly persistent?: boolean | undefined;
@@ -21,8 +21,8 @@ export type BitmapCall = <M extends keyof BitmapMethods>(
 
 /**
  * Which parts of a disk may have been written since when: `disk.bitmaps`. All calls reject with BlockError: ENOENT
- * where there is no bitmap of that name, EINVAL for one that is inconsistent, EBUSY while an export shows it, EPERM
- * for a persistent one of a disk that is open read-only.
+ * where there is no bitmap of that name, EINVAL for one that is inconsistent, EBUSY while an export shows it, EPERM for
+ * a persistent one of a disk that is open read-only.
  *
  * ```ts
  * await disk.bitmaps.add('backup', { persistent: true });

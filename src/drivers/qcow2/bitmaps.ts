@@ -3,14 +3,12 @@
  *
  * What must hold after a crash at any point: a bitmap in the file is either right or marked in use. So the mark is on
  * stable storage before the bitmap begins to differ from what is stored; a bitmap is stored in new clusters, under a
- * new directory, which one write of the header names; what was there before is freed after that. While the extension is
- * added or taken out (the header is laid out anew then), the autoclear bit is clear: nobody reads it half-written.
+ * new directory, which the header names (bitmap-header.ts); what was there before is freed after that.
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { PagedBits } from '../../base/paged-bits.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
 import type { BitmapStore, BitmapToStore, StoredBitmap } from '../../block/driver.ts';
-import { setU64 } from '../../proto/nbd/words.ts';
 import {
   BITMAP_ALL_CLEAR,
   BITMAP_ALL_SET,
@@ -20,20 +18,25 @@ import {
   encodeBitmapDirectory,
   setBitmapTableEntry,
 } from '../../proto/qcow2/bitmap-directory.ts';
-import { Autoclear, BITMAP_BYTES_MAX, ExtensionType } from '../../proto/qcow2/constants.ts';
-import { encodeHeader } from '../../proto/qcow2/header.ts';
-import { bitmapsExtension, extension, setExtension } from '../../proto/qcow2/header-extensions.ts';
+import { BITMAP_BYTES_MAX } from '../../proto/qcow2/constants.ts';
+import { type BitmapsExtension, bitmapsExtension } from '../../proto/qcow2/header-extensions.ts';
+import { clearStale, nameDirectory } from './bitmap-header.ts';
 import { type BitmapInFile, tableEntries } from './bitmap-read.ts';
 import type { Image } from './image.ts';
 
 /** Bytes of bits that are written at once. */
 const BATCH = MiB;
-const KNOWN_AUTOCLEAR = BigInt(Autoclear.BITMAPS | Autoclear.DATA_FILE_RAW);
 
 /** Clusters of the file. */
-interface Taken {
+interface Run {
   readonly at: Offset;
   readonly clusters: number;
+}
+
+/** What an image holds of bitmaps, and where its directory is. */
+interface Holding {
+  readonly all: readonly BitmapInFile[];
+  readonly place: BitmapsExtension | undefined;
 }
 
 export class Bitmaps implements BitmapStore {
@@ -41,8 +44,10 @@ export class Bitmaps implements BitmapStore {
   #all: readonly BitmapInFile[];
   /** What `load` has filled, or `store` has stored, and its generation then. */
   readonly #known = new Map<string, { readonly bits: PagedBits; readonly generation: number }>();
+  /** Names of those that are to be marked in use in the file. */
+  readonly #inUse = new Set<string>();
   /** Clusters that a store has taken and not linked yet. */
-  #taken: Taken[] = [];
+  #taken: Run[] = [];
 
   /** `all`: what the image holds, in the order of its directory. */
   constructor(image: Image, all: readonly BitmapInFile[]) {
@@ -59,12 +64,14 @@ export class Bitmaps implements BitmapStore {
     }));
   }
 
-  /** Everything of them that guest data must never be written over. */
-  note(): void {
-    const { metadata } = this.#image;
+  /** Calls `visit` with everything that guest data must never be written over. */
+  each(visit: (what: string, at: Offset, length: Bytes, which?: string) => void): void {
     const place = bitmapsExtension(this.#image.header);
-    if (place) metadata.add(place.directoryOffset, place.directorySize);
-    for (const bitmap of this.#all) this.#each(bitmap, ({ at, clusters }) => metadata.add(at, this.#bytes(clusters)));
+    if (place) visit('the bitmap directory', place.directoryOffset, place.directorySize);
+    for (const bitmap of this.#all) {
+      const { name } = bitmap.entry;
+      for (const { at, clusters } of this.#runs(bitmap)) visit('part of bitmap', at, this.#bytes(clusters), name);
+    }
   }
 
   assertStorable(name: string, granularity: Bytes): void {
@@ -92,13 +99,25 @@ export class Bitmaps implements BitmapStore {
   }
 
   async use(names: readonly string[]): Promise<void> {
+    for (const name of names) this.#inUse.add(name);
+    await this.#mark();
+  }
+
+  /** An image that is open for writing may be written from here on: it has been opened, or has been repaired. */
+  async writable(): Promise<void> {
+    if (this.#image.readOnly || this.#image.damage !== null) return;
+    await clearStale(this.#image);
+    await this.#mark();
+  }
+
+  async #mark(): Promise<void> {
     const image = this.#image;
-    const wanted = new Set(names);
+    // Nobody writes a damaged image, and it may be repaired: then this comes again.
+    if (image.damage !== null) return;
     const mark = this.#all.filter(
-      ({ entry, unusable }) => !unusable && wanted.has(entry.name) && (entry.flags & BitmapFlags.IN_USE) === 0,
+      ({ entry, unusable }) => !unusable && this.#inUse.has(entry.name) && (entry.flags & BitmapFlags.IN_USE) === 0,
     );
     if (mark.length === 0) return;
-    image.assertUndamaged();
     for (const { entry } of mark) entry.flags |= BitmapFlags.IN_USE;
     try {
       // In place: torn or not, each bitmap is marked or is not, and none of them has changed yet.
@@ -120,6 +139,7 @@ export class Bitmaps implements BitmapStore {
       return next;
     });
     for (const { name, bits } of bitmaps) this.#known.set(name, { bits, generation: bits.generation });
+    if (!inUse) this.#inUse.clear();
   }
 
   async remove(name: string): Promise<void> {
@@ -128,18 +148,7 @@ export class Bitmaps implements BitmapStore {
     this.#image.assertUndamaged();
     await this.#relink(async () => next);
     this.#known.delete(name);
-  }
-
-  /** Of an image that is open for writing: an extension that means nothing any more goes, and so do bits of what is not
-   *  maintained here (specification: "autoclear_features"). What the extension led to is leaked. */
-  async clearStale(): Promise<void> {
-    const { header } = this.#image;
-    const stale = extension(header, ExtensionType.BITMAPS) !== undefined && bitmapsExtension(header) === undefined;
-    if (!stale && (header.autoclear & ~KNOWN_AUTOCLEAR) === 0n) return;
-    await this.#image.changeHeader(() => {
-      header.autoclear &= KNOWN_AUTOCLEAR;
-      if (stale) setExtension(header, ExtensionType.BITMAPS, undefined);
-    });
+    this.#inUse.delete(name);
   }
 
   /** True when the file says all there is to say about a bitmap. */
@@ -219,7 +228,7 @@ export class Bitmaps implements BitmapStore {
   }
 
   /** 1..`want` clusters, free ones inside the file first. */
-  async #take(want: number): Promise<Taken> {
+  async #take(want: number): Promise<Run> {
     const { refcounts } = this.#image;
     for (;;) {
       const at = refcounts.take(want);
@@ -246,54 +255,43 @@ export class Bitmaps implements BitmapStore {
       throw error;
     }
     this.#all = next;
-    const kept = new Set(next.map(({ entry }) => entry.tableOffset));
-    for (const bitmap of old.all) if (!kept.has(bitmap.entry.tableOffset)) this.#each(bitmap, (run) => this.#free(run));
-    if (old.place) {
-      const { directoryOffset: at, directorySize } = old.place;
-      this.#free({ at, clusters: Math.ceil(directorySize / this.#bytes(1)) });
-    }
-    this.note();
+    this.#exchange(old, { all: next, place: bitmapsExtension(image.header) });
     await image.sync.completeRefcounts();
+  }
+
+  /** Frees what the image does not hold any more; guards what it holds now. */
+  #exchange(old: Holding, now: Holding): void {
+    const { metadata, refcounts } = this.#image;
+    const runs = ({ all, place }: Holding): Map<Offset, Run> => {
+      const found = all.flatMap((bitmap) => this.#runs(bitmap));
+      const clusters = Math.ceil((place?.directorySize ?? 0) / this.#bytes(1));
+      if (place) found.push({ at: place.directoryOffset, clusters });
+      return new Map(found.map((run) => [run.at, run]));
+    };
+    const [before, after] = [runs(old), runs(now)];
+    for (const { at, clusters } of before.values()) {
+      if (after.has(at)) continue;
+      metadata.delete(at, this.#bytes(clusters));
+      refcounts.free(at, clusters, 'other');
+    }
+    for (const { at, clusters } of after.values()) if (!before.has(at)) metadata.add(at, this.#bytes(clusters));
   }
 
   /** Writes the directory, and makes the header name it once all that it leads to is stable. */
   async #link(all: readonly BitmapInFile[]): Promise<void> {
-    const { header, sync } = this.#image;
-    let place: Uint8Array | undefined;
+    let place: BitmapsExtension | undefined;
     if (all.length > 0) {
       const directory = this.#directory(all);
-      place = new Uint8Array(24);
-      const view = new DataView(place.buffer);
-      view.setUint32(0, all.length);
-      setU64(view, 8, directory.length);
-      setU64(view, 16, await this.#write(directory));
+      place = {
+        count: all.length,
+        directorySize: directory.length,
+        directoryOffset: await this.#write(directory),
+      };
     }
-    await sync.completeRefcounts();
+    await this.#image.sync.completeRefcounts();
     // From here on the file may name them, whatever comes of it.
     this.#taken = [];
-    const bit = BigInt(Autoclear.BITMAPS);
-    const old = extension(header, ExtensionType.BITMAPS);
-    if (place === undefined) {
-      await this.#image.changeHeader(() => {
-        header.autoclear &= ~bit;
-      });
-    } else if (old === undefined) await this.#image.changeHeader(() => this.#setPlace(place));
-    await this.#image.changeHeader(() => {
-      if (place !== undefined) header.autoclear |= bit;
-      this.#setPlace(place);
-    });
-  }
-
-  /** In a small cluster there may be no room for the names of features, which are for people only. */
-  #setPlace(place: Uint8Array | undefined): void {
-    const { header } = this.#image;
-    setExtension(header, ExtensionType.BITMAPS, place);
-    try {
-      encodeHeader(header);
-    } catch (error) {
-      if (!(error instanceof BlockError) || error.errno !== Errno.ENOSPC) throw error;
-      setExtension(header, ExtensionType.FEATURE_NAMES, undefined);
-    }
+    await nameDirectory(this.#image, place);
   }
 
   #directory(all: readonly BitmapInFile[]): Uint8Array {
@@ -302,15 +300,11 @@ export class Bitmaps implements BitmapStore {
   }
 
   /** The clusters of a bitmap: its table's, and those of bits. */
-  #each({ entry, table }: BitmapInFile, visit: (run: Taken) => void): void {
-    if (table.length === 0) return;
-    visit({ at: entry.tableOffset, clusters: Math.ceil((table.length * 8) / this.#bytes(1)) });
-    for (const at of table) if (at > BITMAP_ALL_SET) visit({ at, clusters: 1 });
-  }
-
-  #free({ at, clusters }: Taken): void {
-    this.#image.metadata.delete(at, this.#bytes(clusters));
-    this.#image.refcounts.free(at, clusters, 'other');
+  #runs({ entry, table }: BitmapInFile): Run[] {
+    if (table.length === 0) return [];
+    const runs = [{ at: entry.tableOffset, clusters: Math.ceil((table.length * 8) / this.#bytes(1)) }];
+    for (const at of table) if (at > BITMAP_ALL_SET) runs.push({ at, clusters: 1 });
+    return runs;
   }
 
   #bytes(clusters: number): Bytes {

@@ -8,11 +8,12 @@ import { AioContext } from '../../aio/context.ts';
 import { PoolBackend } from '../../aio/pool/backend.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { BlockBackend } from '../../block/backend.ts';
+import { checkImage } from '../../block/control.ts';
 import type { CheckFix, CheckResult } from '../../block/driver.ts';
 import type { NodeOptions } from '../../block/graph.ts';
 import { bytesOf, registerTestDrivers, type TestDisk, testDisk, testIov } from '../../block/testing.ts';
 import type { Qcow2Node } from './driver.ts';
-import { checkIn, makeImage, registerQcow2 } from './testing.ts';
+import { makeImage, registerQcow2 } from './testing.ts';
 import { DAMAGES, DamagedImage } from './testing-damage.ts';
 
 const SIZE = 2 ** 20;
@@ -55,8 +56,8 @@ async function contents(options: NodeOptions = { ...OPEN, 'read-only': true }): 
   return bytesOf(iov);
 }
 
-function check(fix: CheckFix): Promise<CheckResult> {
-  return checkIn(context, MEMORY, fix);
+function check(fix: CheckFix, file: NodeOptions = MEMORY): Promise<CheckResult> {
+  return checkImage(context, 'qcow2', { file }, fix);
 }
 
 /** The disk holds the sound image with some damage. */
@@ -244,7 +245,7 @@ describe('a hostile image takes no more time and memory than what is in it', () 
     hostile.view.setUint32(36, entries);
     hostile.point(40, at);
     writeFileSync(path, bytes);
-    const { corruptions, allocatedClusters, messages } = await checkIn(context, FILE, 'none');
+    const { corruptions, allocatedClusters, messages } = await check('none', FILE);
     assert.equal(allocatedClusters, 256 * entries);
     assert.ok(corruptions > 0 && messages.length <= 1000);
   });
@@ -257,7 +258,7 @@ describe('a hostile image takes no more time and memory than what is in it', () 
     for (let i = 0; i < 256; i++) image.point(image.l2(i), (far / 256) * i + 2 ** 30, 63);
     writeFileSync(path, image.bytes);
     truncateSync(path, far);
-    const { corruptions, imageEndOffset } = await checkIn(context, FILE, 'none');
+    const { corruptions, imageEndOffset } = await check('none', FILE);
     assert.ok(corruptions >= 256 && imageEndOffset > far / 2);
   });
 
@@ -293,7 +294,7 @@ describe("a repair of 'leaks' does what that of qemu-img does", needs('qemu-img'
       DAMAGES.find((damage) => damage.name === name && damage.kind === 'plain')!.damage(image);
       writeFileSync(path, image.bytes);
       writeFileSync(other, image.bytes);
-      const ours = await checkIn(context, { driver: 'file', filename: path }, 'leaks');
+      const ours = await check('leaks', { driver: 'file', filename: path });
       assert.equal((await peerCheck(other, '-r', 'leaks')).leaksFixed, ours.leaksFixed);
       assert.deepEqual(await peerCheck(path), await peerCheck(other));
     });
@@ -305,11 +306,11 @@ describe("a repair of 'leaks' does what that of qemu-img does", needs('qemu-img'
     const keys = { 'encrypt.format': 'luks', 'encrypt.key': 'abc', 'encrypt.iter-time': 10 } as const;
     await makeImage(context, { driver: 'file', filename: path }, { size: SIZE, ...keys });
     const image = new DamagedImage(readFileSync(path));
-    assertClean(await checkIn(context, { driver: 'file', filename: path }, 'none'));
+    assertClean(await check('none', { driver: 'file', filename: path }));
     image.setRefcount(image.header.l1Offset, 5);
     writeFileSync(path, image.bytes);
-    assert.equal((await checkIn(context, { driver: 'file', filename: path }, 'leaks')).leaksFixed, 1);
-    assertClean(await checkIn(context, { driver: 'file', filename: path }, 'none'));
+    assert.equal((await check('leaks', { driver: 'file', filename: path })).leaksFixed, 1);
+    assertClean(await check('none', { driver: 'file', filename: path }));
   });
 });
 

@@ -44,14 +44,6 @@ export async function checkImage(target: CheckTarget, fix: CheckFix): Promise<Ch
   return resultOf(target, first.report);
 }
 
-/** What `qemu-img check` ends with: 0 for a sound image, 1 where it could not be looked at, 2 for corruptions, 3 for
- *  leaks. (63, for a format that cannot be checked, is the error ENOTSUP here.) */
-export function checkExitCode(result: CheckResult): 0 | 1 | 2 | 3 {
-  if (result.checkErrors > 0) return 1;
-  if (result.corruptions > 0) return 2;
-  return result.leaks > 0 ? 3 : 0;
-}
-
 function resultOf({ header }: CheckTarget, report: Report, earlier: readonly string[] = []): CheckResult {
   return report.result(header.size, 2 ** header.clusterBits, earlier);
 }

@@ -17,6 +17,8 @@ import { parseHeader } from '../../proto/qcow2/header.ts';
 import { fileDriver } from '../file/driver.ts';
 import { createImage } from './create.ts';
 import { planOf, type Qcow2CreateOptions } from './create-options.ts';
+import { qemuOptions } from './testing-image.ts';
+import { coveringRows } from './testing-pairs.ts';
 
 /** A node that makes an image of its children when it opens. */
 const makerDriver: Driver<{ create: string }> = {
@@ -97,13 +99,6 @@ function optionsOf(row: readonly number[]): Qcow2CreateOptions {
   return options as unknown as Qcow2CreateOptions;
 }
 
-/** All combinations, of which planOf() says whether they are possible. */
-function rows(): number[][] {
-  let all: number[][] = [[]];
-  for (const values of DIMENSIONS) all = all.flatMap((row) => values.map((_, value) => [...row, value]));
-  return all;
-}
-
 function possible(row: readonly number[]): boolean {
   try {
     planOf(optionsOf(row));
@@ -112,40 +107,6 @@ function possible(row: readonly number[]): boolean {
     assert.ok(error instanceof BlockError);
     return false;
   }
-}
-
-function pairsOf(row: readonly number[]): string[] {
-  return row.flatMap((a, i) => row.slice(0, i).map((b, j) => `${i}.${a} ${j}.${b}`));
-}
-
-/** Rows that have every pair of values that goes together. */
-function coveringRows(): number[][] {
-  const candidates = rows().filter(possible);
-  const open = new Set(candidates.flatMap(pairsOf));
-  const chosen: number[][] = [];
-  while (open.size > 0) {
-    let best = { row: candidates[0]!, news: 0 };
-    for (const row of candidates) {
-      const news = pairsOf(row).filter((pair) => open.has(pair)).length;
-      if (news > best.news) best = { row, news };
-    }
-    for (const pair of pairsOf(best.row)) open.delete(pair);
-    chosen.push(best.row);
-  }
-  return chosen;
-}
-
-function qemuOptions(options: Qcow2CreateOptions): string[] {
-  const { size, 'backing-file': backing, 'backing-fmt': format, ...rest } = options;
-  const pairs = Object.entries(rest).map(([name, value]) => {
-    const text = value === true ? 'on' : value === false ? 'off' : value;
-    return `${name.replaceAll('-', '_')}=${text}`;
-  });
-  return [
-    ...(pairs.length > 0 ? ['-o', pairs.join(',')] : []),
-    ...(backing === undefined ? [] : ['-b', backing]),
-    ...(format === undefined ? [] : ['-F', format]),
-  ];
 }
 
 /** What `qemu-img info` says of the image, without what depends on where and how full it is. */
@@ -169,7 +130,9 @@ function checkAllocation(folder: string, options: Qcow2CreateOptions, theirs: st
   const mode = options.preallocation ?? 'off';
   const least = mode === 'falloc' || mode === 'full' ? SIZE : 0;
   assert.ok(data.blocks * 512 >= least, `${data.blocks} sectors are allocated`);
-  if (least === 0 && !external) assert.ok(data.blocks * 512 < SIZE, `${data.blocks} sectors are allocated`);
+  // Tables alone can be more than the disk: then no more than QEMU takes for them.
+  const bound = Math.max(SIZE - 512, statSync(theirs).blocks * 512);
+  if (least === 0 && !external) assert.ok(data.blocks * 512 <= bound, `${data.blocks} sectors are allocated`);
   if (external) assert.equal(data.size, SIZE);
   const cluster = options['cluster-size']!;
   const most = alignUp(statSync(theirs).size, cluster) + cluster;
@@ -206,7 +169,10 @@ async function compareWithQemu(t: TestContext, options: Qcow2CreateOptions): Pro
   if (planOf(options).preallocation !== 'off') assert.equal(statSync(ours).size, size, 'it had a place for everything');
 }
 
-for (const row of coveringRows()) {
+for (const row of coveringRows(
+  DIMENSIONS.map((settings) => settings.length),
+  possible,
+)) {
   const options = optionsOf(row);
   const { size, ...shown } = options;
   const title = Object.entries(shown).map(([name, value]) => `${name}=${value}`);

@@ -125,6 +125,7 @@ export class Qcow2Node implements DriverNode {
       return result;
     } finally {
       await reread(image);
+      await image.bitmaps?.writable();
     }
   }
 

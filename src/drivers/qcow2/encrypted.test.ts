@@ -93,25 +93,46 @@ function sampleDisk(size: Bytes): Uint8Array {
   return bytes;
 }
 
-for (const cipher of [
-  '',
-  'encrypt.cipher-alg=aes-128',
-  'encrypt.cipher-alg=aes-192',
-  'encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv',
-  'encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=md5,encrypt.hash-alg=sha1',
-  'encrypt.ivgen-alg=plain,encrypt.hash-alg=sha512',
-  'encrypt.cipher-mode=ecb,encrypt.hash-alg=ripemd160',
-  'encrypt.ivgen-alg=essiv,extended_l2=on',
-  'cluster_size=512,compat=0.10',
+// Making one takes QEMU seconds: two, with as little in common as can be.
+for (const options of [
   'cluster_size=2M',
+  'compat=0.10,cluster_size=512,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,' +
+    'encrypt.ivgen-hash-alg=md5,encrypt.hash-alg=sha1',
 ]) {
-  test(`what qemu-img encrypts is read the same: luks ${cipher}`, needs('qemu-img'), async (t) => {
+  test(`what qemu-img encrypts is read the same: ${options}`, needs('qemu-img'), async (t) => {
     const folder = scratch(t);
     const [raw, path] = [join(folder, 'raw'), join(folder, 'image')];
     const disk = sampleDisk(3 * MiB + 3 * SECTOR);
     writeFileSync(raw, disk);
-    const options = `encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10${cipher && `,${cipher}`}`;
-    await makesLuks('convert', ...SECRET, '-f', 'raw', '-O', 'qcow2', '-o', options, raw, path);
+    const luks = `encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10,${options}`;
+    await makesLuks('convert', ...SECRET, '-f', 'raw', '-O', 'qcow2', '-o', luks, raw, path);
+    await assertSameDisk(path, disk);
+  });
+}
+
+for (const [alg, mode, ivgen, ivgenHash, hash] of [
+  ['aes-256', 'xts', 'plain64', undefined, 'sha256'],
+  ['aes-192', 'xts', 'plain', undefined, 'sha512'],
+  ['aes-128', 'xts', 'essiv', 'sha256', 'ripemd160'],
+  ['aes-256', 'cbc', 'essiv', 'sha256', 'sha1'],
+  ['aes-128', 'cbc', 'essiv', 'md5', 'sha384'],
+  ['aes-256', 'cbc', 'plain64', undefined, 'sha224'],
+  ['aes-256', 'ecb', 'plain64', undefined, 'md5'],
+] as const) {
+  const title = `${alg} ${mode} ${ivgen}${ivgenHash ? `:${ivgenHash}` : ''} ${hash}`;
+  test(`QEMU opens every kind of key, and encrypts as we do: ${title}`, needs('qemu-img'), async (t) => {
+    const folder = scratch(t);
+    const [raw, path] = [join(folder, 'raw'), join(folder, 'image')];
+    const disk = sampleDisk(MiB);
+    writeFileSync(raw, disk);
+    writeFileSync(path, '');
+    const kind = {
+      ...{ 'encrypt.cipher-alg': alg, 'encrypt.cipher-mode': mode, 'encrypt.hash-alg': hash },
+      ...{ 'encrypt.ivgen-alg': ivgen, ...(ivgenHash ? { 'encrypt.ivgen-hash-alg': ivgenHash } : {}) },
+    };
+    const file = { driver: 'file', filename: path };
+    await withContext((context) => makeImage(context, file, { size: MiB, ...LUKS, ...kind }));
+    await peer('qemu-img', 'convert', '-n', ...SECRET, '-f', 'raw', '--target-image-opts', raw, unlocking(path));
     await assertSameDisk(path, disk);
   });
 }
@@ -131,19 +152,10 @@ test('the old encryption is read, and not written', needs('qemu-img', 'qemu-io')
   });
 });
 
-test('a cipher that Node does not have is refused by its name', needs('qemu-img'), async (t) => {
-  const path = join(scratch(t), 'image');
-  for (const name of ['serpent-256', 'twofish-256']) {
-    const options = `encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10,encrypt.cipher-alg=${name}`;
-    await makesLuks('create', '-q', ...SECRET, '-f', 'qcow2', '-o', options, path, '1M');
-    await assert.rejects(readImage(path), { code: 'ENOTSUP', message: new RegExp(`'${name.slice(0, -4)}'`) });
-  }
-});
-
 test('every key slot in use opens the image, and no other passphrase', needs('qemu-img'), async (t) => {
   const path = join(scratch(t), 'image');
-  const options = 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10';
-  await makesLuks('create', '-q', ...SECRET, '-f', 'qcow2', '-o', options, path, '1M');
+  writeFileSync(path, '');
+  await withContext((context) => makeImage(context, { driver: 'file', filename: path }, { size: MiB, ...LUKS }));
   const secrets = [...SECRET, '--object', 'secret,id=new,data=other'];
   const second = 'encrypt.state=active,encrypt.new-secret=new,encrypt.iter-time=10,encrypt.keyslot=5';
   await makesLuks('amend', ...secrets, '--image-opts', unlocking(path), '-o', second);

@@ -216,6 +216,7 @@ const SNAPSHOT_TABLES: readonly Row[] = [
     name: '65536 snapshots with the largest L1 tables',
     template: SNAPSHOTS,
     poke: manySnapshots,
+    slowForQemu: true,
     write: /the refcount of the metadata at 141312 is 0/,
   },
 ];

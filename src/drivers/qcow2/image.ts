@@ -132,16 +132,20 @@ export class Image {
     return (this.header.incompatible & incompatible) !== 0;
   }
 
-  /** Changes the header, on stable storage. Where that fails it is as it was, and will be written again. */
-  async changeHeader(edit: () => void): Promise<void> {
+  /** Changes the header, on stable storage. Where that fails it is as it was, and will be written again. `write`: in
+   *  another way than at once. */
+  async changeHeader(
+    edit: () => void,
+    write: (bytes: Uint8Array) => Promise<void> = (bytes) => this.io.write(0, bytes),
+  ): Promise<void> {
     using _held = await this.#headerMutex.lock();
     const { header } = this;
-    const before = { ...header, extensions: [...header.extensions] };
+    const before = { backingFileAt: undefined, ...header, extensions: [...header.extensions] };
     try {
       edit();
       const bytes = encodeHeader(header);
       this.headerUnsure = true;
-      await this.io.write(0, bytes);
+      await write(bytes);
       await this.file.flush();
       this.headerUnsure = false;
     } catch (error) {

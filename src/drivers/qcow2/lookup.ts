@@ -28,7 +28,6 @@ export class Lookup {
   readonly #data: Child;
   /** An entry's offset must be its cluster's in the guest. */
   readonly #flat: boolean;
-  readonly #zeroFlag: boolean;
   readonly #encrypted: boolean;
 
   /** `encrypted`: data is told as opaque, since it takes a cipher to read and write it. */
@@ -49,7 +48,6 @@ export class Lookup {
     this.#extended = geometry.extended;
     this.#data = image.data;
     this.#flat = image.dataFile !== null;
-    this.#zeroFlag = image.header.version >= 3;
     this.#encrypted = encrypted;
   }
 
@@ -166,7 +164,8 @@ export class Lookup {
   #kindAt(position: number, sub: number): number {
     const high = this.#view.getUint32(position);
     const low = this.#view.getUint32(position + 4);
-    if (!this.#extended) return kindOf(high, low, this.#offsetLow, this.#zeroFlag, this.#flat);
+    // An open image may get another version: amend.ts.
+    if (!this.#extended) return kindOf(high, low, this.#offsetLow, this.#image.header.version >= 3, this.#flat);
     const zeroes = this.#view.getUint32(position + 8);
     const allocated = this.#view.getUint32(position + 12);
     return subclusterKind(high, low, zeroes, allocated, Math.floor(sub), this.#offsetLow, this.#flat);

@@ -35,7 +35,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
-  if (!image.readOnly) await image.bitmaps?.clearStale();
+  await image.bitmaps?.writable();
   return image;
 }
 
@@ -91,7 +91,7 @@ async function readRefcounts(image: Image, slots: number): Promise<void> {
 /** Forgets what is cached, and takes everything from the disk again: it was repaired. No request may be in flight. */
 export async function reread(image: Image): Promise<void> {
   const { header, io } = image;
-  image.l2.forget(0, Number.POSITIVE_INFINITY);
+  image.l2.reset();
   image.compressed.forget(0, Number.POSITIVE_INFINITY);
   image.sync = new Sync(image);
   image.snapshots = await readSnapshots(image);
@@ -129,7 +129,6 @@ export function noteMetadata(image: Image): void {
     }
     metadata.add(at);
   });
-  image.bitmaps?.note();
 }
 
 /** `which`: of several. No text is made of them before it is needed: there may be millions. */
@@ -152,6 +151,7 @@ function eachStructure(image: Image, visit: VisitStructure): void {
   }
   for (let i = 0; i < table.length; i++) if (table[i]! > 0) visit('refcount block', table[i]!, clusterSize, i);
   for (let i = 0; i < tables.length; i++) if (tables[i]! > 0) visit('L2 table', tables[i]!, clusterSize, i);
+  image.bitmaps?.each(visit);
 }
 
 export async function readSnapshots(image: Image): Promise<Image['snapshots']> {

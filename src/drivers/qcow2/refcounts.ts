@@ -111,12 +111,13 @@ export class Refcounts {
 
   /** As many neighbouring clusters, at the end of the file. For control functions. */
   async allocate(clusters: number): Promise<Offset> {
+    await this.#coverEnd(clusters);
     let first = this.#fresh;
     for (let i = 0; i < clusters; ) {
       const slot = this.#find(first + i);
       if (slot === MISS) await this.#bring(first + i);
       else if (this.#get(slot, first + i) !== 0) {
-        // A new refcount block has gone there.
+        // Counted, although it is behind the end of the file.
         this.free(first * this.#clusterSize, i, 'other');
         first += i + 1;
         i = 0;
@@ -377,18 +378,30 @@ export class Refcounts {
 
   #bring(cluster: number): Promise<void> {
     const key = this.#keyOf(cluster);
-    return key === 0 ? this.#cover(cluster) : this.cache.load(key);
+    return key === 0 ? this.#cover(Math.floor(cluster / this.#perBlock), cluster) : this.cache.load(key);
   }
 
-  /** Makes sure that there is a refcount block for a cluster. */
-  async #cover(cluster: number): Promise<void> {
+  /** Makes sure that there are refcount blocks for as many clusters at the end of the file. They lie in front of these,
+   *  which so can be one piece, however many it takes. */
+  async #coverEnd(clusters: number): Promise<void> {
+    for (;;) {
+      const end = this.#fresh + clusters;
+      let block = Math.floor(this.#fresh / this.#perBlock);
+      while (block * this.#perBlock < end && block < this.table.length && this.table[block] !== 0) block++;
+      if (block * this.#perBlock >= end) return;
+      await this.#cover(block, this.#fresh);
+    }
+  }
+
+  /** Makes sure that there is a refcount block; one that is missing goes to `cluster`. */
+  async #cover(block: number, cluster: number): Promise<void> {
     using _held = await this.#mutex.lock();
-    const block = Math.floor(cluster / this.#perBlock);
     if (block >= this.table.length) await this.#growTable(block);
     else if (this.table[block] === 0) await this.#addBlock(block, cluster);
   }
 
-  /** A new refcount block, in the first cluster that it counts itself and that somebody has asked for. */
+  /** A new refcount block, in a cluster that it counts itself, or that one counts which is there. Nothing is done where
+   *  the cluster is in use. */
   async #addBlock(block: number, cluster: number): Promise<void> {
     const at = cluster * this.#clusterSize;
     if (this.#image.metadata.has(at)) {
@@ -397,8 +410,10 @@ export class Refcounts {
     if (cluster < this.#fresh) await this.#image.file.writeZeroes(at, this.#clusterSize);
     this.#fresh = Math.max(this.#fresh, cluster + 1);
     const inBlock = cluster - block * this.#perBlock;
-    const key = at + Math.floor(inBlock / this.#perSlice) * this.cache.sliceSize;
+    const itself = inBlock >= 0 && inBlock < this.#perBlock;
+    const key = itself ? at + Math.floor(inBlock / this.#perSlice) * this.cache.sliceSize : this.#keyOf(cluster);
     while (this.cache.find(key) === MISS) await this.cache.load(key);
+    if (this.#get(this.cache.find(key), cluster) !== 0) return;
     this.table[block] = at;
     this.#changedBlocks.add(block);
     this.#image.metadata.add(at);

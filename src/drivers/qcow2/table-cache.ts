@@ -20,6 +20,9 @@ const GOLDEN = 0x9e3779b1;
 /** Bits of a slot's `used` byte: since the clock's hand came by, and since the last cleaning. */
 const USED_CLOCK = 1;
 const USED_CLEAN = 2;
+/** Loaded, and not found yet by whoever waited for it. Were it evicted now, those who wait for more slices than there
+ *  are slots could take them away from each other for ever. */
+const AWAITED = 4;
 /** Bits of a slot's `state`. */
 const DIRTY = 1;
 /** Part of a write-out that has begun: its bytes of that moment are to be written. */
@@ -181,7 +184,13 @@ export class TableCache {
 
   /** Forgets everything. Nothing may be dirty. */
   clear(): void {
-    assert(this.#dirty === 0 && this.#loading.size === 0, 'a cache that is in use was cleared');
+    assert(this.#dirty === 0, 'a cache with changes was cleared');
+    this.reset();
+  }
+
+  /** Forgets everything, changes too: what is on the disk is right. */
+  reset(): void {
+    assert(this.#loading.size === 0, 'a cache that is in use was cleared');
     for (let slot = 0; slot < this.slots; slot++) if (this.#keys[slot]! >= 0) this.#drop(slot);
   }
 
@@ -209,10 +218,11 @@ export class TableCache {
   async #read(key: Offset): Promise<void> {
     if (this.find(key) !== MISS) return;
     this.stats.misses++;
-    let slot = this.#claim();
-    while (slot === MISS) {
+    let slot = this.#claim(0);
+    for (let waited = false; slot === MISS; waited = true) {
       await this.#options.sync();
-      slot = this.#claim();
+      // Who has not come for a slice in a whole turn does not want it any more.
+      slot = this.#claim(waited ? AWAITED : 0);
       // Everything is in use by loads and write-outs that are on their way.
       if (slot === MISS) await this.#options.aio.yield();
     }
@@ -225,20 +235,21 @@ export class TableCache {
       throw error;
     }
     this.#state[slot] = 0;
-    this.#used[slot] = USED_CLOCK | USED_CLEAN;
+    this.#used[slot] = USED_CLOCK | USED_CLEAN | AWAITED;
     this.#keys[slot] = key;
     let i = this.#home(key);
     while (this.#hash[i] !== 0) i = (i + 1) & this.#mask;
     this.#hash[i] = slot + 1;
   }
 
-  /** An empty slot; MISS when all are dirty or busy. */
-  #claim(): number {
+  /** An empty slot; MISS when all are dirty or busy, or waited for by others. `though`: AWAITED to take those, too. */
+  #claim(though: number): number {
     for (let looked = 0; looked < 3 * this.slots; looked++) {
       const slot = this.#hand;
       this.#hand = slot + 1 === this.slots ? 0 : slot + 1;
       if (this.#state[slot] !== 0) continue;
       if (this.#keys[slot]! < 0) return slot;
+      if ((this.#used[slot]! & AWAITED & ~though) !== 0) continue;
       if ((this.#used[slot]! & USED_CLOCK) !== 0) {
         this.#used[slot]! &= ~USED_CLOCK;
         continue;

@@ -1,35 +1,35 @@
-import { openSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
+/** For tests of persistent bitmaps: images, and what QEMU says of them. */
+import { closeSync, openSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { needs, peer, scratch } from '../../../test/harness.ts';
-import { AioContext } from '../../aio/context.ts';
-import { PoolBackend } from '../../aio/pool/backend.ts';
+import { peer, scratch } from '../../../test/harness.ts';
+import type { AioContext } from '../../aio/context.ts';
 import type { Prng } from '../../base/prng.ts';
-import { GiB, KiB } from '../../base/units.ts';
+import { KiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { registerTestDrivers, testIov } from '../../block/testing.ts';
+import { testIov } from '../../block/testing.ts';
 import { encodeHeader, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
-import { makeImage, registerQcow2 } from './testing.ts';
+import { makeImage } from './testing.ts';
 
-export const TIB = 1024 * GiB;
-export const PEERS = needs('qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo');
-
-/** To be stopped when the tests have ended. */
-export const context = new AioContext(new PoolBackend());
-registerTestDrivers();
-registerQcow2();
-
+/** Dirty ranges: offset and length. */
 export type Extents = readonly (readonly [number, number])[];
 
-export function open(path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> {
+export function openQcow2(
+  context: AioContext,
+  path: string,
+  more: Record<string, unknown> = {},
+): Promise<BlockBackend> {
   const file = { driver: 'file', filename: path };
   return BlockBackend.open(context, { driver: 'qcow2', discard: 'unmap', ...more, file } as NodeOptions);
 }
 
-export async function make(t: TestContext, options: Partial<Qcow2CreateOptions> & { size: number }): Promise<string> {
+export type Shape = Partial<Qcow2CreateOptions> & { readonly size: number };
+
+/** An image in a folder of its own; its external data file is beside it. */
+export async function makeQcow2(context: AioContext, t: TestContext, options: Shape): Promise<string> {
   const path = join(scratch(t), 'image.qcow2');
   writeFileSync(path, '');
   const data = options['data-file'] === undefined ? undefined : `${path}.data`;
@@ -93,7 +93,7 @@ export async function scribble(blk: BlockBackend, prng: Prng, writes: number): P
     const length = Math.min(blk.length, prng.between(1, 20_000));
     const at = prng.below(blk.length - length + 1);
     if (prng.chance(0.2)) await blk.writeZeroes(at, length);
-    else await blk.write(at, testIov(context, [length], i + 1));
+    else await blk.write(at, testIov(blk.context, [length], i + 1));
   }
 }
 
@@ -104,6 +104,7 @@ export function patchHeader(path: string, change: (header: Qcow2Header) => void)
   const header = parseHeader(bytes, statSync(path).size);
   change(header);
   writeSync(file, encodeHeader(header), 0, undefined, 0);
+  closeSync(file);
 }
 
 export function headerOf(path: string): Qcow2Header {

@@ -173,7 +173,10 @@ export class Fuzzer {
     const prng = this.#prng;
     const { clusterSize } = this.#image;
     if ((kind === 'zero' || kind === 'unmap' || kind === 'discard') && prng.chance(0.1)) {
-      return prng.between(1, peer ? PEER_MAX : Math.min(this.#image.model.length, 40_000 * clusterSize));
+      // Without a zero flag, zeroes over what is below are written out.
+      const { plan, version, model } = this.#image;
+      const written = version === 2 && plan.layers!.length > 0;
+      return prng.between(1, written ? BYTES_MAX : peer ? PEER_MAX : Math.min(model.length, 40_000 * clusterSize));
     }
     const most = prng.pick([700, SECTOR * 8, clusterSize, 5 * clusterSize]);
     return prng.between(1, Math.min(most, BYTES_MAX));
@@ -216,8 +219,16 @@ export class Fuzzer {
     const far = image.plan.layers!.length > 0 ? 20_000 * image.clusterSize : size;
     const wanted = prng.pick(all.filter((length) => Math.abs(length - now) <= far));
     const length = Math.min(wanted - (wanted % SECTOR), size + 4 * MiB);
-    const by = length > 0 && prng.chance(0.3) ? 'QEMU' : 'us';
+    const theirs = this.#mayQemuResize(length) && prng.chance(0.3);
+    const by = theirs ? 'QEMU' : 'us';
     await this.#note(`${by}: resize to ${length}`, () => image.resize(length, by));
+  }
+
+  /** True where QEMU can do it, too, and in time. */
+  #mayQemuResize(length: Bytes): boolean {
+    const { model, clusterSize, version, plan } = this.#image;
+    if (length === 0 || Math.abs(length - model.length) > 100_000 * clusterSize) return false;
+    return length < model.length || version === 3 || plan.layers!.length === 0;
   }
 
   async #amend(): Promise<void> {

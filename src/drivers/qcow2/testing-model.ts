@@ -23,6 +23,11 @@ export class DiskModel {
     return new DiskModel(this.length, this.#below, this.#chunks);
   }
 
+  /** With something else below. What was written must be whole chunks of 64 KiB. */
+  over(below: DiskModel | undefined): DiskModel {
+    return new DiskModel(this.length, below, this.#chunks);
+  }
+
   read(at: Offset, length: Bytes): Uint8Array {
     const bytes = new Uint8Array(length);
     this.#eachPart(at, length, (index, inside, done, part) => {

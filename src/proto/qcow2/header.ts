@@ -58,6 +58,8 @@ export interface Qcow2Header {
   /** In the order of the disk, without the end. */
   extensions: HeaderExtension[];
   backingFile: string | undefined;
+  /** Where its name is, if that is further on than right behind the extensions; it stays there while it fits. */
+  backingFileAt?: Offset | undefined;
 }
 
 /** Where fields are. */
@@ -161,7 +163,7 @@ function u64(view: DataView, at: number, field: string, errno: number = Errno.EI
   return value;
 }
 
-function readFields(view: DataView): Omit<Qcow2Header, 'unknown' | 'extensions' | 'backingFile'> {
+function readFields(view: DataView): Omit<Qcow2Header, 'unknown' | 'extensions' | 'backingFile' | 'backingFileAt'> {
   const version = view.getUint32(At.VERSION) === 2 ? 2 : 3;
   const hasType = version === 3 && view.getUint32(At.HEADER_LENGTH) > At.COMPRESSION_TYPE;
   const compressionType = hasType ? view.getUint8(At.COMPRESSION_TYPE) : 0;
@@ -242,8 +244,8 @@ function checkFeatures(header: Qcow2Header): void {
 /**
  * The header of an image. `cluster` is its first cluster, or as much of it as there is in a file of `fileLength` bytes.
  * ENOTSUP for features that we do not know, EFBIG for a disk of 2^53 bytes or more, EINVAL for anything that cannot be.
- * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far. So does one with
- * too many snapshots, which says so with `snapshotsMax`.
+ * A table may be beyond the end of the file: it reads as zeroes, and a repair needs to get that far. The repair of too
+ * many snapshots, too: it gives a `snapshotsMax`.
  */
 export function parseHeader(cluster: Uint8Array, fileLength: Bytes, snapshotsMax = SNAPSHOTS_MAX): Qcow2Header {
   const clusterSize = clusterSizeOf(cluster.subarray(0, fileLength));
@@ -261,6 +263,7 @@ export function parseHeader(cluster: Uint8Array, fileLength: Bytes, snapshotsMax
     extensions,
     backingFile: name.length === 0 ? undefined : decodeName(nameBytes),
   };
+  if (name.at > fixedLength(header) + extensionsLength(extensions)) header.backingFileAt = name.at;
   checkFeatures(header);
   checkTables(header, snapshotsMax);
   checkExtensions(header);
@@ -301,6 +304,19 @@ function fitsVersion2(header: Qcow2Header): boolean {
   return bits && header.refcountOrder === V2_REFCOUNT_ORDER && header.unknown.length === 0;
 }
 
+/** Where the extensions are in what we write. */
+function fixedLength(header: Qcow2Header): Bytes {
+  return header.version === 2 ? V2_HEADER_LENGTH : FULL_HEADER_LENGTH + header.unknown.length;
+}
+
+/** Where the name of the backing file goes. */
+export function backingFilePlace(header: Qcow2Header): Offset {
+  const end = fixedLength(header) + extensionsLength(header.extensions);
+  const { length } = encodeName(header.backingFile ?? '');
+  const kept = header.backingFileAt ?? 0;
+  return kept > end && kept + length <= 2 ** header.clusterBits ? kept : end;
+}
+
 /** The beginning of an image, in whole sectors: header, extensions, name of the backing file. ENOSPC where a cluster
  *  cannot hold it, EINVAL for a name that is too long or has a NUL in it, and for what version 2 does not have. */
 export function encodeHeader(header: Qcow2Header): Uint8Array {
@@ -311,9 +327,10 @@ export function encodeHeader(header: Qcow2Header): Uint8Array {
     throw fail(Errno.EINVAL, `the backing file name has ${name.length} bytes, and ${BACKING_NAME_MAX} is the limit`);
   }
   if (name.includes(0)) throw fail(Errno.EINVAL, 'the backing file name has a NUL in it');
-  const fixed = header.version === 2 ? V2_HEADER_LENGTH : FULL_HEADER_LENGTH + header.unknown.length;
-  const nameAt = fixed + extensionsLength(header.extensions);
-  const length = nameAt + name.length;
+  const fixed = fixedLength(header);
+  const nameAt = backingFilePlace(header);
+  const end = fixed + extensionsLength(header.extensions);
+  const length = name.length > 0 ? nameAt + name.length : end;
   if (length > 2 ** header.clusterBits) {
     throw fail(Errno.ENOSPC, `it has ${length} bytes, and a cluster ${2 ** header.clusterBits}`);
   }
