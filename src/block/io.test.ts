@@ -9,6 +9,7 @@ import { BlockBackend } from './backend.ts';
 import { BOUNCE_POOL, BounceUse, bouncePool, zeroIov } from './bounce.ts';
 import { RequestFlags } from './driver.ts';
 import type { NodeOptions } from './graph.ts';
+import { truncateNode } from './io.ts';
 import { registerDriver } from './registry.ts';
 import { bytesOf, registerTestDrivers, settle, type TestDisk, testDisk, testIov, until } from './testing.ts';
 import { tableDriver, tables } from './testing-format.ts';
@@ -392,5 +393,23 @@ test('hundreds of unaligned writes at once share the bounce memory and all end',
     assert.deepEqual(disk.bytes.slice(i * 100_000 + 1, i * 100_000 + 3001), bytesOf(testIov(context, [3000], i)));
   }
   for (const use of Object.values(BounceUse)) assert.equal(bouncePool(context, 0, use).freeBytes, BOUNCE_POOL);
+  await blk.close();
+});
+
+test('who makes a node longer does not cut off what writes add while it waits for them', async () => {
+  const disk = testDisk('longer', 4096);
+  const node = { driver: 'memory', disk: 'longer' };
+  const blk = await BlockBackend.open(context, node, { allowWriteBeyondEnd: true });
+  disk.hold('write');
+  const first = blk.write(4096, testIov(context, [512]));
+  await until(() => disk.waiting('write') === 1);
+  const longer = truncateNode(blk.root!, 6144);
+  // It waits for the first write, and so the second one does not wait for it.
+  const second = blk.write(8192, testIov(context, [512], 7));
+  await until(() => disk.waiting('write') === 2);
+  disk.release('write');
+  await Promise.all([first, longer, second]);
+  assert.equal(blk.length, 8704);
+  assert.deepEqual(await read(blk, 8192, 512), bytesOf(testIov(context, [512], 7)));
   await blk.close();
 });

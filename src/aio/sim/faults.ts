@@ -15,6 +15,8 @@ export interface ScriptedFault {
   readonly path?: string;
   /** Positive. The operation fails with it; on a socket the connection breaks. */
   readonly errno?: number;
+  /** With `errno`, of a write: all of it was done, and it fails nevertheless. */
+  readonly late?: boolean;
   /** The operation moves only so many bytes. */
   readonly short?: Bytes;
   /** The operation takes so much longer. */
@@ -42,6 +44,8 @@ export interface SimFaults {
 export interface Fate {
   /** Positive errno, 0 for success. */
   readonly errno: number;
+  /** A write that fails has been done. */
+  readonly late: boolean;
   /** Bytes to move at most. */
   readonly limit: Bytes;
   readonly delayNs: Nanoseconds;
@@ -71,6 +75,7 @@ export class FaultSource {
 
   decide(op: FaultOp, length: Bytes, path?: string): Fate {
     let errno = 0;
+    let late = false;
     let limit = length;
     let delayNs = 0;
     for (const entry of this.#script) {
@@ -78,6 +83,7 @@ export class FaultSource {
       if (fault.op !== op || (fault.path !== undefined && fault.path !== path)) continue;
       if (++entry.seen !== fault.nth) continue;
       errno = fault.errno ?? errno;
+      late ||= fault.late ?? false;
       limit = Math.min(limit, fault.short ?? limit);
       delayNs += fault.delayNs ?? 0;
     }
@@ -89,6 +95,6 @@ export class FaultSource {
         limit = Math.min(limit, this.#prng.between(1, length - 1));
       if (this.#prng.chance(chances.slow ?? 0)) delayNs += SLOW_NS;
     }
-    return { errno, limit, delayNs };
+    return { errno, late, limit, delayNs };
   }
 }

@@ -86,7 +86,8 @@ class SimFile implements AioFile, SimOwner {
       if (!this.#aligned(iov, at)) return -Errno.EINVAL;
       // A write that fails may have done part of its work, or all of it.
       const random = this.#backend.sim.prng;
-      const limit = fate.errno === 0 ? fate.limit : alignDown(random.below(iov.length + SECTOR), SECTOR);
+      const part = fate.late ? iov.length : alignDown(random.below(iov.length + SECTOR), SECTOR);
+      const limit = fate.errno === 0 ? fate.limit : part;
       const room = Math.min(limit, this.#room(at, iov.length));
       if (room > 0 && durable && fate.errno === 0) this.#file.changeDurably(at, change(room).bytes);
       else if (room > 0) this.#file.change(change(room));

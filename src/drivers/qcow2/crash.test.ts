@@ -4,10 +4,20 @@
  * workload.
  */
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { test } from 'node:test';
-import { needs } from '../../../test/harness.ts';
-import { CrashFailure, type CrashOptions, CrashRunner } from './testing-crash.ts';
+import { needs, pattern, scratch } from '../../../test/harness.ts';
+import { AioContext } from '../../aio/context.ts';
+import { DiskJournal } from '../../aio/sim/journal.ts';
+import { Sim } from '../../aio/sim/sim.ts';
+import { Prng } from '../../base/prng.ts';
+import { KiB } from '../../base/units.ts';
+import { makeImage, registerQcow2 } from './testing.ts';
+import { CrashFailure, type CrashOptions, CrashRunner, writeFile } from './testing-crash.ts';
 import { KIND_COUNT, RANDOM } from './testing-crash-plans.ts';
+import { CrashReplay, crashPoints } from './testing-crash-states.ts';
+import { IMAGE } from './testing-crash-work.ts';
+import { PeerFolder } from './testing-peer.ts';
 
 const OPTIONS: CrashOptions = { statesMax: 40, subsets: 1, processes: 2, sample: 20 };
 /** Workloads that found something, each a mistake of its own. */
@@ -59,4 +69,41 @@ test('no crash corrupts an image or loses what was flushed', options, async (t) 
     assert.ok(totals.states >= STATES);
     assert.ok(totals.clean + totals.leaks + totals.dirty + totals.copied === totals.states);
   });
+});
+
+async function bytesOfImage(sim: Sim, size: number): Promise<Uint8Array> {
+  const context = new AioContext(sim.backend());
+  const file = { driver: 'file', filename: IMAGE };
+  const more = { 'cluster-size': 4 * KiB, preallocation: 'metadata' } as const;
+  await sim.complete(makeImage(context, file, { size, ...more }));
+  await context.stop();
+  return sim.readDisk(IMAGE)!;
+}
+
+test('a crash while an image is made leaves no image, or a whole one', options, async (t) => {
+  registerQcow2();
+  const first = new Sim(1);
+  first.writeDisk(IMAGE, new Uint8Array(0));
+  const peer = new PeerFolder(join(scratch(t), 'peer'));
+  t.after(() => peer.end());
+  for (const before of [new Uint8Array(0), pattern(300 * KiB), await bytesOfImage(first, 4 * KiB * KiB)]) {
+    const sim = new Sim(2);
+    sim.writeDisk(IMAGE, before);
+    const journal = new DiskJournal();
+    sim.disk.journal = journal;
+    await bytesOfImage(sim, 1000 * KiB);
+    const replay = new CrashReplay(new Map([[IMAGE, before]]), journal);
+    let whole = 0;
+    for (const point of crashPoints(journal, new Prng(3), 3)) {
+      const image = replay.build(point).files.get(IMAGE)!;
+      const head = new Uint8Array(4);
+      image.read(0, head);
+      if (head[3] !== 0xfb) continue;
+      whole++;
+      const { code, output } = await peer.run('check', '-f', 'qcow2', writeFile(peer.path, IMAGE, image));
+      assert.ok(code === 0 || code === 3, `${point.what}: ${output}`);
+    }
+    t.diagnostic(`${whole} images`);
+    assert.ok(whole > 0);
+  }
 });

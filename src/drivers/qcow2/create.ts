@@ -139,7 +139,10 @@ async function writeFiles(
  *  does not have the bytes needed. */
 async function empty(child: Child, needed: Bytes): Promise<boolean> {
   try {
+    const used = child.length > 0;
     await child.truncate(0);
+    // What was there before must not open once the new tables are written over it.
+    if (used) await child.flush();
     return true;
   } catch (error) {
     if (!(error instanceof BlockError) || error.errno !== Errno.ENOTSUP) throw error;

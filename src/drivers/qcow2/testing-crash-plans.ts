@@ -121,13 +121,14 @@ function aceStep(letter: string, of: Kind): Step {
     r: { do: 'delete' },
     g: { do: 'resize', size: of.create.size + 2 * span + 3 * cluster },
     h: { do: 'resize', size: 3 * cluster },
+    m: { do: 'amend', changes: { 'refcount-bits': of.create['refcount-bits'] === 64 ? 16 : 64 } },
     f: { do: 'flush' },
     b: { do: 'reopen' },
   };
   return steps[letter]!;
 }
 
-const LETTERS = [...'pwoekxzudcCsarghfb'];
+const LETTERS = [...'pwoekxzudcCsarghmfb'];
 
 /** What a step needs of the kind of image. */
 function possible(step: Step, of: Kind): boolean {
@@ -135,6 +136,7 @@ function possible(step: Step, of: Kind): boolean {
   if (step.do === 'compress') return create['data-file'] === undefined;
   if (step.do === 'apply' || step.do === 'delete') return of.snapshot;
   if (step.do === 'create') return create['data-file'] === undefined && create['refcount-bits'] !== 1;
+  if (step.do === 'amend') return create.compat !== '0.10';
   if (step.do === 'resize') return !(of.snapshot && create.compat === '0.10');
   return true;
 }

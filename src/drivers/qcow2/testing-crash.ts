@@ -345,7 +345,8 @@ async function goOn(
   return new Map([...sim.disk.files].map(([path, file]) => [path, file.cached] as const));
 }
 
-function writeFile(folder: string, path: string, store: PageStore): string {
+/** Puts a file of a state into a folder; returns its path. */
+export function writeFile(folder: string, path: string, store: PageStore): string {
   const target = join(folder, path);
   const fd = openSync(target, 'w');
   try {
