@@ -17,6 +17,7 @@ import { BlockStatus } from '../../block/status.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
 import type { Qcow2Node } from './driver.ts';
 import { makeImage } from './testing.ts';
+import { compareMap } from './testing-map.ts';
 import { DiskModel } from './testing-model.ts';
 
 /** What can be done to a range of the disk, by either side. `seed` says which bytes are written. */
@@ -277,10 +278,12 @@ export class TestImage {
     }
   }
 
-  /** Closes it; QEMU finds no fault, and reads what the model says. */
+  /** Closes it; QEMU finds no fault, reads what the model says, and finds everything where we find it. */
   async verifyTheirs(): Promise<void> {
-    await this.close();
     await this.check();
+    const blk = await this.open({ 'read-only': true });
+    await compareMap(this.path, blk);
+    await this.close();
     const raw = join(this.folder, 'model.raw');
     this.model.store(raw);
     await peer('qemu-img', 'compare', '-q', '-f', 'qcow2', '-F', 'raw', this.path, raw);
@@ -290,8 +293,9 @@ export class TestImage {
     }
   }
 
-  /** QEMU and we find no fault in it, and count the same. It is closed. */
+  /** Closes it; QEMU and we find no fault in it, and count the same. */
   async check(): Promise<void> {
+    await this.close();
     const json = await peer('qemu-img', 'check', '-f', 'qcow2', '--output=json', this.path);
     const theirs = JSON.parse(json) as Readonly<Record<string, unknown>>;
     const ours = await checkImage(this.#context, 'qcow2', { file: { driver: 'file', filename: this.path } }, 'none');

@@ -174,7 +174,8 @@ class Walk {
   row(kind: Field['kind'], at: Offset, lengths: readonly (1 | 2 | 4 | 8)[]): Offset {
     let next = at;
     for (const length of lengths) {
-      this.fields.push({ kind, at: next, length });
+      // The last clusters of a table may be beyond the end of the file.
+      if (next + length <= this.view.byteLength) this.fields.push({ kind, at: next, length });
       next += length;
     }
     return next;
@@ -285,8 +286,7 @@ function breakField(image: BaseImage, field: Field, bytes: Uint8Array, prng: Prn
     bytes[at]! ^= 1 << prng.below(8);
   } else if (what === 2) {
     // Points to another structure; the flags stay, or are set.
-    const wide = field.length === 8 && field.at + 8 <= bytes.length;
-    const flags = wide ? (prng.chance(0.5) ? view.getUint32(field.at) : 0x8000_0000) : 0;
+    const flags = field.length === 8 ? (prng.chance(0.5) ? view.getUint32(field.at) : 0x8000_0000) : 0;
     put(view, field, flags, prng.pick(image.places));
   } else {
     const other = prng.pick(image.fields.filter(({ kind, length }) => kind === field.kind && length === field.length));

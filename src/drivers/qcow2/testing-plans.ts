@@ -26,9 +26,12 @@ type Settings = { [name in keyof typeof SETTINGS]: (typeof SETTINGS)[name][numbe
 
 export const SETTING_COUNTS: readonly number[] = Object.values(SETTINGS).map((values) => values.length);
 
-/** Preallocation costs time, and room on the disk. */
+/** Preallocation costs time, and room on the disk; and QEMU reads what it does not know to be a hole. */
 const PLACES_MAX = 8192;
 const ROOM_MAX = 8 * MiB;
+const READ_MAX = 64 * MiB;
+/** L2 tables that the disk could have: somebody walks over all of them for each check, comparison or map. */
+const TABLES_MAX = 40_000;
 
 function settingsOf(row: readonly number[]): Settings {
   return Object.fromEntries(
@@ -74,20 +77,21 @@ function layersOf(layers: Settings['layers'], size: number, cluster: number): La
 export function isPossible(row: readonly number[]): boolean {
   const { create, layers = [] } = planOfRow(row);
   if ((create.preallocation === 'falloc' || create.preallocation === 'full') && create.size > ROOM_MAX) return false;
-  // Where the files are, none can have 16 TiB.
-  const raw = layers.some(({ format }) => format === 'raw') || create['data-file'] !== undefined;
-  if (raw && create.size > 1024 * GiB * 8) return false;
+  if (create.size === HUGE) {
+    // Where the files are, none may be able to have as much; and a few of these do.
+    if (layers.some(({ format }) => format === 'raw') || create['data-file'] !== undefined) return false;
+    if (![1, 16, 64].includes(create['refcount-bits']!)) return false;
+  }
   try {
     const backing = layers.length > 0 ? { 'backing-file': 'layer', 'backing-fmt': layers.at(-1)!.format } : {};
     const plan = planOf({ ...create, ...backing });
-    if (plan.preallocation !== 'off' && plan.size / plan.clusterSize > PLACES_MAX) return false;
-    imageLayout({
-      ...plan,
-      keyBytes: 0,
-      preallocated: plan.preallocation !== 'off',
-      externalData: plan.dataFile !== undefined,
-    });
-    return true;
+    if (plan.preallocation !== 'off') {
+      if (plan.size / plan.clusterSize > PLACES_MAX) return false;
+      if (plan.dataFile !== undefined && plan.size > READ_MAX) return false;
+    }
+    const preallocated = plan.preallocation !== 'off';
+    const { l1Size } = imageLayout({ ...plan, keyBytes: 0, preallocated, externalData: plan.dataFile !== undefined });
+    return l1Size <= TABLES_MAX;
   } catch (error) {
     if (error instanceof BlockError) return false;
     throw error;
