@@ -23,7 +23,7 @@ export interface LoopHost {
   /** When {@link dispatch} must run next, on the backend's clock: 0 at once, Infinity when there is nothing to wait
    *  for. */
   nextDeadline(): Nanoseconds;
-  /** A turn begins, or ends: what {@link AioContext.turnTime} said is over. */
+  /** A turn begins, or ends: what {@link AioContext.turnTicks} said is over. */
   timePasses(): void;
   /** True when another thread has scheduled something since the last dispatch. */
   remotePending(): boolean;

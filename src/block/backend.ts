@@ -15,7 +15,7 @@ import { start } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { attach, detach, type NodeOptions, openNode, releaseNode } from './graph.ts';
 import { truncateNode } from './io.ts';
-import { IoCounters } from './io-counters.ts';
+import { IoCounters, ticksSince } from './io-counters.ts';
 import type { BlockNode, NodeParent } from './node.ts';
 import { graphSection, PermChange } from './permissions.ts';
 import { nodeByName } from './registry.ts';
@@ -215,7 +215,7 @@ export class BlockBackend implements NodeParent {
     assert(request.phase === Phase.IDLE, 'a request was submitted while it is in flight');
     request.blk = this;
     request.failure = null;
-    request.begunNs = this.context.turnTime();
+    request.begunTicks = this.context.turnTicks();
     this.stats.requests++;
     if (this.quiesce !== 0 && !this.disableQueuing) {
       request.phase = Phase.QUEUED;
@@ -264,7 +264,7 @@ export class BlockBackend implements NodeParent {
 
   /** @internal A request has come back. */
   requestEnded(request: BlockRequest, error: number): void {
-    this.stats.ended(request.kind, request.length, error, this.context.turnTime() - request.begunNs);
+    this.stats.ended(request.kind, request.length, error, ticksSince(request.begunTicks, this.context.turnTicks()));
     this.#left();
   }
 

@@ -2,12 +2,14 @@
  * What a BlockBackend has done, in shared words: requests, bytes, failures and latencies of each kind. Written by home
  * only; any thread reads it without disturbing it.
  */
-import type { Bytes, Nanoseconds } from '../base/units.ts';
+import { TICKS } from '../aio/context.ts';
+import type { Bytes } from '../base/units.ts';
 import { RequestKind } from './request.ts';
 
-/** Buckets of a histogram: bucket i counts latencies from 2^i ns to below 2^(i+1); the first from 0, the last of all
- *  beyond 2^39 ns (9 minutes). */
+/** Buckets of a histogram: bucket i counts latencies from 2^i ns to below 2^(i+1). Bucket 9 has all that are shorter
+ *  (they are measured in ticks of 1024 ns), the last all beyond 2^39 ns (9 minutes). */
 export const LATENCY_BUCKETS = 40;
+const SHORTEST = 9;
 
 const KINDS = ['read', 'write', 'flush', 'discard', 'zero', 'cache'] as const;
 const Field = { COUNT: 0, BYTES: 1, FAILED: 2, LATENCIES: 3 } as const;
@@ -57,13 +59,13 @@ export class IoCounters {
   }
 
   /** A request of a RequestKind has ended. */
-  ended(kind: number, length: Bytes, error: number, tookNs: Nanoseconds): void {
+  ended(kind: number, length: Bytes, error: number, ticks: number): void {
     const { words } = this;
     const at = Word.KINDS + kind * KIND_WORDS;
     words[at + Field.COUNT]!++;
     if (error === 0) words[at + Field.BYTES] = words[at + Field.BYTES]! + length;
     else words[at + Field.FAILED]!++;
-    words[at + Field.LATENCIES + bucketOf(tookNs)]!++;
+    words[at + Field.LATENCIES + bucketOf(ticks)]!++;
   }
 
   snapshot(): IoStats {
@@ -89,9 +91,11 @@ export class IoCounters {
   }
 }
 
-function bucketOf(ns: Nanoseconds): number {
-  if (ns < 2) return 0;
-  // Bit operators know 32 bits: what is beyond is looked at in units of 2^30 ns.
-  const bucket = ns < 2 ** 31 ? 31 - Math.clz32(ns) : 61 - Math.clz32(ns / 2 ** 30);
-  return Math.min(bucket, LATENCY_BUCKETS - 1);
+/** From one time to a later one, as AioContext.turnTicks tells them; less than 18 minutes. */
+export function ticksSince(begun: number, now: number): number {
+  return now >= begun ? now - begun : now - begun + TICKS;
+}
+
+function bucketOf(ticks: number): number {
+  return ticks === 0 ? SHORTEST : Math.min(SHORTEST + 32 - Math.clz32(ticks), LATENCY_BUCKETS - 1);
 }

@@ -33,7 +33,7 @@ export abstract class BlockRequest extends AioOp {
 
   /** @internal */ blk: BlockBackend | null = null;
   /** @internal */ phase: number = Phase.IDLE;
-  /** @internal When it was submitted. */ begunNs = 0.5;
+  /** @internal When it was submitted; see AioContext.turnTicks. */ begunTicks = 0;
   /** @internal `flags` with what the BlockBackend adds. */ effective = 0;
   /** @internal One entry a level of the graph that the request is in flight on. */ readonly levels: Tracked[] = [];
   /** @internal */ depth = 0;

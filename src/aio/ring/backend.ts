@@ -55,8 +55,8 @@ const CANCEL_ANY = 4;
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
 /** With many of those in flight, one wake-up is for a part of them, and waits for that so long at most: a thread of the
  *  kernel's ends one after the other, and waking for each would take more time from it than they take. */
-const GATHER_PART = Number(process.env.GP ?? 4);
-const GATHER_US = Number(process.env.GU ?? 60);
+const GATHER_PART = 4;
+const GATHER_US = 60;
 /** How many busy turns between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
 /** How many looks at the ring between two looks at the clock while spinning. */

@@ -8,36 +8,19 @@ import { PoolBackend } from '../../aio/pool/backend.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
 import { alignUp, GiB, KiB, MiB } from '../../base/units.ts';
-import { BlockBackend } from '../../block/backend.ts';
-import type { Child, Driver } from '../../block/driver.ts';
+import type { Child } from '../../block/driver.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { registerDriver } from '../../block/registry.ts';
 import { registerTestDrivers, testDisk } from '../../block/testing.ts';
 import { parseHeader } from '../../proto/qcow2/header.ts';
-import { fileDriver } from '../file/driver.ts';
 import { createImage } from './create.ts';
 import { planOf, type Qcow2CreateOptions } from './create-options.ts';
+import { makeImage, registerQcow2 } from './testing.ts';
 import { qemuOptions } from './testing-image.ts';
 import { coveringRows } from './testing-pairs.ts';
 
-/** A node that makes an image of its children when it opens. */
-const makerDriver: Driver<{ create: string }> = {
-  name: 'qcow2-maker',
-  role: 'format',
-  children: { file: 'primary', data: 'primary' },
-  options: { create: { type: 'string', required: true, help: 'options of createImage, as JSON' } },
-  async open(context, { create }) {
-    const file = (await context.openChild('file', 'primary'))!;
-    const dataFile = await context.openChild('data', 'primary');
-    await createImage({ aio: context.aio, file, ...(dataFile ? { dataFile } : {}) }, JSON.parse(create));
-    return { length: 0 };
-  },
-};
-
 before(() => {
   registerTestDrivers();
-  registerDriver(fileDriver);
-  registerDriver(makerDriver);
+  registerQcow2();
 });
 
 async function withContext(body: (context: AioContext) => Promise<void>): Promise<void> {
@@ -50,11 +33,7 @@ async function withContext(body: (context: AioContext) => Promise<void>): Promis
 }
 
 function make(options: Qcow2CreateOptions, file: NodeOptions, data?: NodeOptions): Promise<void> {
-  return withContext(async (context) => {
-    const create = JSON.stringify(options);
-    const blk = await BlockBackend.open(context, { driver: 'qcow2-maker', create, file, ...(data ? { data } : {}) });
-    await blk.close();
-  });
+  return withContext((context) => makeImage(context, file, options, data));
 }
 
 /** The same, in files, which are there before and hold old bytes. */

@@ -8,7 +8,7 @@ import type { AioContext } from '../../aio/context.ts';
 import { Gate } from '../../aio/op.ts';
 import { TaskPool } from '../../aio/task-pool.ts';
 import { assert } from '../../base/assert.ts';
-import { BlockError, Errno } from '../../base/errors.ts';
+import { BlockError } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { type Bytes, KiB, type Offset } from '../../base/units.ts';
 import type { Child } from '../../block/driver.ts';
@@ -319,11 +319,4 @@ export class TableCache {
       if (!(error instanceof BlockError)) throw error;
     });
   }
-}
-
-/** Checks the size of a cache that was asked for. EINVAL. */
-export function slotsFor(bytes: Bytes, sliceSize: Bytes, least: number, name: string): number {
-  const slots = Math.floor(bytes / sliceSize);
-  if (bytes > 2 ** 31) throw new BlockError(Errno.EINVAL, `Could not open the image: ${name} is more than 2 GiB`);
-  return Math.max(least, slots);
 }
