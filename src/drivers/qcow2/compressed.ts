@@ -52,11 +52,6 @@ export class CompressedClusters {
     return this.#running;
   }
 
-  /** Clusters that are being compressed or decompressed. */
-  get running(): number {
-    return this.#running;
-  }
-
   /** Fills `iov` from byte `inside` of the cluster whose compressed bytes are at `offset`. EIO for damaged ones. */
   async read(offset: Offset, length: Bytes, inside: Bytes, iov: Iov): Promise<void> {
     const plain = await this.#plain(offset, length);
