@@ -110,6 +110,9 @@ export interface OpenFileOptions {
   readonly truncate?: boolean;
   /** Fail when it exists; with create. */
   readonly exclusive?: boolean;
+  /** A descriptor of this process that is duplicated instead: the same open file, with its locks, and as writable and
+   *  direct as that is. ENOTSUP where there is no native layer. */
+  readonly fd?: number | undefined;
 }
 
 export interface FileStat {

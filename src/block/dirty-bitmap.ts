@@ -127,6 +127,11 @@ export class NodeBitmaps {
     return [...this.#byName.values()];
   }
 
+  /** True while writes to the node are recorded. */
+  get recording(): boolean {
+    return this.#recording.length > 0;
+  }
+
   /** ENOENT where there is none. */
   get(name: string): DirtyBitmap {
     const bitmap = this.#byName.get(name);
@@ -212,6 +217,12 @@ export class NodeBitmaps {
     this.#loaded = true;
     this.#refresh();
     if (!this.#node.readOnly) await store.use(this.#recording.map(({ name }) => name));
+  }
+
+  /** @internal The node may be written again after it was inactive: as after {@link load}. */
+  async use(): Promise<void> {
+    if (this.#node.readOnly || this.#recording.length === 0) return;
+    await this.#store?.use(this.#recording.filter(({ persistent }) => persistent).map(({ name }) => name));
   }
 
   /** @internal Stores what is persistent: on a drained node, which is about to close unless `inUse`. */

@@ -17,6 +17,7 @@ import type { AioOp } from '../aio/op.ts';
 import type { Iov } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
 export type MaybePromise<T> = T | Promise<T>;
@@ -155,8 +156,12 @@ export interface NodeIo {
   /** A write by someone with the permission to resize has ended at `end`, beyond `length`. A node without this refuses
    *  such writes; one whose length follows its child's does nothing here. */
   grew?(end: Offset): void;
+  /** Others may write to what it shows, behind its back: no flush is left out because nothing was written here. */
+  readonly writtenElsewhere?: boolean;
   /** For protocols: which part of a range is data and which is known to be zeroes. */
   status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+  /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
+  blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
 }
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
@@ -170,7 +175,7 @@ export interface NodeControl {
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
   readonly snapshots?: SnapshotControl;
   /** Of a format that keeps bitmaps in its image. */
-  readonly bitmaps?: BitmapStore;
+  readonly bitmaps?: BitmapStore | undefined;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
   drainBegin?(): void;
   drainEnd?(): void;
@@ -178,6 +183,15 @@ export interface NodeControl {
   drainBusy?(): boolean;
   /** Called when what the parents need has changed, before it takes effect; throws to refuse it (locks: L7). */
   permissions?(perm: number, shared: number): MaybePromise<void>;
+  /**
+   * The node is about to go on in another thread, which opens it by its options (docs/CHANNELS.md, "Moving a tree"): what
+   * only memory holds is written, nothing on the disk is changed from here on, locks stay as they are. Answers options
+   * that the open there is given beside, or instead of, the node's own. A node without this stays where it is.
+   */
+  inactivate?(): MaybePromise<Readonly<Record<string, unknown>> | void>;
+  /** It is the only one again: here, because the other thread could not open it (what may have changed on the disk
+   *  meanwhile is read again), or there, because it did. */
+  activate?(): MaybePromise<void>;
   close?(): MaybePromise<void>;
 }
 

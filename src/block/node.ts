@@ -159,6 +159,11 @@ export class BlockNode {
     this.#thresholdHook = bytes === 0 ? null : hook;
   }
 
+  /** True while somebody is told of writes, its bitmaps apart. */
+  get watched(): boolean {
+    return this.#thresholdHook !== null || this.dirtyHooks.length > (this.bitmaps.recording ? 1 : 0);
+  }
+
   #crossThreshold(end: Offset): void {
     const hook = this.#thresholdHook;
     this.#threshold = Number.POSITIVE_INFINITY;
@@ -168,7 +173,7 @@ export class BlockNode {
 
   /** True when nothing below holds writes that a flush would make stable. */
   get clean(): boolean {
-    if (this.flushedGen !== this.writeGen || this.flushing !== null) return false;
+    if (this.flushedGen !== this.writeGen || this.flushing !== null || this.impl.writtenElsewhere) return false;
     for (let i = 0; i < this.children.length; i++) {
       const child = this.children[i]!;
       if (!child.node.clean) return false;

@@ -38,6 +38,7 @@ export class BlockStatus {
 
 /** Fills `out` for the extent at `at`, at most `want` bytes; both inside the node. Backing layers included. */
 export function nodeStatus(node: BlockNode, at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void> {
+  if (node.impl.blockStatus) return node.impl.blockStatus(at, want, out);
   if (!node.impl.map) return ownStatus(node, at, want, out);
   const mapping = new Mapping();
   const pending = node.impl.map(at, want, 'status', mapping);

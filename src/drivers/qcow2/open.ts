@@ -100,6 +100,16 @@ export async function reread(image: Image): Promise<void> {
   await readRefcounts(image, image.refcounts.cache.slots);
 }
 
+/** {@link reread}, and the header and bitmaps too: the image was another's for a while. */
+export async function reopen(image: Image): Promise<void> {
+  const { header, io, file } = image;
+  // What a header need not have must go as well.
+  const gone = Object.fromEntries(Object.keys(header).map((name) => [name, undefined]));
+  Object.assign(header, gone, await readHeader(io));
+  if (image.bitmaps !== null) image.bitmaps = new Bitmaps(image, await readBitmaps(file, io, header));
+  await reread(image);
+}
+
 /** Who only reads does not count: for such a one the table is empty. */
 async function readRefcountTable(image: Image): Promise<Float64Array> {
   const { header, geometry, io } = image;

@@ -33,6 +33,8 @@ class RawNode implements DriverNode {
 
   grew(_end: Offset): void {}
 
+  inactivate(): void {}
+
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
     if (this.#size !== undefined) throw new BlockError(Errno.ENOTSUP, "Could not resize: the option 'size' fixes it");
     await this.#file.truncate(length + this.#offset, prealloc);
