@@ -7,11 +7,14 @@ import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import type { BackendUser, BlockBackend } from '../block/backend.ts';
+import type { BlockRequest } from '../block/request.ts';
 import {
   type BlkIdentity,
   type ChannelOffer,
   DiskWord,
+  type HomeName,
   isChannelWords,
+  type MovedChannel,
   newDiskWords,
   type SharedWords,
   setDiskLength,
@@ -27,9 +30,10 @@ export const CHANNELS_MAX = 256;
 let ids = 0;
 const hosts = new Map<number, ChannelHost>();
 
-/** The host of that identity, when it is in this thread. */
+/** The host of that identity, when it is in this thread and stays there. */
 export function localHost({ homeThread, id }: BlkIdentity): ChannelHost | undefined {
-  return homeThread === threadId ? hosts.get(id) : undefined;
+  const host = homeThread === threadId ? hosts.get(id) : undefined;
+  return host?.frozen ? undefined : host;
 }
 
 /** All methods: home thread. Close it before the BlockBackend. */
@@ -43,10 +47,12 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   readonly #mutex = globalMutex();
   #quiet: Gate | undefined;
   #closing: Promise<void> | undefined;
+  #frozen = false;
 
-  constructor(blk: BlockBackend) {
+  /** `disk`: its words, where it has been in another home before. */
+  constructor(blk: BlockBackend, disk: SharedWords = newDiskWords()) {
     this.blk = blk;
-    this.#disk = newDiskWords();
+    this.#disk = disk;
     this.#disk[DiskWord.READ_ONLY] = blk.readOnly ? 1 : 0;
     setDiskLength(this.#disk, blk.length);
     this.#bh = blk.context.bottomHalf(() => this.#serve(), `channels of ${blk.describe}`);
@@ -74,8 +80,9 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     return this.#channels.size;
   }
 
-  /** Begins to serve a new channel. What cannot be served is told so through its port. */
-  introduce({ words, port }: ChannelOffer): void {
+  /** Begins to serve a new channel, whose descriptor says that home is `named` (default: this one). What cannot be
+   *  served is told so through its port. */
+  introduce({ words, port }: ChannelOffer, named?: HomeName): void {
     const refuse = (errno: number, why: string): void => {
       port.postMessage({ kind: 'end', error: new BlockError(errno, `Could not open a handle: ${why}`).toPlain() });
       port.close();
@@ -83,10 +90,21 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     if (this.refusal !== 0) refuse(Errno.ESHUTDOWN, `${this.blk.describe} is closed`);
     else if (!isChannelWords(words)) refuse(Errno.EINVAL, 'this is no channel');
     else if (this.#channels.size >= CHANNELS_MAX) refuse(Errno.EMFILE, `${CHANNELS_MAX} are open`);
-    else this.#open(words, port);
+    else {
+      this.#open(words, port);
+      if (named && (named.homeThread !== threadId || named.id !== this.#id)) this.#announce(words, port);
+    }
   }
 
-  #open(words: SharedWords, port: MessagePort): void {
+  /** Says where home is to a client that takes another for it. */
+  #announce(words: SharedWords, port: MessagePort): void {
+    const epoch = (Atomics.load(words, Word.HOME_EPOCH) + 1) | 0;
+    port.postMessage({ kind: 'home', identity: this.identity, epoch } satisfies ToClient);
+    // Only now: who sees it finds the message.
+    Atomics.store(words, Word.HOME_EPOCH, epoch);
+  }
+
+  #open(words: SharedWords, port: MessagePort): ServerChannel {
     const channel = new ServerChannel(this, words, {
       read: () => {
         for (let got = receiveMessageOnPort(port); got; got = receiveMessageOnPort(port))
@@ -95,7 +113,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       post: (message) => port.postMessage(message),
     });
     const receive = (message: ToHome): void => {
-      if (message.kind === 'introduce') this.introduce(message.offer);
+      if (message.kind === 'introduce') this.introduce(message.offer, message.home);
       else if (message.kind === 'close') this.#drop(channel);
       else channel.receive(message);
     };
@@ -104,6 +122,55 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     port.on('close', () => this.#died(channel));
     // What is served does not keep a thread alive; who wants it served does.
     port.unref();
+    this.schedule();
+    return channel;
+  }
+
+  // Moving to another home: docs/CHANNELS.md.
+
+  /** True while nothing is taken in, since the disk may be about to leave. */
+  get frozen(): boolean {
+    return this.#frozen;
+  }
+
+  freeze(): void {
+    this.#frozen = true;
+  }
+
+  /** The disk stays. */
+  thaw(): void {
+    this.#frozen = false;
+    this.schedule();
+  }
+
+  /** Ends the host of a frozen disk whose root is drained; answers its channels. `queue`: see ServerChannel.depart. */
+  depart(queue: readonly BlockRequest[]): MovedChannel[] {
+    assert(this.#frozen, 'a host departs that takes requests in');
+    this.refusal = -Errno.ESHUTDOWN;
+    const channels: MovedChannel[] = [];
+    for (const [channel, port] of this.#channels) {
+      // A handle of this thread vetoes.
+      assert(port, 'a local channel was moved');
+      port.removeAllListeners();
+      channels.push({ ...channel.depart(queue), words: channel.words, port });
+    }
+    this.#channels.clear();
+    this.#end();
+    return channels;
+  }
+
+  /** Goes on with the channels of the disk's last home. */
+  arrive(channels: readonly MovedChannel[]): void {
+    const opened = channels.map((moved) => {
+      const channel = this.#open(moved.words, moved.port);
+      channel.arrive(moved);
+      return channel;
+    });
+    for (const [i, { waiting, words, port }] of channels.entries()) {
+      this.#announce(words, port);
+      opened[i]!.goOn(waiting);
+    }
+    // What was put in before the new home was known is announced to nobody.
     this.schedule();
   }
 
@@ -142,6 +209,10 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       port?.postMessage(end);
       this.#drop(channel);
     }
+    this.#end();
+  }
+
+  #end(): void {
     this.blk.users.delete(this);
     hosts.delete(this.#id);
     this.#bh.delete();
@@ -164,9 +235,13 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     setDiskLength(this.#disk, length);
   }
 
+  cannotMove(): string | undefined {
+    return [...this.#channels.values()].includes(undefined) ? 'a handle in its own thread uses it' : undefined;
+  }
+
   #serve(): void {
     for (const channel of this.#channels.keys()) {
-      channel.takeUp();
+      if (!this.#frozen) channel.takeUp();
       channel.publish();
     }
   }

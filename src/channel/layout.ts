@@ -35,6 +35,8 @@ export const Word = {
   CLIENT_HAS_LOOP: 4 * LINE + 1,
   /** Client: changes with each CANCEL it has set in a record. */
   CANCELS: 4 * LINE + 2,
+  /** Home: changes when it is in another context from now on, which has posted where (message 'home'). */
+  HOME_EPOCH: 4 * LINE + 3,
   /** Client: bottom halves it has scheduled in home, and those it has saved because home was busy. */
   HOME_WAKES: 5 * LINE,
   HOME_WAKES_SAVED: 5 * LINE + 1,
@@ -154,6 +156,9 @@ export interface BlkIdentity {
   readonly mutex: SharedWords;
 }
 
+/** One home of a BlockBackend told from others. */
+export type HomeName = Pick<BlkIdentity, 'homeThread' | 'id'>;
+
 /** A new channel on its way to its home. `port` goes into the transfer list. */
 export interface ChannelOffer {
   readonly words: SharedWords;
@@ -166,17 +171,34 @@ export interface BlkDescriptor extends BlkIdentity, ChannelOffer {
   readonly kind: 'blockplane-handle';
 }
 
+/** A channel on its way from one home to another: what the old one knows of it. `port` goes into the transfer list. */
+export interface MovedChannel extends ChannelOffer {
+  readonly regions: readonly { readonly id: number; readonly bytes: Uint8Array }[];
+  /** Slot numbers taken up, and answered; CANCELS as it was looked at last. */
+  readonly taken: number;
+  readonly answered: number;
+  readonly cancels: number;
+  /** Slots that were taken up and have not begun, in order. */
+  readonly waiting: readonly number[];
+  /** Drained sections of its client. */
+  readonly drains: number;
+  /** How the client's own loop is woken. */
+  readonly client: { readonly remote: RemoteContextHandle; readonly bh: RemoteBottomHalfHandle } | undefined;
+}
+
 export type ToHome =
   /** A buffer that requests may name from now on. */
   | { readonly kind: 'memory'; readonly id: number; readonly bytes: Uint8Array }
   | { readonly kind: 'forget'; readonly id: number }
   /** How the client's own loop is woken. */
   | { readonly kind: 'client'; readonly remote: RemoteContextHandle; readonly bh: RemoteBottomHalfHandle }
-  /** A channel for another thread. */
-  | { readonly kind: 'introduce'; readonly offer: ChannelOffer }
+  /** A channel for another thread, whose descriptor says that home is `home`. */
+  | { readonly kind: 'introduce'; readonly offer: ChannelOffer; readonly home: HomeName }
   | { readonly kind: 'close' };
 
 export type ToClient =
+  /** Home is there from `epoch` (HOME_EPOCH) on. */
+  | { readonly kind: 'home'; readonly identity: BlkIdentity; readonly epoch: number }
   /** Why home serves this channel no more. */
   | { readonly kind: 'end'; readonly error: PlainError }
   /** Posted before the slot is answered: what went wrong, in full. */

@@ -8,6 +8,7 @@
  */
 
 import type { RemoteBottomHalfHandle } from '../aio/bottom-half.ts';
+import type { RemoteContextHandle } from '../aio/context-shared.ts';
 import { spawn } from '../aio/op.ts';
 import { RemoteContext } from '../aio/remote.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
@@ -19,6 +20,7 @@ import { BlockStatus } from '../block/status.ts';
 import {
   ChannelKind,
   Field,
+  type MovedChannel,
   REGIONS_MAX,
   RUNS_MAX,
   readHalves,
@@ -35,7 +37,8 @@ import {
 
 const FLAGS = 0x3f;
 
-class ChannelRequest extends BlockRequest {
+/** A record that has been taken up. */
+export class ChannelRequest extends BlockRequest {
   readonly #channel: ServerChannel;
   /** Its slot of the channel. */
   readonly place: number;
@@ -46,6 +49,10 @@ class ChannelRequest extends BlockRequest {
     super();
     this.#channel = channel;
     this.place = slot;
+  }
+
+  isOf(channel: ServerChannel): boolean {
+    return channel === this.#channel;
   }
 
   done(error: number): void {
@@ -88,6 +95,7 @@ export class ServerChannel {
   #dirty = false;
   #taking = false;
   #gone = false;
+  #remote: RemoteContextHandle | undefined;
   #client: RemoteContext | undefined;
   #clientBh: RemoteBottomHalfHandle | undefined;
 
@@ -105,9 +113,49 @@ export class ServerChannel {
       this.#regions.set(id, this.#owner.blk.context.backend.memory(bytes));
     } else if (message.kind === 'forget') this.#regions.delete(message.id);
     else if (message.kind === 'client') {
+      this.#remote = message.remote;
       this.#client = new RemoteContext(message.remote);
       this.#clientBh = message.bh;
     }
+  }
+
+  /**
+   * Packs the channel up for another home; nothing of it is done here from then on. The root is drained; `queue` is
+   * what has waited at the BlockBackend, in order.
+   */
+  depart(queue: readonly BlockRequest[]): Omit<MovedChannel, 'words' | 'port'> {
+    const mine = queue.filter((request) => request instanceof ChannelRequest && request.isOf(this)) as ChannelRequest[];
+    const others = this.#requests.filter((request) => request?.busy && !mine.includes(request)) as ChannelRequest[];
+    // What has ended is shown by this home still.
+    this.publish();
+    for (const request of mine) request.busy = false;
+    this.inFlight -= mine.length;
+    const drains = this.#drained.length;
+    const regions = [...this.#regions].map(([id, { bytes }]) => ({ id, bytes }));
+    this.abandon();
+    return {
+      regions,
+      ...{ taken: this.#taken, answered: this.#answered, cancels: this.#cancels, drains },
+      waiting: [...mine, ...others].map(({ place }) => place),
+      client: this.#remote && this.#clientBh && { remote: this.#remote, bh: this.#clientBh },
+    };
+  }
+
+  /** Takes over what another home has packed up. {@link goOn} follows, once all channels are here. */
+  arrive({ regions, taken, answered, cancels, drains, client }: MovedChannel): void {
+    for (const { id, bytes } of regions) this.receive({ kind: 'memory', id, bytes });
+    if (client) this.receive({ kind: 'client', ...client });
+    this.#taken = taken;
+    this.#answered = answered;
+    this.#cancels = cancels;
+    for (let i = 0; i < drains; i++) this.#drained.push(this.#owner.blk.drainQuiet());
+  }
+
+  /** Begins what waited in the old home. */
+  goOn(waiting: readonly number[]): void {
+    this.#taking = true;
+    for (const slot of waiting) this.#begin(slot);
+    this.#taking = false;
   }
 
   /** Takes up all records that are there. */
@@ -205,6 +253,8 @@ export class ServerChannel {
     const { words } = this;
     const out = new BlockStatus();
     const settle = (): void => {
+      // The record is another home's by now, or nobody's.
+      if (this.#gone) return this.finish(request, 0);
       writeHalves(words, at + Field.LENGTH_LOW, out.length);
       words[at + Field.STATUS] = (out.data ? 1 : 0) | (out.zero ? 2 : 0);
       words[at + Field.LAYER] = out.depth;
