@@ -107,17 +107,17 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     return this.#last ?? this.iothread.call('nbd-stats', { service: this.#id });
   }
 
-  /** Offers one more disk of the same IOThread. */
+  /** Offers one more disk. One that has its home in another IOThread is reached through a channel, without its bitmaps
+   *  (EINVAL). */
   async addExport(entry: DiskExport): Promise<void> {
-    if (entry.disk.iothread !== this.iothread) {
-      throw new BlockError(Errno.EINVAL, `Could not export '${entry.disk.name}': it is in another IOThread`);
-    }
     const message = exportMessage(entry);
     const { name } = message;
     // The disk stays open until it is known whether its export does.
     const release = entry.disk.hold();
     try {
-      await this.iothread.call('nbd-add', { service: this.#id, export: message });
+      await entry.disk.shownIn(this.iothread, () =>
+        this.iothread.call('nbd-add', { service: this.#id, export: message }),
+      );
       try {
         this.attach(entry.disk, name);
       } catch (error) {

@@ -7,6 +7,7 @@ import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.t
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
+import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -15,11 +16,20 @@ export function setup(thread: SetupThread): Furnished {
   builtinDrivers();
   const disks = new WorkerDisks(thread.context);
   const nbd = new WorkerNbd(thread, disks);
+  const moves = new WorkerMoves(thread, disks, nbd);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
+    guest: (args) => disks.addGuest(args),
+    'guest-close': ({ disk }) => disks.closeGuest(disk),
+    'move-out': (args) => moves.out(args),
+    'move-back': ({ disk }) => moves.back(disk),
+    'move-in': (args) => moves.in(args),
+    'move-commit': (args) => moves.commit(args),
+    'move-done': ({ disk }) => moves.done(disk),
+    'move-drop': ({ disk }) => moves.drop(disk),
     flush: ({ disk }) => disks.blk(disk).flush(),
     zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
     discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
@@ -42,6 +52,7 @@ export function setup(thread: SetupThread): Furnished {
   return {
     handlers: handlers as Furnished['handlers'],
     async stop() {
+      await moves.stop();
       await nbd.stopAll();
       await disks.closeAll();
     },

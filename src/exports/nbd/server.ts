@@ -8,7 +8,7 @@ import { Gate, WaitOp } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
-import type { BackendUser } from '../../block/backend.ts';
+import type { BackendUser, BlockBackend } from '../../block/backend.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -134,6 +134,8 @@ export class NbdServer {
       onDrainEnd: () => {
         for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
       },
+      cannotMove: () =>
+        (entry.bitmaps?.list.length ?? 0) > 0 ? `NBD export '${entry.name}' shows dirty bitmaps` : undefined,
     };
     entry.blk.users.add(user);
     this.#users.set(entry, user);
@@ -154,6 +156,23 @@ export class NbdServer {
     for (const client of users()) client.cut();
     while (users().length > 0) await this.#changed.promise;
     this.#letGo(entry);
+  }
+
+  /** True when an export shows `blk`. */
+  serves(blk: BlockBackend): boolean {
+    return this.exports.some((entry) => entry.blk === blk);
+  }
+
+  /** Exports of `from` go on with `to`, which shows the same disk, from their next request on. Those under way end where
+   *  they are. */
+  rehome(from: BlockBackend, to: BlockBackend): void {
+    for (const [entry, user] of this.#users) {
+      if (entry.blk !== from) continue;
+      from.users.delete(user);
+      entry.blk = to;
+      to.users.add(user);
+      if (to.quiesce === 0) user.onDrainEnd?.();
+    }
   }
 
   /** Begins to accept clients there; resolves to where it really listens. */

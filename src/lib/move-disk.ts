@@ -1,0 +1,32 @@
+import { MessageChannel } from 'node:worker_threads';
+import type { IOThread } from './iothread.ts';
+
+export interface DiskMoved {
+  readonly nodeName: string;
+  /** The old home goes on using the disk. */
+  readonly guest: boolean;
+}
+
+/**
+ * Moves a disk from one IOThread to another: docs/CHANNELS.md, "Moving a tree". Where it rejects, the disk is where it
+ * was, unless one of the threads has ended.
+ */
+export async function moveDisk(disk: number, from: IOThread, to: IOThread): Promise<DiskMoved> {
+  const moved = await from.call('move-out', { disk, to: to.name });
+  const { port1, port2 } = new MessageChannel();
+  let nodeName: string;
+  let guest: boolean;
+  try {
+    const { identity, optimal, ...reply } = await to.call('move-in', { disk, moved, link: port2 }, [port2]);
+    nodeName = reply.nodeName;
+    guest = await from.call('move-commit', { disk, link: port1, identity, optimal }, [port1]);
+  } catch (error) {
+    port1.close();
+    // The old home may have made the switch and died before it could say so.
+    const dropped = await to.call('move-drop', { disk }).catch(() => true);
+    if (dropped) await from.call('move-back', { disk }).catch(() => undefined);
+    throw error;
+  }
+  await to.call('move-done', { disk });
+  return { nodeName, guest };
+}
