@@ -5,8 +5,8 @@
  * spinning could not have caught it; one in between grows it. After {@link POLL_IDLE_NS} without a hit spinning stops.
  *
  * The maximum is twice QEMU's: a wait that ended in sleep has the wake-up in it, 20 to 40 us on a virtual machine whose
- * processors halt. With 32 us a client that asks one thing at a time and was let sleep once looked too slow to spin for,
- * for good: 19k requests a second instead of 40k, for the same processor time each.
+ * processors halt. With 32 us a client that asks one thing at a time and was let sleep once looked too slow to spin
+ * for, for good: 19k requests a second instead of 40k, for the same processor time each.
  */
 import type { Nanoseconds } from '../base/units.ts';
 import type { PollPolicy } from './backend.ts';

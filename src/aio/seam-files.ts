@@ -49,7 +49,7 @@ function transfers(test: DefineTest): void {
     });
   }
 
-  test('what is read at once is what was written, at its place only; beyond the end there is nothing to be had', async (seam) => {
+  test('what is read at once is what was written, at its place only, and all of it', async (seam) => {
     const file = await seam.create('f');
     const data = seam.memory(10_007, 3);
     await seam.writeAll(file, Iov.of(data), 0);

@@ -287,7 +287,7 @@ export interface Child {
   readonly length: Bytes;
   readonly limits: Limits;
   readonly nodeName: string;
-  /** True when the bytes were at hand and have been read, without waiting; see NodeIo.readNow. For metadata, in `map`. */
+  /** True when the bytes were at hand and have been read, without waiting; see NodeIo.readNow. For metadata. */
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Zeroes beyond the child's end. */
   read(at: Offset, iov: Iov): Promise<void>;
