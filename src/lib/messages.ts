@@ -4,6 +4,7 @@ import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
+import type { JobMethods } from './job-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 
@@ -175,7 +176,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods {
+export interface Methods extends BitmapMethods, JobMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;

@@ -7,6 +7,7 @@ import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.t
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
+import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -15,6 +16,7 @@ export function setup(thread: SetupThread): Furnished {
   builtinDrivers();
   const disks = new WorkerDisks(thread.context);
   const nbd = new WorkerNbd(thread, disks);
+  const jobs = new WorkerJobs(disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
     open: (args) => disks.open(args),
@@ -32,6 +34,7 @@ export function setup(thread: SetupThread): Furnished {
     amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
+    ...jobs.handlers,
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
@@ -43,6 +46,7 @@ export function setup(thread: SetupThread): Furnished {
     handlers: handlers as Furnished['handlers'],
     async stop() {
       await nbd.stopAll();
+      await jobs.stopAll();
       await disks.closeAll();
     },
   };
