@@ -140,6 +140,9 @@ export interface AioFile {
   /** The descriptor, -1 in sim. */
   readonly fd: number;
   read(op: AioOp, iov: Iov, at: Offset): void;
+  /** True when all of it was in the page cache, and has been read: synchronous, and never waits for the disk. Absent
+   *  where that cannot be had. */
+  readNow?(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** `durable`: on stable storage when it completes (RWF_DSYNC). Only when {@link nativeFua} is true. */
   write(op: AioOp, iov: Iov, at: Offset, durable: boolean): void;
   readonly nativeFua: boolean;

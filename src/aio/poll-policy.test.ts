@@ -5,16 +5,16 @@ import { Gate } from './op.ts';
 import { AdaptivePolling, POLL_IDLE_NS, POLL_MAX_NS_DEFAULT, POLL_START_NS } from './poll-policy.ts';
 import { inContext } from './testing.ts';
 
-test('P1 polling begins at 4 us, doubles, and ends at 32768 ns', () => {
+test('P1 polling begins at 4 us, doubles, and ends at 65536 ns', () => {
   const polling = new AdaptivePolling();
   assert.equal(polling.maxNs, POLL_MAX_NS_DEFAULT);
-  assert.equal(POLL_MAX_NS_DEFAULT, 32_768);
+  assert.equal(POLL_MAX_NS_DEFAULT, 65_536);
   const lengths = [polling.pollNs];
-  for (let i = 0; i < 6; i++) {
+  for (let i = 0; i < 7; i++) {
     polling.adjust(polling.pollNs + 1);
     lengths.push(polling.pollNs);
   }
-  assert.deepEqual(lengths, [0, POLL_START_NS, 8_000, 16_000, 32_000, 32_768, 0]);
+  assert.deepEqual(lengths, [0, POLL_START_NS, 8_000, 16_000, 32_000, 64_000, 65_536, 0]);
 });
 
 test('P1 a maximum of 0 turns polling off', () => {

@@ -49,6 +49,19 @@ function transfers(test: DefineTest): void {
     });
   }
 
+  test('what is read at once is what was written, at its place only, and all of it', async (seam) => {
+    const file = await seam.create('f');
+    const data = seam.memory(10_007, 3);
+    await seam.writeAll(file, Iov.of(data), 0);
+    const into = seam.memory(5000, 200);
+    const before = into.bytes.slice();
+    assert.equal(file.readNow?.(9000, into, 0, 5000) ?? false, false, 'all or nothing');
+    if (!(file.readNow?.(5001, into, 300, 4000) ?? false)) return;
+    before.set(data.bytes.subarray(5001, 9001), 300);
+    assert.deepEqual(into.bytes.slice(300, 4300), before.slice(300, 4300));
+    assert.deepEqual(into.bytes.slice(4300), before.slice(4300));
+  });
+
   test('an iov of many runs is written and read in order, within its runs only', async (seam) => {
     const file = await seam.create('f');
     const source = seam.memory(4096, 17);

@@ -2,11 +2,12 @@
 
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import type { Iov } from '../base/memory.ts';
+import type { Iov, Memory } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { busy, quiesce, unquiesce } from './drain.ts';
 import { type Child, type ChildRole, type Limits, PERM_ALL, Perm } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
+import { readNow } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { readNode, truncateNode, writeNode } from './io.ts';
 import type { BlockNode, NodeParent } from './node.ts';
@@ -52,6 +53,10 @@ export class BlockChild implements Child, NodeParent {
 
   get mayGrow(): boolean {
     return (this.perm & Perm.RESIZE) !== 0;
+  }
+
+  readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {
+    return readNow(this.node, at, memory, offset, length);
   }
 
   read(at: Offset, iov: Iov): Promise<void> {

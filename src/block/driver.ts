@@ -14,7 +14,7 @@
  */
 import type { AioContext } from '../aio/context.ts';
 import type { AioOp } from '../aio/op.ts';
-import type { Iov } from '../base/memory.ts';
+import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { BlockStatus } from './status.ts';
@@ -142,6 +142,9 @@ export interface NodeIo {
    *  0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
+  /** For protocols: true when the bytes were at hand and have been read, synchronously. False where somebody would have
+   *  to wait; then they are asked for the usual way. */
+  readNow?(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Coroutine style: all or nothing. A node has this or the callback style for each direction. */
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
@@ -298,6 +301,8 @@ export interface Child {
   readonly length: Bytes;
   readonly limits: Limits;
   readonly nodeName: string;
+  /** True when the bytes were at hand and have been read, without waiting; see NodeIo.readNow. For metadata. */
+  readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Zeroes beyond the child's end. */
   read(at: Offset, iov: Iov): Promise<void>;
   /** Beyond the child's end it grows, where the permission to resize is held. `flags`: RequestFlags. */

@@ -7,9 +7,10 @@
 import { spawn } from '../aio/op.ts';
 import { Bug } from '../base/assert.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
-import { Iov } from '../base/memory.ts';
+import { Iov, type Memory } from '../base/memory.ts';
+import type { Bytes, Offset } from '../base/units.ts';
 import type { BlockChild } from './child.ts';
-import { type DriverNode, RequestFlags } from './driver.ts';
+import { type DriverNode, Mapping, RequestFlags } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
 import { flushNode } from './flush.ts';
 import { readNode, writeNode } from './io.ts';
@@ -81,6 +82,29 @@ function tryFast(request: BlockRequest, root: BlockNode): boolean {
     level.holds = 1;
     at = mapping.at;
     node = (mapping.child as BlockChild).node;
+  }
+}
+
+/** What {@link readNow} is told by `map`; of use within one call only. */
+const place = new Mapping();
+
+/** The read of a parent that cannot wait: the bytes are at hand, all the way down, or it is false and nothing has
+ *  happened but that metadata may be on its way. One moment, so it is not in flight for anybody. */
+export function readNow(root: BlockNode, start: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {
+  let node = root;
+  let at = start;
+  for (;;) {
+    if (node.serialising !== 0 || at + length > node.length) return false;
+    if (at % node.alignment !== 0 || length % node.alignment !== 0) return false;
+    const { impl } = node;
+    if (impl.readNow !== undefined) return impl.readNow(at, memory, offset, length);
+    if (impl.map === undefined) return false;
+    const pending = impl.map(at, length, 'read', place);
+    // An error comes again, to whoever asks the usual way.
+    pending?.catch(() => undefined);
+    if (pending !== undefined || place.kind !== 'data' || place.length < length) return false;
+    at = place.at;
+    node = (place.child as BlockChild).node;
   }
 }
 

@@ -17,7 +17,7 @@ export interface IOThreadOptions {
   readonly name?: string | undefined;
   /** 'ring' (io_uring) or 'pool' (node:fs and node:net); default: ring where the system allows it. */
   readonly aio?: 'ring' | 'pool' | undefined;
-  /** Longest time to spin before sleeping, in nanoseconds; 0 never spins. Default 32768. */
+  /** Longest time to spin before sleeping, in nanoseconds; 0 never spins. Default 65536. */
   readonly pollMaxNs?: number | undefined;
   /** Factor by which spinning grows; 0 means 2. */
   readonly pollGrow?: number | undefined;

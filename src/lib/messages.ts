@@ -4,6 +4,7 @@ import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
+import type { JobMethods } from './job-messages.ts';
 import type { MoveMethods } from './move-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
@@ -184,7 +185,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods, MoveMethods {
+export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;

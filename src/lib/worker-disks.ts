@@ -11,7 +11,15 @@ import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import { openGuest } from '../channel/remote-node.ts';
 import { ofImage } from './image-head.ts';
-import type { BlockExtent, GuestMessage, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
+import type {
+  BlockExtent,
+  GuestMessage,
+  OpenMessage,
+  OpenReply,
+  RangeMessage,
+  StatReply,
+  TruncateMessage,
+} from './messages.ts';
 import { probe } from './probe.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';

@@ -7,6 +7,7 @@ import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.t
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
+import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
@@ -17,6 +18,7 @@ export function setup(thread: SetupThread): Furnished {
   const disks = new WorkerDisks(thread.context);
   const nbd = new WorkerNbd(thread, disks);
   const moves = new WorkerMoves(thread, disks, nbd);
+  const jobs = new WorkerJobs(disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
     open: (args) => disks.open(args),
@@ -42,6 +44,7 @@ export function setup(thread: SetupThread): Furnished {
     amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
+    ...jobs.handlers,
     'nbd-start': (args) => nbd.start(args),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
@@ -54,6 +57,7 @@ export function setup(thread: SetupThread): Furnished {
     async stop() {
       await moves.stop();
       await nbd.stopAll();
+      await jobs.stopAll();
       await disks.closeAll();
     },
   };

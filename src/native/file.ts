@@ -93,6 +93,19 @@ export function extent(fd: number, at: Offset, limit: Bytes): number {
   return end > at ? -Math.min(end - at, limit) : 0;
 }
 
+const RWF_NOWAIT = 8;
+
+/** Reads what is in memory already, and never waits: -EAGAIN where that would be needed, -ENOTSUP where the file
+ *  system cannot say. May be short. */
+export function readCached(fd: number, address: number, length: Bytes, at: Offset): number {
+  const { view, address: vector } = scratch();
+  view.setUint32(0, address >>> 0, true);
+  view.setUint32(4, Math.floor(address / 2 ** 32), true);
+  view.setUint32(8, length, true);
+  view.setUint32(12, 0, true);
+  return syscall(syscallNumber('preadv2'), fd, vector, 1, at, 0, RWF_NOWAIT);
+}
+
 export function fallocate(fd: number, mode: number, at: Offset, length: Bytes): number {
   return check(libc().fallocate(fd, mode, at, length));
 }

@@ -2,7 +2,7 @@
 import { close, constants, ftruncate, open } from 'node:fs';
 import { promisify } from 'node:util';
 import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
-import type { Iov } from '../../base/memory.ts';
+import type { Iov, Memory } from '../../base/memory.ts';
 import type { Bytes, Offset } from '../../base/units.ts';
 import * as nativeFile from '../../native/file.ts';
 import * as nativeLock from '../../native/lock.ts';
@@ -75,6 +75,8 @@ class RingFile implements AioFile {
   readonly #direct: boolean;
   /** A duplicate, which node:fs does not know of. */
   readonly #copy: boolean;
+  /** False once the file system has refused to read without waiting. */
+  #canReadNow: boolean;
 
   constructor(backend: RingBackend, path: string, fd: number, direct: boolean, copy: boolean) {
     this.#backend = backend;
@@ -82,10 +84,19 @@ class RingFile implements AioFile {
     this.path = path;
     this.fd = fd;
     this.#direct = direct;
+    // Direct reads have no cache to be in.
+    this.#canReadNow = !direct;
   }
 
   read(op: AioOp, iov: Iov, at: Offset): void {
     this.#transfer(op, Op.READ, Op.READV, iov, at, 0);
+  }
+
+  readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {
+    if (!this.#canReadNow) return false;
+    const result = nativeFile.readCached(this.fd, memory.address + offset, length, at);
+    if (result === -Errno.ENOTSUP) this.#canReadNow = false;
+    return result === length;
   }
 
   write(op: AioOp, iov: Iov, at: Offset, durable: boolean): void {

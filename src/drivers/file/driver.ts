@@ -3,7 +3,7 @@ import type { AioFile, FileStat } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { type AioOp, WaitOp } from '../../aio/op.ts';
 import { BlockError, Errno, errnoText, ioError } from '../../base/errors.ts';
-import { Iov } from '../../base/memory.ts';
+import { Iov, type Memory } from '../../base/memory.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
 import {
   type Driver,
@@ -73,6 +73,10 @@ class FileNode implements DriverNode {
     this.nativeFua = file.nativeFua && this.#direct;
     const unit = this.#direct ? stat.alignment : 1;
     this.limits = { alignment: unit, memoryAlignment: unit, optimal: PREFERRED, maxIov: 1024 };
+  }
+
+  readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {
+    return this.#file.readNow?.(at, memory, offset, length) ?? false;
   }
 
   submitRead(op: AioOp, iov: Iov, at: Offset): void {
@@ -251,7 +255,10 @@ async function openFile(
   const direct = context.common.cache?.direct ?? false;
   const { backend } = context.aio;
   if (fd !== undefined) {
-    return { file: await backend.openFile(path, { writable: !context.readOnly, direct, fd }), readOnly: context.readOnly };
+    return {
+      file: await backend.openFile(path, { writable: !context.readOnly, direct, fd }),
+      readOnly: context.readOnly,
+    };
   }
   if (!context.readOnly) {
     try {

@@ -31,9 +31,11 @@ export class EntryForm {
     this.flat = (header.incompatible & Incompatible.DATA_FILE) !== 0;
   }
 
-  /** True where an entry has a place in a file; not of a compressed one. */
+  /** True where an entry has a place in a file; not of a compressed one. Place 0 of a data file is told by COPIED, but
+   *  for one that reads as zeroes: it counts as having none, as it does for `qemu-img check`. */
   hasPlace(high: number, low: number): boolean {
-    return hostOf(high, low) !== 0 || (this.flat && high >= EntryHigh.COPIED);
+    if (hostOf(high, low) !== 0) return true;
+    return this.flat && high >= EntryHigh.COPIED && !(this.#zeroFlag && (low & EntryLow.ZERO) !== 0);
   }
 
   /** True when an entry that has a misaligned place could do without: it reads as zeroes, or as what is below. */

@@ -66,8 +66,11 @@ export class Lookup {
     }
     const inSlice = index % this.#sliceEntries;
     const key = tableAt + (index - inSlice) * this.#entryBytes;
-    const slot = this.#cache.find(key);
-    if (slot === MISS) return this.#mapLater(key, at, want, why, out);
+    let slot = this.#cache.find(key);
+    if (slot === MISS) {
+      slot = this.#cache.loadNow(key);
+      if (slot === MISS) return this.#mapLater(key, at, want, why, out);
+    }
     const position = slot * this.#sliceSize + inSlice * this.#entryBytes;
     if (this.#extended || this.#flat || this.#encrypted) {
       this.#mapRun(position, inSlice, cluster, inside, want, why, out);

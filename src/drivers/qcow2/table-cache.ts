@@ -114,8 +114,27 @@ export class TableCache {
     if (this.#dirty === this.slots - (this.slots >> 2)) this.#syncEarly();
   }
 
+  /** The slot of a slice that was not there, and that needs no waiting; else MISS, and {@link load} is to be called. */
+  loadNow(key: Offset): number {
+    if (this.#loading.size !== 0 && this.#loading.has(key)) return MISS;
+    const slot = this.#claim(0);
+    if (slot === MISS) return MISS;
+    if (!this.#options.file.readNow(key, this.#memory, slot * this.sliceSize, this.sliceSize)) return MISS;
+    this.stats.misses++;
+    this.#options.verify?.(key, slot);
+    this.#enter(key, slot);
+    this.#used[slot] = USED_CLOCK | USED_CLEAN;
+    return slot;
+  }
+
   /** Brings a slice in. The caller looks again afterwards: it may be gone already. */
   async load(key: Offset): Promise<void> {
+    if (this.find(key) !== MISS) return;
+    const slot = this.loadNow(key);
+    if (slot !== MISS) {
+      this.#used[slot]! |= AWAITED;
+      return;
+    }
     const other = this.#loading.get(key);
     if (other) return other.promise;
     const gate = new Gate();
@@ -235,7 +254,11 @@ export class TableCache {
       throw error;
     }
     this.#state[slot] = 0;
+    this.#enter(key, slot);
     this.#used[slot] = USED_CLOCK | USED_CLEAN | AWAITED;
+  }
+
+  #enter(key: Offset, slot: number): void {
     this.#keys[slot] = key;
     let i = this.#home(key);
     while (this.#hash[i] !== 0) i = (i + 1) & this.#mask;

@@ -123,6 +123,7 @@ export const KINDS = {
   snapshots: { commands: SOME, make: withSnapshots },
   bitmaps: { commands: SOME, make: withBitmaps },
   external: { options: ['data_file=external.raw'], commands: SOME },
+  externalZeroes: { options: ['data_file=external-zeroes.raw'], commands: ['write 0 256k', 'write -z 0 64k'] },
 } satisfies Record<string, Kind>;
 
 export interface Damage {
