@@ -206,6 +206,8 @@ export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
   /** Answers all of them, or the one that the action was about. */
   snapshots(args: SnapshotMessage): SnapshotReply;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
+  /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
+  'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
   'nbd-add'(args: NbdAddMessage): void;
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;

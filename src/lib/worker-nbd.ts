@@ -96,6 +96,10 @@ export class WorkerNbd {
     for (const server of this.#servers.values()) server.rehome(from, to);
   }
 
+  share(service: number): NbdStartMessage['listen'] {
+    return this.#server(service).share();
+  }
+
   async remove(service: number, name: string, mode: 'safe' | 'hard'): Promise<void> {
     await this.#server(service).removeExport(name, mode);
   }

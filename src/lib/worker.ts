@@ -46,6 +46,7 @@ export function setup(thread: SetupThread): Furnished {
     ...bitmapHandlers(disks),
     ...jobs.handlers,
     'nbd-start': (args) => nbd.start(args),
+    'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),

@@ -5,7 +5,7 @@
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { Gate, WaitOp } from '../../aio/op.ts';
-import { BlockError, Errno } from '../../base/errors.ts';
+import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
 import type { BackendUser, BlockBackend } from '../../block/backend.ts';
@@ -194,6 +194,15 @@ export class NbdServer {
       this.#notify();
     });
     return listener.address;
+  }
+
+  /** Its listening sockets once more, for a server in another thread. ENOTSUP where the backend cannot. */
+  share(): ListenFd[] {
+    return [...this.#listeners].map((listener) => {
+      const fd = listener.share?.() ?? -Errno.ENOTSUP;
+      if (fd >= 0) return { kind: 'fd', fd };
+      throw new BlockError(-fd, `Could not serve in several threads: ${errnoText(-fd)}`);
+    });
   }
 
   /** Serves one connected socket to its end, and closes it. For sockets that came otherwise than by {@link listen}. */
