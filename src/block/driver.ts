@@ -142,6 +142,9 @@ export interface NodeIo {
    *  0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
+  /** For protocols: the descriptor of the file whose bytes are the node's, for other threads of this process; -1 where
+   *  they must not use it. */
+  readonly descriptor?: number;
   /** For protocols: true when the bytes were at hand and have been read, synchronously. False where somebody would have
    *  to wait; then they are asked for the usual way. */
   readNow?(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;

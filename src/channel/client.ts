@@ -111,7 +111,7 @@ export class ChannelClient {
     if (Atomics.load(this.words, Word.HOME_EPOCH) !== this.#epoch) this.#readPort();
   }
 
-  #wakeHome(): void {
+  wakeHome(): void {
     // After the request was put in: see CHANNELS.md.
     this.#follow();
     this.#home.schedule(this.#identity.takeUp);
@@ -202,7 +202,7 @@ export class ChannelClient {
     else if (Atomics.exchange(words, Word.HOME_IDLE, 0) === 0) words[Word.HOME_WAKES_SAVED]!++;
     else {
       words[Word.HOME_WAKES]!++;
-      this.#wakeHome();
+      this.wakeHome();
     }
   }
 
@@ -291,7 +291,7 @@ export class ChannelClient {
       Atomics.store(this.words, recordAt(op.slot) + Field.CANCEL, 1);
       Atomics.add(this.words, Word.CANCELS, 1);
       if (this.#local) this.#local.takeUp();
-      else this.#wakeHome();
+      else this.wakeHome();
     }
   }
 
@@ -318,6 +318,7 @@ export class ChannelClient {
   /** What home has answered beside the result. */
   #answer(op: BlkOp, slot: number): void {
     if (op.status !== null) readStatus(this.words, slot, op.status);
+    op.answered?.(this.words, recordAt(slot));
     if (this.words[recordAt(slot) + Field.DETAIL] === 0) return;
     if (!this.failures.has(slot)) this.#readPort();
     op.failure = this.failures.get(slot) ?? null;

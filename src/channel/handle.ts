@@ -17,6 +17,7 @@ import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
 import type { BlockStatus } from '../block/status.ts';
+import { Borrower } from './borrower.ts';
 import { ChannelClient } from './client.ts';
 import { claim, descriptorOf, newOffer } from './descriptor.ts';
 import { type ChannelHost, localHost } from './host.ts';
@@ -88,6 +89,7 @@ export class BlkHandle {
   readonly #mutex: GlobalMutex;
   readonly #port: MessagePort | undefined;
   readonly #local: { readonly host: ChannelHost; readonly channel: ServerChannel } | undefined;
+  #borrower: Borrower | undefined;
   #drains = 0;
   #closed = false;
 
@@ -176,6 +178,23 @@ export class BlkHandle {
     if (this.#local) this.#local.host.introduce(offer);
     else this.#post({ kind: 'introduce', offer, home: { homeThread: home.homeThread, id: home.id } }, [offer.port]);
     return descriptorOf(home, offer.words, port);
+  }
+
+  /** @internal For who does I/O on lent extents himself, in `context`; undefined in the home. */
+  borrow(context: AioContext): Borrower | undefined {
+    if (this.#local) return undefined;
+    const handle = this;
+    this.#borrower = new Borrower(context, {
+      words: this.#client.words,
+      disk: this.#disk,
+      get length() {
+        return handle.length;
+      },
+      submit: (op) => this.submit(op),
+      wakeHome: () => this.#client.wakeHome(),
+      readPort: () => this.#readPort(),
+    });
+    return this.#borrower;
   }
 
   // Memory.
@@ -327,6 +346,10 @@ export class BlkHandle {
   }
 
   #receive(message: ToClient): void {
+    if (message.kind === 'file') {
+      this.#borrower?.fileIs(message.fd, message.epoch);
+      return;
+    }
     if (message.kind === 'home') {
       this.#client.movedTo(message.identity, message.epoch);
       return;

@@ -22,6 +22,7 @@ import {
   type ToHome,
   Word,
 } from './layout.ts';
+import { Lender } from './lender.ts';
 import { type ChannelOwner, ServerChannel } from './server-channel.ts';
 
 /** Threads (handles, to be exact) that use one BlockBackend: 256 channels are 18 MiB at most. */
@@ -45,6 +46,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   readonly #disk: SharedWords;
   readonly #channels = new Map<ServerChannel, MessagePort | undefined>();
   readonly #mutex = globalMutex();
+  /** @internal */ readonly lender: Lender;
   #quiet: Gate | undefined;
   #closing: Promise<void> | undefined;
   #frozen = false;
@@ -55,6 +57,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     this.#disk = disk;
     this.#disk[DiskWord.READ_ONLY] = blk.readOnly ? 1 : 0;
     setDiskLength(this.#disk, blk.length);
+    this.lender = new Lender(blk, this.#disk, () => this.#words());
     this.#bh = blk.context.bottomHalf(() => this.#serve(), `channels of ${blk.describe}`);
     blk.context.identify();
     blk.users.add(this);
@@ -73,6 +76,10 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       counters: this.blk.stats.words,
       mutex: this.#mutex.words,
     };
+  }
+
+  *#words(): Iterable<SharedWords> {
+    for (const { words } of this.#channels.keys()) yield words;
   }
 
   /** Channels that are open. */
@@ -197,9 +204,10 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     this.refusal = -Errno.ESHUTDOWN;
     Atomics.store(this.#disk, DiskWord.CLOSED, 1);
     for (const channel of this.#channels.keys()) channel.endDrains();
+    this.lender.stop();
     for (;;) {
       this.#serve();
-      if ([...this.#channels.keys()].every((channel) => channel.inFlight === 0)) break;
+      if (!this.lender.busy && [...this.#channels.keys()].every((channel) => channel.inFlight === 0)) break;
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
@@ -213,6 +221,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   }
 
   #end(): void {
+    this.lender.end();
     this.blk.users.delete(this);
     hosts.delete(this.#id);
     this.#bh.delete();
@@ -231,6 +240,18 @@ export class ChannelHost implements BackendUser, ChannelOwner {
 
   // BackendUser.
 
+  onDrainBegin(): void {
+    this.lender.stop();
+  }
+
+  drainBusy(): boolean {
+    return this.lender.busy;
+  }
+
+  onDrainEnd(): void {
+    this.lender.resume();
+  }
+
   onResize(length: Bytes): void {
     setDiskLength(this.#disk, length);
   }
@@ -240,6 +261,8 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   }
 
   #serve(): void {
+    this.lender.look();
+    if (this.refusal !== 0 && !this.lender.busy) this.idle();
     for (const channel of this.#channels.keys()) {
       if (!this.#frozen) channel.takeUp();
       channel.publish();

@@ -43,9 +43,11 @@ export const Word = {
   /** Home: the same towards the client. */
   CLIENT_WAKES: 6 * LINE,
   CLIENT_WAKES_SAVED: 6 * LINE + 1,
-  SUBMIT_RING: 7 * LINE,
-  COMPLETE_RING: 7 * LINE + SLOTS,
-  RECORDS: 7 * LINE + 2 * SLOTS,
+  /** Client: how much it has under way on lent extents, for even epochs and, one word on, for odd ones. */
+  BORROWED: 7 * LINE,
+  SUBMIT_RING: 8 * LINE,
+  COMPLETE_RING: 8 * LINE + SLOTS,
+  RECORDS: 8 * LINE + 2 * SLOTS,
 } as const;
 
 const CHANNEL_WORDS = Word.RECORDS + SLOTS * RECORD_WORDS;
@@ -66,7 +68,8 @@ export const Field = {
   RUN_COUNT: 8,
   /** 0 or a negative errno. */
   RESULT: 9,
-  /** Block status: bit 0 data, bit 1 zero; and which layer. */
+  /** Block status: bit 0 data, bit 1 zero; and which layer. BORROW: bits of Lent, and the epoch it is true in; AT is
+   *  the place in the file. */
   STATUS: 10,
   LAYER: 11,
   /** 1: the error is on the port in full (message 'failure'). */
@@ -79,7 +82,7 @@ export const Field = {
 export const SyncState = { PENDING: 1, WAITING: 2, DONE: 3 } as const;
 
 /** What a record asks for beyond RequestKind. */
-export const ChannelKind = { STATUS: 16, DRAIN_BEGIN: 17, DRAIN_END: 18 } as const;
+export const ChannelKind = { STATUS: 16, DRAIN_BEGIN: 17, DRAIN_END: 18, BORROW: 19 } as const;
 
 /** Words of a BlockBackend, written by home. */
 export const DiskWord = {
@@ -90,8 +93,17 @@ export const DiskWord = {
   LENGTH_VERSION: 2,
   LENGTH_LOW: 3,
   LENGTH_HIGH: 4,
+  /** What clients may do on lent extents: bits of Lent. */
+  LENT: LINE,
+  /** Changes when what was lent is not true any more. */
+  LEASE_EPOCH: LINE + 1,
+  /** 1: home wants to be scheduled when somebody has nothing under way any more. */
+  LENDER_WAITS: LINE + 2,
 } as const;
-const DISK_WORDS = 16;
+const DISK_WORDS = 2 * LINE;
+
+/** NEVER, in an answer: nothing of the disk can be, in this epoch. */
+export const Lent = { READ: 1, WRITE: 2, NEVER: 4 } as const;
 
 export type SharedWords = Int32Array<SharedArrayBuffer>;
 
@@ -197,6 +209,8 @@ export type ToHome =
   | { readonly kind: 'close' };
 
 export type ToClient =
+  /** Lent extents are of the file with that descriptor; it stays open while the epoch lasts, or what was begun in it. */
+  | { readonly kind: 'file'; readonly fd: number; readonly epoch: number }
   /** Home is there from `epoch` (HOME_EPOCH) on. */
   | { readonly kind: 'home'; readonly identity: BlkIdentity; readonly epoch: number }
   /** Why home serves this channel no more. */

@@ -13,6 +13,7 @@ import { BlockBackend } from '../block/backend.ts';
 import { type Driver, type DriverNode, type Limits, RequestFlags, type Supported } from '../block/driver.ts';
 import { openNodeOf, releaseNode } from '../block/graph.ts';
 import type { BlockStatus } from '../block/status.ts';
+import type { Borrower } from './borrower.ts';
 import { BlkHandle } from './handle.ts';
 import { type BlkDescriptor, RUNS_MAX } from './layout.ts';
 import { BlkKind, BlkOp } from './op.ts';
@@ -42,12 +43,14 @@ class RemoteNode implements DriverNode {
   readonly writtenElsewhere = true;
   readonly #context: AioContext;
   readonly #handle: BlkHandle;
+  readonly #borrower: Borrower | undefined;
   readonly #spare: RemoteOp[] = [];
   readonly #regions = new Map<ArrayBufferLike, SharedRegion>();
 
   constructor(context: AioContext, handle: BlkHandle, optimal: Bytes) {
     this.#context = context;
     this.#handle = handle;
+    this.#borrower = handle.borrow(context);
     this.limits = { maxIov: RUNS_MAX, optimal };
   }
 
@@ -60,11 +63,17 @@ class RemoteNode implements DriverNode {
   }
 
   submitRead(op: AioOp, iov: Iov, at: Offset): void {
+    if (this.#borrows(op, iov, at, false)) return;
     this.#submit(op, BlkKind.READ, iov, at, 0);
   }
 
   submitWrite(op: AioOp, iov: Iov, at: Offset, flags: number): void {
+    if ((flags & RequestFlags.FUA) === 0 && this.#borrows(op, iov, at, true)) return;
     this.#submit(op, BlkKind.WRITE, iov, at, flags & RequestFlags.FUA);
+  }
+
+  #borrows(op: AioOp, iov: Iov, at: Offset, write: boolean): boolean {
+    return this.#borrower !== undefined && this.#handle.end === undefined && this.#borrower.start(op, iov, at, write);
   }
 
   #submit(user: AioOp, kind: number, iov: Iov, at: Offset, flags: number): void {
@@ -91,6 +100,7 @@ class RemoteNode implements DriverNode {
 
   /** @internal */
   ended(op: RemoteOp, error: number): void {
+    if (op.kind === BlkKind.WRITE) this.#borrower?.wrote(op.at, op.length);
     const user = op.user!;
     op.user = null;
     this.#spare.push(op);
@@ -141,6 +151,7 @@ class RemoteNode implements DriverNode {
 
   async close(): Promise<void> {
     this.#regions.clear();
+    await this.#borrower?.close();
     await this.#handle.close();
   }
 }

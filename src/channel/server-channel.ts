@@ -15,11 +15,13 @@ import { BlockError, Errno, errnoOf } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { Drained } from '../block/drain.ts';
+import { Lendable } from '../block/lease.ts';
 import { BlockRequest, Phase, RequestKind } from '../block/request.ts';
 import { BlockStatus } from '../block/status.ts';
 import {
   ChannelKind,
   Field,
+  Lent,
   type MovedChannel,
   REGIONS_MAX,
   RUNS_MAX,
@@ -34,6 +36,7 @@ import {
   Word,
   writeHalves,
 } from './layout.ts';
+import type { Lender } from './lender.ts';
 
 const FLAGS = 0x3f;
 
@@ -72,6 +75,7 @@ export interface ChannelOwner {
   readonly blk: BlockBackend;
   /** 0, or the errno that every record is answered with. */
   readonly refusal: number;
+  readonly lender: Lender;
   /** Answers are to be published, or records taken up, in this turn or the next. */
   schedule(): void;
   /** The last request has ended. */
@@ -95,6 +99,8 @@ export class ServerChannel {
   #dirty = false;
   #taking = false;
   #gone = false;
+  /** Which file the client was told of. */
+  #lentOf = 0;
   #remote: RemoteContextHandle | undefined;
   #client: RemoteContext | undefined;
   #clientBh: RemoteBottomHalfHandle | undefined;
@@ -197,6 +203,7 @@ export class ServerChannel {
     if (Atomics.load(words, at + Field.CANCEL) !== 0) this.finish(request, -Errno.ECANCELED);
     else if (refusal !== 0) this.finish(request, refusal);
     else if (kind === ChannelKind.STATUS) this.#status(request, at);
+    else if (kind === ChannelKind.BORROW) this.#lend(request, at);
     else if (kind === ChannelKind.DRAIN_BEGIN) spawn(this.#drain(request));
     else if (kind === ChannelKind.DRAIN_END) this.#drainEnd(request);
     else if (kind >= RequestKind.READ && kind <= RequestKind.ZERO) this.#submit(request, kind, at);
@@ -272,6 +279,50 @@ export class ServerChannel {
     } catch (error) {
       fail(error);
     }
+  }
+
+  #lend(request: ChannelRequest, at: number): void {
+    const { words } = this;
+    const { lender } = this.#owner;
+    const found = new Lendable();
+    const look = (): void => {
+      // The record is another home's by now, or nobody's.
+      if (this.#gone) {
+        this.finish(request, 0);
+        return;
+      }
+      const pending = lender.find(
+        readHalves(words, at + Field.AT_LOW),
+        readHalves(words, at + Field.LENGTH_LOW),
+        found,
+      );
+      if (pending !== undefined) {
+        pending.then(look).catch(fail);
+        return;
+      }
+      this.#lent(at, found);
+      this.finish(request, 0);
+    };
+    const fail = (error: unknown): void => this.finish(request, -errnoOf(error));
+    try {
+      look();
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  #lent(at: number, { length, at: place, leaf, mayWrite, never }: Lendable): void {
+    const { words } = this;
+    const { lender } = this.#owner;
+    const { epoch } = lender;
+    if (length > 0 && lender.generation !== this.#lentOf) {
+      this.#lentOf = lender.generation;
+      this.#link.post({ kind: 'file', fd: leaf!.impl.descriptor!, epoch });
+    }
+    writeHalves(words, at + Field.LENGTH_LOW, length);
+    writeHalves(words, at + Field.AT_LOW, place);
+    words[at + Field.STATUS] = never ? Lent.NEVER : length === 0 ? 0 : mayWrite ? Lent.READ | Lent.WRITE : Lent.READ;
+    words[at + Field.LAYER] = epoch;
   }
 
   async #drain(request: ChannelRequest): Promise<void> {

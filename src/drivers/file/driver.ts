@@ -43,6 +43,8 @@ class FileNode implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly nativeFua: boolean;
   readonly readOnly: boolean;
+  /** Direct I/O needs memory that the others' may not be. */
+  readonly descriptor: number;
   readonly #aio: AioContext;
   readonly #file: AioFile;
   readonly #stat: FileStat;
@@ -67,6 +69,7 @@ class FileNode implements DriverNode {
     this.#locks = locks;
     this.#canZero = file.canAllocate;
     this.#canPunch = file.canAllocate;
+    this.descriptor = this.#direct ? -1 : file.fd;
     this.length = stat.size;
     this.readOnly = readOnly;
     // A durable write through the page cache reports, and so forgets, a lost write of anybody's (L6): flush() keeps it.
