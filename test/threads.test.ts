@@ -57,16 +57,23 @@ class Model {
   readonly bytes = new Uint8Array(SIZE);
   readonly random: Prng;
   readonly log: string[] = [];
+  /** Where on the disk its first byte is. */
+  readonly base: number;
 
-  constructor(seed: number) {
+  /** It is all of the disk, not a part of 512 KiB. */
+  readonly whole: boolean;
+
+  constructor(seed: number, base?: number) {
     this.random = new Prng(seed);
+    this.whole = base === undefined;
+    this.base = base ?? 0;
   }
 
   range(): [number, number] {
     const unit = [512, 4096, 64 * KiB][this.random.below(3)]!;
     const length = Math.min(unit * (1 + this.random.below(6)), 256 * KiB);
     // Mostly in a corner of the disk, so that what was done meets what is done.
-    const area = this.random.below(4) === 0 ? SIZE : 512 * KiB;
+    const area = this.whole && this.random.below(4) === 0 ? SIZE : 512 * KiB;
     const at = this.random.below((area - length) / 512 + 1) * 512;
     return [at, length];
   }
@@ -78,24 +85,24 @@ class Model {
     else if (what < 8) {
       const data = pattern(length, this.random.below(1 << 30));
       this.log.push(`${name} write ${at}+${length}`);
-      await on.run(Command.WRITE, at, length, this.random.below(4) === 0 ? CommandFlag.FUA : 0, data);
+      await on.run(Command.WRITE, this.base + at, length, this.random.below(4) === 0 ? CommandFlag.FUA : 0, data);
       this.bytes.set(data, at);
     } else if (what < 9) {
       const flags = this.random.below(2) === 0 ? CommandFlag.NO_HOLE : 0;
       this.log.push(`${name} zero ${at}+${length} ${flags}`);
-      await on.run(Command.WRITE_ZEROES, at, length, flags);
+      await on.run(Command.WRITE_ZEROES, this.base + at, length, flags);
       this.bytes.fill(0, at, at + length);
     } else {
       this.log.push(`${name} trim ${at}+${length}`);
-      await on.run(Command.TRIM, at, length);
+      await on.run(Command.TRIM, this.base + at, length);
       // What it reads as is not defined: made so.
-      await on.run(Command.WRITE_ZEROES, at, length);
+      await on.run(Command.WRITE_ZEROES, this.base + at, length);
       this.bytes.fill(0, at, at + length);
     }
   }
 
   async check(on: Connection, name: string, at: number, length: number): Promise<void> {
-    const read = await on.run(Command.READ, at, length);
+    const read = await on.run(Command.READ, this.base + at, length);
     if (Buffer.compare(read, this.bytes.subarray(at, at + length)) === 0) return;
     const wrong = read.findIndex((byte, i) => byte !== this.bytes[at + i]);
     assert.fail(`${name} reads ${at}+${length}: another byte at ${at + wrong}\n${this.log.slice(-30).join('\n')}`);
@@ -152,6 +159,48 @@ for (const format of ['raw', 'qcow2'] as const) {
     if (format === 'qcow2') await peer('qemu-img', 'check', '-q', path);
   });
 }
+
+test(
+  'connections of two threads at once, while the disk is drained, changed and moved',
+  needs('qemu-img'),
+  async (t) => {
+    const [home, other] = (await threads(t, 2)) as [IOThread, IOThread];
+    if (!needsRing(home, t)) return;
+    const path = `${scratch(t)}/d.qcow2`;
+    await create(path, { size: 2 * SIZE, clusterSize: 16 * KiB });
+    const disk = await open(path, { iothread: home });
+    const service = await serveNbd(disk, { iothreads: [home, other] });
+    let over = false;
+    const walks = Array.from({ length: 6 }, async (_, i) => {
+      const connection = await Connection.open(service);
+      // Each has a part of the disk; where two meet they share a cluster.
+      const model = new Model(100 + i, i * (512 * KiB + 512));
+      while (!over) await model.step(connection, `connection ${i}`);
+      await model.check(connection, `connection ${i}`, 0, 512 * KiB);
+      await connection.end();
+    });
+    const changes = async (): Promise<void> => {
+      for (let round = 0; round < 12; round++) {
+        await disk.snapshots.create(`s${round}`);
+        await disk.setAioContext(round % 2 === 0 ? other : home);
+        await disk.bitmaps.add('b');
+        await disk.truncate(2 * SIZE + (round + 1) * 64 * KiB);
+        await disk.bitmaps.remove('b');
+        if (round % 3 === 2) await disk.snapshots.delete(`s${round}`);
+        await disk.flush();
+      }
+    };
+    await Promise.all([
+      ...walks,
+      changes().finally(() => {
+        over = true;
+      }),
+    ]);
+    await service.stop();
+    await disk.close();
+    await peer('qemu-img', 'check', '-q', path);
+  },
+);
 
 test('what several threads write to a disk is dirty in its bitmaps', async (t) => {
   const [home, other] = (await threads(t, 2)) as [IOThread, IOThread];

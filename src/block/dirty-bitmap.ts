@@ -12,7 +12,8 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { type Bytes, GiB, isPowerOfTwo, KiB, type Offset } from '../base/units.ts';
 import { drain } from './drain.ts';
-import type { BitmapStore } from './driver.ts';
+import type { BitmapStore, MaybePromise } from './driver.ts';
+import { withdrawLeases } from './lease.ts';
 import type { BlockNode } from './node.ts';
 
 export const GRANULARITY_MIN: Bytes = 512;
@@ -149,7 +150,7 @@ export class NodeBitmaps {
     const state = { persistent, inconsistent: false, enabled: !(options.disabled ?? false) };
     const bitmap = new DirtyBitmap(name, granularity, this.#node.length, state);
     this.#byName.set(name, bitmap);
-    this.#refresh();
+    await this.#refresh();
     return bitmap;
   }
 
@@ -162,7 +163,7 @@ export class NodeBitmaps {
       await this.#store?.remove(name);
     }
     this.#byName.delete(name);
-    this.#refresh();
+    await this.#refresh();
   }
 
   /** Nothing is dirty any more. EBUSY, EINVAL (inconsistent). */
@@ -180,7 +181,7 @@ export class NodeBitmaps {
     if (bitmap.enabled === enabled) return;
     await this.#use(bitmap);
     bitmap.enabled = enabled;
-    this.#refresh();
+    await this.#refresh();
   }
 
   /** What is dirty in any of `sources` is dirty in `target` too; all or nothing. EBUSY, EINVAL (inconsistent). */
@@ -215,7 +216,7 @@ export class NodeBitmaps {
       this.#byName.set(name, bitmap);
     }
     this.#loaded = true;
-    this.#refresh();
+    await this.#refresh();
     if (!this.#node.readOnly) await store.use(this.#recording.map(({ name }) => name));
   }
 
@@ -256,14 +257,16 @@ export class NodeBitmaps {
     for (let i = 0; i < recording.length; i++) recording[i]!.mark(at, length);
   }
 
-  /** One hook, and only while there is something to record. */
-  #refresh(): void {
+  /** One hook, and only while there is something to record. Then nobody writes without being seen any more. */
+  #refresh(): MaybePromise<void> {
     const { dirtyHooks } = this.#node;
     const before = this.#recording.length > 0;
     this.#recording = this.list().filter(({ recording }) => recording);
     const now = this.#recording.length > 0;
-    if (now && !before) dirtyHooks.push(this.#hook);
-    if (before && !now) dirtyHooks.splice(dirtyHooks.indexOf(this.#hook), 1);
+    if (now === before) return undefined;
+    if (now) dirtyHooks.push(this.#hook);
+    else dirtyHooks.splice(dirtyHooks.indexOf(this.#hook), 1);
+    return withdrawLeases(this.#node);
   }
 
   #assertPossible(name: string, granularity: Bytes): void {

@@ -9,7 +9,7 @@ import { type Bytes, isPowerOfTwo, MiB, type Offset } from '../base/units.ts';
 import type { BlockChild } from './child.ts';
 import { NodeBitmaps } from './dirty-bitmap.ts';
 import type { CommonOptions, Driver, DriverNode, Limits, MaybePromise } from './driver.ts';
-import { type NodeLease, renewLeases } from './lease.ts';
+import { type NodeLease, renewLeases, withdrawLeases } from './lease.ts';
 import { grace, type Tracked } from './tracked.ts';
 
 /** Whoever uses a node: an edge from a node above, or a BlockBackend. */
@@ -163,6 +163,8 @@ export class BlockNode {
   setWriteThreshold(bytes: Bytes, hook: (end: Offset) => void): void {
     this.#threshold = bytes === 0 ? Number.POSITIVE_INFINITY : bytes;
     this.#thresholdHook = bytes === 0 ? null : hook;
+    // Others write unseen until they have been told.
+    void withdrawLeases(this);
   }
 
   /** True while somebody is told of writes, its bitmaps apart. */
