@@ -1,9 +1,10 @@
 /** One disk served by several IOThreads: whichever connection asks, it is the same disk. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
 import { Prng } from '../src/base/prng.ts';
 import { RawClient, requestBytes } from '../src/exports/nbd/raw-client.ts';
-import { create, type Disk, IOThread, type NbdService, open, serveNbd } from '../src/index.ts';
+import { create, customNode, type Disk, IOThread, type NbdService, open, serveNbd } from '../src/index.ts';
 import { Command, CommandFlag } from '../src/proto/nbd/constants.ts';
 import { needs, pattern, peer, scratch, sparse } from './harness.ts';
 
@@ -246,3 +247,44 @@ test('clients of several threads are counted together, and an export leaves all 
   await assert.rejects(serveNbd(more, { iothreads: [] }), { code: 'EINVAL' });
   await assert.rejects(serveNbd(more, { iothreads: [home, home] }), { code: 'EINVAL' });
 });
+
+for (const dying of ['home', 'other'] as const) {
+  test(`when the ${dying} thread of a service dies, nothing hangs, and what was answered is there`, async (t) => {
+    const drivers = [new URL('./ram-driver.js', import.meta.url)];
+    const both = { home: await IOThread.start({ drivers }), other: await IOThread.start({ drivers }) };
+    t.after(() => Promise.allSettled(Object.values(both).map((thread) => thread.stop())));
+    if (!needsRing(both.home, t)) return;
+    const path = sparse(`${scratch(t)}/d.raw`, SIZE);
+    const disk = await open(path, { iothread: both.home });
+    const service = await serveNbd(disk, { iothreads: [both.home, both.other] });
+    const crashed = new Promise<Error>((resolve) => service.once('crash', resolve));
+    const model = new Uint8Array(SIZE);
+    const connections: Connection[] = [];
+    for (let i = 0; i < 6; i++) connections.push(await Connection.open(service));
+    const loads = connections.map(async (connection, i) => {
+      for (let round = 0; ; round = (round + 1) % 64) {
+        const at = (i * 64 + round) * 4096;
+        const data = pattern(4096, round + i);
+        connection.client.write(requestBytes(Command.WRITE, at, 4096), data);
+        const reply = await connection.client.simpleReply();
+        if (reply?.error !== 0) break;
+        model.set(data, at);
+      }
+      await connection.client.closed;
+    });
+    const fatal = await open(customNode({ driver: 'ram', size: MiB, trouble: 'crash' }), { iothread: both[dying] });
+    await Promise.allSettled([fatal.read(new Uint8Array(512), 0, 512, 0)]);
+    await crashed;
+    await Promise.all(loads);
+    await service.stop();
+    await (dying === 'home' ? assert.rejects(disk.close(), { code: 'EIO' }) : disk.close());
+    const bytes = readFileSync(path);
+    for (let block = 0; block < 6 * 64; block++) {
+      const [at, end] = [block * 4096, (block + 1) * 4096];
+      // A write that was not answered may have been made or not; a block has one content, whichever round it was.
+      const written = pattern(4096, (block % 64) + Math.floor(block / 64));
+      const there = bytes.subarray(at, end);
+      assert.ok(there.equals(model.subarray(at, end)) || there.equals(written), `block ${block}`);
+    }
+  });
+}
