@@ -23,7 +23,7 @@ export interface ExportOptions {
   /**
    * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
    * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
-   * takes disabled ones only (EINVAL).
+   * takes disabled ones only (EINVAL), and the disk has to be in the service's thread (EINVAL), where they keep it.
    */
   readonly bitmaps?: readonly string[] | undefined;
 }

@@ -9,7 +9,7 @@ import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
-import { openGuest } from '../channel/remote-node.ts';
+import { closeGuest, openGuest } from '../channel/remote-node.ts';
 import { ofImage } from './image-head.ts';
 import type {
   BlockExtent,
@@ -107,7 +107,7 @@ export class WorkerDisks {
   async closeGuest(disk: number): Promise<void> {
     const guest = this.#guests.get(disk);
     this.#guests.delete(disk);
-    await guest?.close();
+    if (guest) await closeGuest(guest);
   }
 
   /** Throws EMFILE when there is no room for one more. */

@@ -205,7 +205,7 @@ class FileNode implements DriverNode {
   inactivate(): Record<string, unknown> {
     this.#locks?.lend();
     const identity = this.#file.fd >= 0 ? { identity: identityOf(this.#stat) } : {};
-    return this.#locks ? { ...identity, fd: this.#file.fd } : identity;
+    return this.#locks && this.#file.fd >= 0 ? { ...identity, fd: this.#file.fd } : identity;
   }
 
   async activate(): Promise<void> {
