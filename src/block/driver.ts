@@ -161,8 +161,11 @@ export interface NodeIo {
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
 export interface NodeControl {
-  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done. */
-  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): MaybePromise<void>;
+  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done.
+   *  `settle`, of a format that grows, zeroes what would come to light in the range that comes: old bytes of its last
+   *  block, and what is below. A driver that keeps its length in the image calls it once `length` is the new one, and
+   *  stores that when the zeroes are stable; for any other it is called afterwards. */
+  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full', settle: () => Promise<void>): MaybePromise<void>;
   info?(): MaybePromise<Record<string, unknown>>;
   /** Looks for damage in the image's metadata, and repairs it where asked to. */
   check?(fix: CheckFix): MaybePromise<CheckResult>;

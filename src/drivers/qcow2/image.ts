@@ -9,7 +9,7 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import { alignUp, type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import type { SectorCipher } from '../../codec/sector-cipher.ts';
-import { EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
+import { Autoclear, EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
 import { encodeHeader, encodeIncompatible, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { SnapshotEntry } from '../../proto/qcow2/snapshot-table.ts';
 import { Allocations } from './allocations.ts';
@@ -126,6 +126,11 @@ export class Image {
   /** Where guest data is. */
   get data(): Child {
     return this.dataFile ?? this.file;
+  }
+
+  /** The data file is a raw image by itself. */
+  get dataIsRaw(): boolean {
+    return (this.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n;
   }
 
   has(incompatible: number): boolean {
