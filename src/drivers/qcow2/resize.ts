@@ -38,8 +38,8 @@ export async function resize(
   if (length > old && preallocation !== 'off') await preallocate(image, parts, old, length);
 }
 
-/** The header has the new length once all that comes with it reads as zeroes, on stable storage: whatever a crash leaves
- *  behind the old end, nobody sees it. */
+/** The header has the new length once all that comes with it reads as zeroes, on stable storage: whatever a crash
+ *  leaves behind the old end, nobody sees it. */
 async function grow(image: Image, { eraser, settle }: Parts, length: Bytes): Promise<void> {
   const { geometry, dataFile, size: old } = image;
   const entries = Math.ceil(length / geometry.tableSpan);
