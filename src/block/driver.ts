@@ -145,7 +145,8 @@ export interface NodeIo {
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
 
-  /** Stores a range compressed: from the beginning of a cluster, a whole one unless it ends at `length`. */
+  /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything is
+   *  written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
