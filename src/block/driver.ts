@@ -145,8 +145,8 @@ export interface NodeIo {
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
 
-  /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything is
-   *  written. */
+  /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything
+   *  is written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
@@ -257,6 +257,8 @@ export interface BitmapToStore {
 export interface BitmapStore {
   /** What the image holds now. */
   readonly stored: readonly StoredBitmap[];
+  /** Of a read-only node: why `stored` is empty, where the image has bitmaps that cannot be right. */
+  readonly damage?: string | undefined;
   /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
   assertStorable(name: string, granularity: Bytes): void;
   /** Fills `bits`, which are clear and which the node's bitmap goes on with. */

@@ -64,6 +64,7 @@ function specificJson(qcow2: Qcow2Info): Record<string, unknown> {
             granularity,
           })),
         }),
+    ...(qcow2.bitmapDamage === null ? {} : { 'bitmaps-damaged': qcow2.bitmapDamage }),
     ...encrypt,
   };
 }
@@ -103,6 +104,7 @@ function qcow2Lines(path: string, qcow2: Qcow2Info): string[] {
       `    bitmap: ${printable(name)} (granularity ${granularity}${flags.length > 0 ? `, ${flags.join(', ')}` : ''})`,
     );
   }
+  if (qcow2.bitmapDamage !== null) lines.push(`    bitmaps: damaged (${printable(qcow2.bitmapDamage)})`);
   return lines;
 }
 

@@ -2,12 +2,13 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
+import { isDamage, readBitmaps } from '../drivers/qcow2/bitmap-read.ts';
 import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
-import { BitmapFlags, parseBitmapDirectory } from '../proto/qcow2/bitmap-directory.ts';
+import { BitmapFlags } from '../proto/qcow2/bitmap-directory.ts';
 import { Autoclear, Compatible, Crypt, Incompatible } from '../proto/qcow2/constants.ts';
 import { type FeatureKind, featureName } from '../proto/qcow2/features.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
-import { backingFormat, bitmapsExtension, dataFileName } from '../proto/qcow2/header-extensions.ts';
+import { backingFormat, dataFileName } from '../proto/qcow2/header-extensions.ts';
 import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
 import { assertImageFile, ImageHead } from './image-head.ts';
 import { type Format, formatByName } from './options.ts';
@@ -48,6 +49,8 @@ export interface Qcow2Info {
   readonly encryption: 'aes' | 'luks' | null;
   readonly snapshots: readonly SnapshotInfo[];
   readonly bitmaps: readonly StoredBitmap[];
+  /** Why `bitmaps` is empty, where those of the image are damaged: it opens read-only only, and without them. */
+  readonly bitmapDamage: string | null;
   /** Type in hexadecimal, and bytes. */
   readonly extensions: readonly { readonly type: string; readonly length: Bytes }[];
 }
@@ -111,7 +114,7 @@ async function qcow2Info(head: ImageHead, header: Qcow2Header): Promise<Qcow2Inf
     dataFileRaw: hasBit(header.autoclear, Autoclear.DATA_FILE_RAW),
     encryption: header.cryptMethod === Crypt.NONE ? null : header.cryptMethod === Crypt.AES ? 'aes' : 'luks',
     snapshots: await snapshots(head, header),
-    bitmaps: await bitmaps(head, header),
+    ...(await bitmaps(head, header)),
     extensions: header.extensions.map(({ type, data }) => ({ type: `0x${type.toString(16)}`, length: data.length })),
   };
 }
@@ -142,14 +145,17 @@ async function snapshots(head: ImageHead, header: Qcow2Header): Promise<Snapshot
   return parser.entries.map((entry) => snapshotInfo(entry, header.size));
 }
 
-async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<StoredBitmap[]> {
-  const where = bitmapsExtension(header);
-  if (!where) return [];
-  const bytes = await head.read(where.directoryOffset, where.directorySize);
-  return parseBitmapDirectory(bytes, where.count, 2 ** header.clusterBits).map(({ name, granularityBits, flags }) => ({
-    name,
-    granularity: 2 ** granularityBits,
-    inUse: (flags & BitmapFlags.IN_USE) !== 0,
-    auto: (flags & BitmapFlags.AUTO) !== 0,
-  }));
+async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<Pick<Qcow2Info, 'bitmaps' | 'bitmapDamage'>> {
+  try {
+    const all = (await readBitmaps(head, header)).map(({ entry: { name, granularityBits, flags } }) => ({
+      name,
+      granularity: 2 ** granularityBits,
+      inUse: (flags & BitmapFlags.IN_USE) !== 0,
+      auto: (flags & BitmapFlags.AUTO) !== 0,
+    }));
+    return { bitmaps: all, bitmapDamage: null };
+  } catch (error) {
+    if (!isDamage(error)) throw error;
+    return { bitmaps: [], bitmapDamage: error.message };
+  }
 }

@@ -1,4 +1,4 @@
-/** A crash while the header changes leaves one that can be read, and that says what it said before, or what it shall. */
+/** A crash while the header changes leaves one that can be read, and says what it said before, or what it shall. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { needs, peer, scratch } from '../../../test/harness.ts';

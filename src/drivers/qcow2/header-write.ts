@@ -78,7 +78,8 @@ async function headerThere(io: MetadataIo, header: Qcow2Header): Promise<Qcow2He
   }
 }
 
-/** Where the name is, if it stays as it is; else a beginning of a sector where it does not meet what `there` refers to. */
+/** Where the name is, if it stays as it is; else a beginning of a sector where it does not meet what `there` refers
+ *  to. */
 function placeOfName(there: Qcow2Header, header: Qcow2Header): Offset | undefined {
   const { length } = encodeName(header.backingFile ?? '');
   const old = backingFilePlace(there);

@@ -41,8 +41,8 @@ interface Scene {
   readonly name: string;
   readonly writes: typeof WIDE | typeof NARROW;
   readonly options?: Partial<Qcow2CreateOptions>;
-  /** 357,216 orders, since tables and data are copied, which take a quarter of an hour: all in the long tier, some in the
-   *  short one. */
+  /** 357,216 orders, since tables and data are copied. They take a quarter of an hour: all in the long tier, some in
+   *  the short one. */
   readonly many?: boolean;
   /** What is there when it begins. */
   readonly before: (blk: BlockBackend) => Promise<void>;
