@@ -96,7 +96,10 @@ test(
 test('info shows how an image is encrypted, as qemu-img does, and no secret', needs('qemu-img'), async (t) => {
   const dir = scratch(t);
   writeFileSync(`${dir}/key`, 'abc');
-  for (const [i, options] of ['', ',encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv'].entries()) {
+  for (const [i, options] of [
+    '',
+    ',encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv',
+  ].entries()) {
     const path = `${dir}/${i}.qcow2`;
     const all = `encrypt.format=luks,encrypt.iter-time=1${options}`;
     await ok('create', '-o', all, '--key-file', `${dir}/key`, path, '1M');
