@@ -2,49 +2,32 @@
 import assert from 'node:assert/strict';
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { needs, peer, run, scratch } from '../../../test/harness.ts';
-import { AioContext } from '../../aio/context.ts';
-import { PoolBackend } from '../../aio/pool/backend.ts';
 import { Errno } from '../../base/errors.ts';
 import { GiB, KiB, MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { registerTestDrivers, testDisk, testIov } from '../../block/testing.ts';
+import { testDisk, testIov } from '../../block/testing.ts';
 import { inspect } from '../../lib/inspect.ts';
 import { Autoclear, ExtensionType } from '../../proto/qcow2/constants.ts';
 import { parseHeader } from '../../proto/qcow2/header.ts';
 import { bitmapsExtension, extension } from '../../proto/qcow2/header-extensions.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
-import { makeImage, registerQcow2 } from './testing.ts';
+import { makeImage } from './testing.ts';
 import {
   checked,
   type Extents,
   extentsOf,
   headerOf,
-  makeQcow2,
-  openQcow2,
   patchHeader,
   peerExtents,
   peerList,
-  type Shape,
+  setting,
 } from './testing-bitmaps.ts';
 
 const PEERS = needs('qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo');
-
-let context: AioContext;
-
-before(() => {
-  registerTestDrivers();
-  registerQcow2();
-  context = new AioContext(new PoolBackend());
-});
-
-after(() => context.stop());
-
-const open = (path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> =>
-  openQcow2(context, path, more);
-const make = (t: TestContext, options: Shape): Promise<string> => makeQcow2(context, t, options);
+const { context, open, make } = setting();
 
 test('a process that dies leaves bitmaps in use, and one that nobody has changed as it is', PEERS, async (t) => {
   const path = await make(t, { size: 8 * MiB });
