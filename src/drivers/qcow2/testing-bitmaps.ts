@@ -18,11 +18,7 @@ import { makeImage, registerQcow2 } from './testing.ts';
 /** Dirty ranges: offset and length. */
 export type Extents = readonly (readonly [number, number])[];
 
-function openQcow2(
-  context: AioContext,
-  path: string,
-  more: Record<string, unknown> = {},
-): Promise<BlockBackend> {
+function openQcow2(context: AioContext, path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> {
   const file = { driver: 'file', filename: path };
   return BlockBackend.open(context, { driver: 'qcow2', discard: 'unmap', ...more, file } as NodeOptions);
 }

@@ -179,7 +179,9 @@ export class CrashRunner {
         const state = replay.build(points[next++]!);
         const isNew = !known.has(state.hash);
         if (isNew) known.set(state.hash, this.#examine(plan, state, folder));
-        const examined = await known.get(state.hash)!;
+        const examined = await known.get(state.hash)!.catch((error: Error) => {
+          throw fail(plan, guest, state, `it cannot be used: ${error.message}`);
+        });
         if (isNew) this.#count(examined);
         const problem = this.#problem(guest, state.point, examined);
         if (problem !== undefined) throw fail(plan, guest, state, problem);
