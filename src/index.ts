@@ -47,8 +47,8 @@ export type {
 export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
 export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
-export type { ListenTarget } from './lib/listen.ts';
 export type { JobProgress } from './lib/job-messages.ts';
+export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
 export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';
 export { type OpenOptions, open } from './lib/open.ts';
