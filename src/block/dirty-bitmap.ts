@@ -133,10 +133,14 @@ export class NodeBitmaps {
     return this.#recording.length > 0;
   }
 
-  /** ENOENT where there is none. */
+  /** ENOENT where there is none, EINVAL where those of the image are damaged, and could not be loaded. */
   get(name: string): DirtyBitmap {
     const bitmap = this.#byName.get(name);
     if (bitmap) return bitmap;
+    const damage = this.#store?.damage;
+    if (damage !== undefined) {
+      throw new BlockError(Errno.EINVAL, `Could not use bitmap '${name}': those of the image are damaged: ${damage}`);
+    }
     throw new BlockError(Errno.ENOENT, `Could not find bitmap '${name}' of node '${this.#node.name}'`);
   }
 

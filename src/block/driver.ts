@@ -152,7 +152,8 @@ export interface NodeIo {
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
 
-  /** Stores a range compressed: from the beginning of a cluster, a whole one unless it ends at `length`. */
+  /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything
+   *  is written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
@@ -172,8 +173,11 @@ export interface NodeIo {
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
 export interface NodeControl {
-  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done. */
-  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): MaybePromise<void>;
+  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done.
+   *  `settle`, of a format that grows, zeroes what would come to light in the range that comes: old bytes of its last
+   *  block, and what is below. A driver that keeps its length in the image calls it once `length` is the new one, and
+   *  stores that when the zeroes are stable; for any other it is called afterwards. */
+  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full', settle: () => Promise<void>): MaybePromise<void>;
   info?(): MaybePromise<Record<string, unknown>>;
   /** Looks for damage in the image's metadata, and repairs it where asked to. */
   check?(fix: CheckFix): MaybePromise<CheckResult>;
@@ -273,6 +277,8 @@ export interface BitmapToStore {
 export interface BitmapStore {
   /** What the image holds now. */
   readonly stored: readonly StoredBitmap[];
+  /** Of a read-only node: why `stored` is empty, where the image has bitmaps that cannot be right. */
+  readonly damage?: string | undefined;
   /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
   assertStorable(name: string, granularity: Bytes): void;
   /** Fills `bits`, which are clear and which the node's bitmap goes on with. */

@@ -271,8 +271,13 @@ export async function truncateNode(
     const old = node.length;
     // Writes made it longer meanwhile: who asked for more than there was must not take that away.
     if (grows && old > length) return;
-    await node.impl.truncate(length, prealloc);
-    if (length > old) await zeroAdded(node, tracked, old, length);
+    let settled = length <= old;
+    const settle = async (): Promise<void> => {
+      settled = true;
+      await zeroAdded(node, tracked, old, length);
+    };
+    await node.impl.truncate(length, prealloc, settle);
+    if (!settled) await settle();
   } finally {
     node.written(from, Math.max(length, node.length) - from);
     end(tracked);

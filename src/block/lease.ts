@@ -37,8 +37,8 @@ export class Lendable {
 
 const place = new Mapping();
 
-/** Looks for the file and the place of the bytes at `at`, at most `want` of them. A promise says that it has to be looked
- *  again once that has resolved. */
+/** Looks for the file and the place of the bytes at `at`, at most `want` of them. A promise says to look again once it
+ *  has resolved. */
 export function findLendable(root: BlockNode, at: Offset, want: Bytes, out: Lendable): MaybePromise<void> {
   out.length = 0;
   out.never = false;

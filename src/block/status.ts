@@ -65,7 +65,7 @@ function mapped(node: BlockNode, at: Offset, want: Bytes, mapping: Mapping, out:
 /** The layer below knows more: a hole under plain data reads as zeroes. */
 function dataStatus(child: BlockChild, at: Offset, length: Bytes, out: BlockStatus): MaybePromise<void> {
   const node = child.node;
-  const through = child.role === 'filtered' || child.role === 'data';
+  const through = child.role === 'filtered';
   if (at >= node.length) {
     out.set(length, !through, true, 1);
     return undefined;

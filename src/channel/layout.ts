@@ -209,7 +209,8 @@ export type ToHome =
   | { readonly kind: 'close' };
 
 export type ToClient =
-  /** Lent extents are of the file with that descriptor; it stays open while the epoch lasts, or what was begun in it. */
+  /** Lent extents are of the file with that descriptor; it stays open while the epoch lasts, and what was begun in
+   *  it. */
   | { readonly kind: 'file'; readonly fd: number; readonly epoch: number }
   /** Home is there from `epoch` (HOME_EPOCH) on. */
   | { readonly kind: 'home'; readonly identity: BlkIdentity; readonly epoch: number }

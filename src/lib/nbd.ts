@@ -66,7 +66,8 @@ interface Offered {
   removing: { readonly mode: 'safe' | 'hard'; readonly ended: Promise<void> } | undefined;
 }
 
-/** A running NBD server. 'crash' comes when an IOThread of it died; 'client' and 'disconnect' when clients come and go. */
+/** A running NBD server. 'crash' comes when an IOThread of it died, 'client' and 'disconnect' with a client's coming and
+ *  going. */
 export class NbdService extends EventEmitter<{ crash: [Error]; client: [string]; disconnect: [string] }> {
   /** Where it listens; ports are filled in. */
   readonly addresses: readonly SocketAddress[];

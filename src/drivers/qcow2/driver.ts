@@ -110,10 +110,10 @@ export class Qcow2Node implements DriverNode {
     return this.image.sync.busy;
   }
 
-  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
+  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full', settle: () => Promise<void>): Promise<void> {
     // Their tables are for the length that the disk has now.
     await this.bitmaps?.use(this.bitmaps.stored.map(({ name }) => name));
-    await resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
+    await resize(this.image, { writer: this.#writer, eraser: this.#eraser, settle }, length, preallocation);
   }
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {

@@ -8,7 +8,7 @@ import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
 import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
-import { readBitmaps } from './bitmap-read.ts';
+import { isDamage, readBitmaps } from './bitmap-read.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
@@ -78,8 +78,18 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
   // Those of a snapshot's disk are not kept.
-  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, image.io, header));
+  if (options.snapshot === undefined) image.bitmaps = await openBitmaps(image);
   await readRefcounts(image, slots.refcounts);
+}
+
+/** Who only reads the disk can do without bitmaps: where they are damaged there are none, and whoever asks is told. */
+async function openBitmaps(image: Image): Promise<Bitmaps> {
+  try {
+    return new Bitmaps(image, await readBitmaps(image.io, image.header));
+  } catch (error) {
+    if (!image.readOnly || !isDamage(error)) throw error;
+    return new Bitmaps(image, [], error.message);
+  }
 }
 
 /** Reads the refcount table, and notes all metadata. `slots`: of the cache. */
