@@ -66,8 +66,7 @@ interface Offered {
   removing: { readonly mode: 'safe' | 'hard'; readonly ended: Promise<void> } | undefined;
 }
 
-/** A running NBD server. 'crash' comes when an IOThread of it died, 'client' and 'disconnect' with a client's coming and
- *  going. */
+/** A running NBD server. 'crash' comes when an IOThread of it died; 'client' and 'disconnect' with each client. */
 export class NbdService extends EventEmitter<{ crash: [Error]; client: [string]; disconnect: [string] }> {
   /** Where it listens; ports are filled in. */
   readonly addresses: readonly SocketAddress[];

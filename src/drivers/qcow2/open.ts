@@ -112,11 +112,11 @@ export async function reread(image: Image): Promise<void> {
 
 /** {@link reread}, and the header and bitmaps too: the image was another's for a while. */
 export async function reopen(image: Image): Promise<void> {
-  const { header, io, file } = image;
+  const { header, io } = image;
   // What a header need not have must go as well.
   const gone = Object.fromEntries(Object.keys(header).map((name) => [name, undefined]));
   Object.assign(header, gone, await readHeader(io));
-  if (image.bitmaps !== null) image.bitmaps = new Bitmaps(image, await readBitmaps(file, io, header));
+  if (image.bitmaps !== null) image.bitmaps = await openBitmaps(image);
   await reread(image);
 }
 
