@@ -31,6 +31,8 @@ export class Lender implements NodeLease {
     this.#blk = blk;
     this.#disk = disk;
     this.#channels = channels;
+    // What another home has lent is not lent any more.
+    Atomics.add(disk, DiskWord.LEASE_EPOCH, 2);
   }
 
   /** Looks what can be lent at `at`; valid until the next await. A promise says to look again once it has resolved. All
