@@ -184,11 +184,11 @@ export interface NodeControl {
   /** Called when what the parents need has changed, before it takes effect; throws to refuse it (locks: L7). */
   permissions?(perm: number, shared: number): MaybePromise<void>;
   /**
-   * The node is about to go on in another thread, which opens it by its options (docs/CHANNELS.md, "Moving a tree"): what
-   * only memory holds is written, nothing on the disk is changed from here on, locks stay as they are. Answers options
-   * that the open there is given beside, or instead of, the node's own. A node without this stays where it is.
+   * The node is about to go on in another thread, which opens it by its options (docs/CHANNELS.md, "Moving a tree").
+   * What only memory holds is written, nothing on the disk is changed from here on, locks stay as they are. Answers
+   * options that the open there is given beside, or instead of, the node's own. A node without this stays where it is.
    */
-  inactivate?(): MaybePromise<Readonly<Record<string, unknown>> | void>;
+  inactivate?(): MaybePromise<Readonly<Record<string, unknown>>>;
   /** It is the only one again: here, because the other thread could not open it (what may have changed on the disk
    *  meanwhile is read again), or there, because it did. */
   activate?(): MaybePromise<void>;

@@ -70,7 +70,8 @@ export function assertMovable(blk: BlockBackend, name: string, where: string): B
     if (why !== undefined) refuse(why);
   }
   for (const node of nodesOf(root)) {
-    if (!node.impl.inactivate) refuse(`driver '${node.driver.name}' of node '${node.name}' does not support it`, Errno.ENOTSUP);
+    if (!node.impl.inactivate)
+      refuse(`driver '${node.driver.name}' of node '${node.name}' does not support it`, Errno.ENOTSUP);
     if (node.parents.length > 1 || node.refs > 1) refuse(`node '${node.name}' is used by something else too`);
     const busy = node.bitmaps.list().find(({ users }) => users > 0);
     if (busy) refuse(`bitmap '${busy.name}' of node '${node.name}' is in use`);

@@ -96,7 +96,7 @@ export class BlkHandle {
     this.#disk = descriptor.disk;
     this.#mutex = new GlobalMutex(descriptor.mutex);
     const { words } = descriptor;
-    const host = localHost(descriptor);
+    const host = localHost(descriptor, context);
     if (host) {
       port.close();
       this.#local = { host, channel: host.local(words, (message) => this.#receive(message)) };

@@ -1,6 +1,7 @@
 /** A BlockBackend that other threads may use: its channels, and the one bottom half that serves them all. */
 import { type MessagePort, receiveMessageOnPort, threadId } from 'node:worker_threads';
 import type { BottomHalf } from '../aio/bottom-half.ts';
+import type { AioContext } from '../aio/context.ts';
 import { globalMutex } from '../aio/global-mutex.ts';
 import { Gate } from '../aio/op.ts';
 import { assert } from '../base/assert.ts';
@@ -30,10 +31,11 @@ export const CHANNELS_MAX = 256;
 let ids = 0;
 const hosts = new Map<number, ChannelHost>();
 
-/** The host of that identity, when it is in this thread and stays there. */
-export function localHost({ homeThread, id }: BlkIdentity): ChannelHost | undefined {
+/** The host of that identity, when it is in this thread (and in that context, if one is given) and stays there. */
+export function localHost({ homeThread, id }: BlkIdentity, context: AioContext | undefined): ChannelHost | undefined {
   const host = homeThread === threadId ? hosts.get(id) : undefined;
-  return host?.frozen ? undefined : host;
+  if (!host || host.frozen || (context && host.blk.context !== context)) return undefined;
+  return host;
 }
 
 /** All methods: home thread. Close it before the BlockBackend. */

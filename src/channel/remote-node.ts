@@ -153,8 +153,8 @@ export interface GuestOptions {
 }
 
 /**
- * A BlockBackend of this context over a disk whose home is, or is going to be, in another thread. It takes any number of
- * users; closing it closes the handle. The descriptor is used up, also on failure.
+ * A BlockBackend of this context over a disk whose home is, or is going to be, in another thread. It takes any number
+ * of users; end it with {@link closeGuest}. The descriptor is used up, also on failure.
  */
 export async function openGuest(
   context: AioContext,
@@ -180,5 +180,15 @@ export async function openGuest(
   } catch (error) {
     if (!handle.closed) await handle.close();
     throw error;
+  }
+}
+
+/** Waits for its requests and closes its handle. What they wrote is the home's to keep: one that is gone by then is no
+ *  failure of the guest's. */
+export async function closeGuest(guest: BlockBackend): Promise<void> {
+  try {
+    await guest.close();
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
   }
 }

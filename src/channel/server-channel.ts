@@ -253,11 +253,8 @@ export class ServerChannel {
     const { words } = this;
     const out = new BlockStatus();
     const settle = (): void => {
-      // The record is another home's by now, or nobody's.
-      if (this.#gone) return this.finish(request, 0);
-      writeHalves(words, at + Field.LENGTH_LOW, out.length);
-      words[at + Field.STATUS] = (out.data ? 1 : 0) | (out.zero ? 2 : 0);
-      words[at + Field.LAYER] = out.depth;
+      // Once it is gone, the record is another home's or nobody's.
+      if (!this.#gone) writeStatus(words, at, out);
       this.finish(request, 0);
     };
     const fail = (error: unknown): void => {
@@ -368,4 +365,11 @@ export class ServerChannel {
       if (this.#owner.blk.takeBack(request)) this.finish(request, -Errno.ECANCELED);
     }
   }
+}
+
+/** The answer about block status, in the record at `at`. */
+function writeStatus(words: SharedWords, at: number, out: BlockStatus): void {
+  writeHalves(words, at + Field.LENGTH_LOW, out.length);
+  words[at + Field.STATUS] = (out.data ? 1 : 0) | (out.zero ? 2 : 0);
+  words[at + Field.LAYER] = out.depth;
 }

@@ -1,6 +1,9 @@
 import { MessageChannel } from 'node:worker_threads';
 import type { IOThread } from './iothread.ts';
 
+/** A thread, as far as a move needs it. */
+export type MoveThread = Pick<IOThread, 'name' | 'call'>;
+
 export interface DiskMoved {
   readonly nodeName: string;
   /** The old home goes on using the disk. */
@@ -11,7 +14,7 @@ export interface DiskMoved {
  * Moves a disk from one IOThread to another: docs/CHANNELS.md, "Moving a tree". Where it rejects, the disk is where it
  * was, unless one of the threads has ended.
  */
-export async function moveDisk(disk: number, from: IOThread, to: IOThread): Promise<DiskMoved> {
+export async function moveDisk(disk: number, from: MoveThread, to: MoveThread): Promise<DiskMoved> {
   const moved = await from.call('move-out', { disk, to: to.name });
   const { port1, port2 } = new MessageChannel();
   let nodeName: string;

@@ -250,8 +250,9 @@ async function stopOnAbort(service: NbdService, signal: AbortSignal | undefined)
 }
 
 /**
- * Serves one disk, or several of one IOThread, to NBD clients; resolves once it accepts. It runs in the disks' own
- * IOThread, so that no request ever touches the program's thread. Without an address it listens on a unix socket in a
+ * Serves one disk, or several, to NBD clients; resolves once it accepts. It runs in the IOThread that the first disk is
+ * in, so that no request ever touches the program's thread; disks of other threads are reached through channels. Without
+ * an address it listens on a unix socket in a
  * private directory, which is removed at the end.
  *
  * ```ts
@@ -272,8 +273,6 @@ export async function serveNbd(
   if (!thread) throw new BlockError(Errno.EINVAL, 'Could not serve: no disk was given');
   for (const { disk } of entries) {
     if (disk.closed) throw new BlockError(Errno.EBADF, `Could not export '${disk.name}': it is closed`);
-    if (disk.iothread === thread) continue;
-    throw new BlockError(Errno.EINVAL, `Could not export '${disk.name}': the disks of a service share one IOThread`);
   }
   checkNumber(options, 'maxConnections');
   checkNumber(options, 'handshakeSeconds');
@@ -284,7 +283,12 @@ export async function serveNbd(
   const holds: (() => void)[] = [];
   try {
     for (const { disk } of entries) holds.push(disk.hold());
-    return await startService(thread, entries, addresses, options);
+    let start = (): Promise<NbdService> => startService(thread, entries, addresses, options);
+    for (const disk of new Set(entries.map((entry) => entry.disk))) {
+      const next = start;
+      start = () => disk.shownIn(thread, next);
+    }
+    return await start();
   } finally {
     for (const release of holds) release();
   }

@@ -9,9 +9,17 @@ import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
-import { openGuest } from '../channel/remote-node.ts';
+import { closeGuest, openGuest } from '../channel/remote-node.ts';
 import { ofImage } from './image-head.ts';
-import type { BlockExtent, GuestMessage, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
+import type {
+  BlockExtent,
+  GuestMessage,
+  OpenMessage,
+  OpenReply,
+  RangeMessage,
+  StatReply,
+  TruncateMessage,
+} from './messages.ts';
 import { probe } from './probe.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';
@@ -99,7 +107,7 @@ export class WorkerDisks {
   async closeGuest(disk: number): Promise<void> {
     const guest = this.#guests.get(disk);
     this.#guests.delete(disk);
-    await guest?.close();
+    if (guest) await closeGuest(guest);
   }
 
   /** Throws EMFILE when there is no room for one more. */

@@ -1,6 +1,6 @@
 /**
- * The disks of an IOThread that leave it or come to it: see docs/CHANNELS.md, "Moving a tree". The program's thread says
- * what is next (move-disk.ts); nothing else is asked of a disk meanwhile, but the thread may be stopped.
+ * The disks of an IOThread that leave it or come to it: see docs/CHANNELS.md, "Moving a tree". The program's thread
+ * says what is next (move-disk.ts); nothing else is asked of a disk meanwhile, but the thread may be stopped.
  */
 import type { MessagePort } from 'node:worker_threads';
 import { receiveMessageOnPort } from 'node:worker_threads';
@@ -13,7 +13,7 @@ import { activateNodes, type Leaving, moveOut, takeBitmaps } from '../block/move
 import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { ChannelOffer, MovedChannel } from '../channel/layout.ts';
-import { openGuest } from '../channel/remote-node.ts';
+import { closeGuest, openGuest } from '../channel/remote-node.ts';
 import { ChannelRequest } from '../channel/server-channel.ts';
 import type {
   LinkMessage,
@@ -48,6 +48,8 @@ export class WorkerMoves {
   readonly #nbd: WorkerNbd;
   readonly #leaving = new Map<number, Leaving>();
   readonly #arriving = new Map<number, Arrival>();
+  /** Steps that are under way. */
+  readonly #running = new Set<Promise<unknown>>();
 
   constructor(thread: SetupThread, disks: WorkerDisks, nbd: WorkerNbd) {
     this.#thread = thread;
@@ -55,17 +57,29 @@ export class WorkerMoves {
     this.#nbd = nbd;
   }
 
+  /** A step of a move that the end of the thread waits for. */
+  async run<T>(step: () => Promise<T>): Promise<T> {
+    const running = step();
+    this.#running.add(running);
+    try {
+      return await running;
+    } finally {
+      this.#running.delete(running);
+    }
+  }
+
   // The old home.
 
   async out({ disk, to }: MoveOutMessage): Promise<MovedDisk> {
     const blk = this.#disks.blk(disk);
     const host = this.#disks.host(disk);
-    const { name, readOnly, writethrough, stats } = blk;
+    const { name, readOnly, writethrough } = blk;
+    const { disk: words, counters } = host.identity;
     host.freeze();
     try {
       const leaving = await moveOut(blk, name, `IOThread '${to}'`);
       this.#leaving.set(disk, leaving);
-      return { name, tree: leaving.tree, readOnly, writethrough, words: host.identity.disk, counters: stats.words };
+      return { name, tree: leaving.tree, readOnly, writethrough, words, counters };
     } catch (error) {
       host.thaw();
       throw error;
@@ -108,7 +122,7 @@ export class WorkerMoves {
     } catch (error) {
       link.close();
       offer.port.close();
-      await guest?.close();
+      if (guest) await closeGuest(guest);
       throw error;
     }
     if (!guest) offer.port.close();
@@ -187,7 +201,7 @@ export class WorkerMoves {
       }
     });
     // Its requests end in the channel that has just come here.
-    if (guest) this.#thread.context.run(`guest '${guest.name}'`, () => guest.close());
+    if (guest) this.#thread.context.run(`guest '${guest.name}'`, () => closeGuest(guest));
   }
 
   async done(disk: number): Promise<void> {
@@ -220,13 +234,13 @@ export class WorkerMoves {
 
   /** The thread is to end. What is on its way out stays inactive, since it may be open elsewhere by now. */
   async stop(): Promise<void> {
+    while (this.#running.size > 0) await Promise.allSettled([...this.#running]);
     for (const disk of [...this.#leaving.keys()]) {
       this.#taken(disk);
       const blk = this.#disks.blk(disk);
       for (const request of blk.takeQueue()) request.done(-Errno.ESHUTDOWN);
     }
-    const arriving = [...this.#arriving].filter(([, { switched }]) => !switched);
-    await Promise.all(arriving.map(([disk, arrival]) => this.#giveUp(disk, arrival)));
+    await Promise.all([...this.#arriving.keys()].map((disk) => this.drop(disk)));
   }
 }
 

@@ -76,6 +76,9 @@ export class WorkerNbd {
   add(service: number, entry: ExportMessage): void {
     const { name, description } = entry;
     const blk = this.#disks.shown(entry.disk);
+    if (entry.bitmaps.length > 0 && this.#disks.guest(entry.disk)) {
+      throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
+    }
     if (entry.writable && blk.readOnly) {
       throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
     }

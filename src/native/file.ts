@@ -104,8 +104,8 @@ export function setBlocking(fd: number): number {
   return check(libc().fcntl(fd, F_SETFL, Math.floor(flags / (2 * O_NONBLOCK)) * 2 * O_NONBLOCK + (flags % O_NONBLOCK)));
 }
 
-/** Another descriptor of the same open file: locks (OFD) and flags are common to both. It closes with {@link close}, not
- *  through node:fs, which takes a worker's files for its own. A negative errno where `fd` is none. */
+/** Another descriptor of the same open file: locks (OFD) and flags are common to both. It closes with {@link close},
+ *  not through node:fs, which takes a worker's files for its own. A negative errno where `fd` is none. */
 export function duplicate(fd: number): number {
   return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }

@@ -198,7 +198,7 @@ class FileNode implements DriverNode {
   inactivate(): Record<string, unknown> {
     this.#locks?.lend();
     const identity = this.#file.fd >= 0 ? { identity: identityOf(this.#stat) } : {};
-    return this.#locks ? { ...identity, fd: this.#file.fd } : identity;
+    return this.#locks && this.#file.fd >= 0 ? { ...identity, fd: this.#file.fd } : identity;
   }
 
   async activate(): Promise<void> {
@@ -251,7 +251,10 @@ async function openFile(
   const direct = context.common.cache?.direct ?? false;
   const { backend } = context.aio;
   if (fd !== undefined) {
-    return { file: await backend.openFile(path, { writable: !context.readOnly, direct, fd }), readOnly: context.readOnly };
+    return {
+      file: await backend.openFile(path, { writable: !context.readOnly, direct, fd }),
+      readOnly: context.readOnly,
+    };
   }
   if (!context.readOnly) {
     try {

@@ -163,8 +163,8 @@ export class NbdServer {
     return this.exports.some((entry) => entry.blk === blk);
   }
 
-  /** Exports of `from` go on with `to`, which shows the same disk, from their next request on. Those under way end where
-   *  they are. */
+  /** Exports of `from` go on with `to`, which shows the same disk, from their next request on. Those under way end
+   *  where they are. */
   rehome(from: BlockBackend, to: BlockBackend): void {
     for (const [entry, user] of this.#users) {
       if (entry.blk !== from) continue;
