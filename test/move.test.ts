@@ -1,30 +1,443 @@
-/** Disks that move between IOThreads while they are used. */
+/** Disks that move between IOThreads while they are used; src/lib/move.test.ts tries every moment. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
-import { IOThread, open } from '../src/index.ts';
-import { pattern, scratch, sparse } from './harness.ts';
+import { Prng } from '../src/base/prng.ts';
+import type { ClientReport, ClientTask } from '../src/channel/testing-client.ts';
+import { begin } from '../src/channel/testing-threads.ts';
+import { RawClient } from '../src/exports/nbd/raw-client.ts';
+import {
+  BlkHandle,
+  type BlockdevOptions,
+  type BlockError,
+  create,
+  customNode,
+  type Disk,
+  IOThread,
+  open,
+  serveNbd,
+} from '../src/index.ts';
+import { available as haveNative } from '../src/native/file.ts';
+import { testLock } from '../src/native/lock.ts';
+import { Command } from '../src/proto/nbd/constants.ts';
+import { needs, pattern, peer, run, scratch, socketOf, sparse } from './harness.ts';
 
 const MiB = 1024 * 1024;
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
+const RAM = new URL('./ram-driver.js', import.meta.url);
+const FUSSY = new URL('./fussy-driver.js', import.meta.url);
 
-async function threads(t: TestContext): Promise<[IOThread, IOThread]> {
-  const both: [IOThread, IOThread] = [await IOThread.start(), await IOThread.start()];
-  t.after(() => Promise.all(both.map((thread) => thread.stop())));
-  return both;
+async function startThreads(t: TestContext, ...drivers: URL[]): Promise<readonly [IOThread, IOThread]> {
+  const both = await Promise.all(['here', 'there'].map((name) => IOThread.start({ name, drivers })));
+  t.after(() => Promise.allSettled(both.map((thread) => thread.stop())));
+  return both as [IOThread, IOThread];
 }
 
-test('a disk goes on in another thread with what was written', async (t) => {
-  const [a, b] = await threads(t);
-  const disk = await open(sparse(`${scratch(t)}/d.img`, MiB), { iothread: a });
+async function openIn(t: TestContext, target: string | BlockdevOptions, iothread: IOThread): Promise<Disk> {
+  const disk = await open(target, { iothread });
   t.after(() => disk.close());
-  const bytes = pattern(8192);
-  await disk.write(bytes, 0, 8192, 4096);
-  for (const to of [b, a, b, a]) {
-    await disk.setAioContext(to);
-    assert.equal(disk.iothread, to);
-    const { buffer } = await disk.read(new Uint8Array(8192), 0, 8192, 4096);
-    assert.deepEqual(buffer, bytes);
-    bytes.set(pattern(512, 7));
-    await disk.write(bytes, 0, 512, 4096);
+  return disk;
+}
+
+async function qcow2(t: TestContext, size = 4 * MiB): Promise<string> {
+  const path = `${scratch(t)}/disk.qcow2`;
+  await create(path, { size });
+  return path;
+}
+
+function code(expected: string, message = /./): (error: BlockError) => boolean {
+  return (error) => {
+    assert.equal(error.code, expected, error.message);
+    assert.match(error.message, message);
+    return true;
+  };
+}
+
+async function readBytes(disk: Disk, at: number, length: number): Promise<Uint8Array> {
+  return (await disk.read(new Uint8Array(length), 0, length, at)).buffer;
+}
+
+/** Moves there and back until `over`; answers how often. */
+async function keepMoving(disk: Disk, threads: readonly IOThread[], over: () => boolean): Promise<number> {
+  let moves = 0;
+  while (!over()) await disk.setAioContext(threads[++moves % threads.length]!);
+  return moves;
+}
+
+for (const format of ['raw', 'qcow2'] as const) {
+  test(`B8 a ${format} disk goes on in another thread with all that was written, resized and counted`, async (t) => {
+    const [here, there] = await startThreads(t);
+    const path = format === 'raw' ? sparse(`${scratch(t)}/disk.img`, MiB) : await qcow2(t, MiB);
+    const disk = await openIn(t, path, here);
+    const bytes = pattern(8192);
+    await disk.write(bytes, 0, 8192, 4096);
+    for (const [i, to] of [there, here, there, there].entries()) {
+      await disk.setAioContext(to);
+      assert.equal(disk.iothread, to);
+      assert.deepEqual(await readBytes(disk, 4096, 8192), bytes);
+      bytes.set(pattern(512, i + 2), i * 512);
+      await disk.write(bytes.subarray(i * 512, i * 512 + 512), 0, 512, 4096 + i * 512);
+      await disk.truncate(MiB + (i + 1) * 4096);
+    }
+    assert.equal((await disk.stat()).size, MiB + 4 * 4096);
+    assert.equal(disk.ioStats.write.requests, 5);
+    const [first, last] = [await here.stats(), await there.stats()];
+    assert.deepEqual([first.disks, last.disks], [0, 1]);
+    await disk.close();
+    if (format === 'qcow2') await peer('qemu-img', 'check', path).catch((error) => skipWithout(t, error));
+  });
+}
+
+/** The peer may be missing; any other failure is one. */
+function skipWithout(t: TestContext, error: Error): void {
+  if (!/ENOENT/.test(error.message)) throw error;
+  t.diagnostic('qemu-img is not installed');
+}
+
+test('B8 handles of any kind of thread go on: data is right, with and without a loop, and synchronous', async (t) => {
+  const threads = await startThreads(t);
+  const disk = await openIn(t, await qcow2(t), threads[0]);
+  const tasks: Omit<ClientTask, 'descriptor'>[] = [
+    { what: 'verify', from: 0, length: 65_536, seed: 1, times: 400 },
+    { what: 'verify', from: 65_536, length: 65_536, seed: 2, times: 400, aio: 'pool' },
+    { what: 'sync', from: MiB, times: 400, seed: 3 },
+  ];
+  const reports = tasks.map(async (task) => {
+    const worker = begin({ ...task, descriptor: await disk.handle() });
+    return ((await once(worker, 'message')) as [ClientReport])[0];
+  });
+  let over = false;
+  const all = Promise.all(reports).finally(() => {
+    over = true;
+  });
+  const moves = await keepMoving(disk, threads, () => over);
+  for (const report of await all) assert.deepEqual(report, {});
+  assert.ok(moves >= 3, `${moves} moves`);
+});
+
+test('B8 what waits for a drained section of a handle moves with it, in order', async (t) => {
+  const [here, there] = await startThreads(t);
+  const disk = await openIn(t, sparse(`${scratch(t)}/disk.img`, MiB), here);
+  await using holder = BlkHandle.attach(await disk.handle());
+  await using writer = BlkHandle.attach(await disk.handle());
+  const memory = new SharedArrayBuffer(2048);
+  writer.register(memory);
+  const bytes = new Uint8Array(memory);
+  const drained = await holder.drain();
+  const stop = new AbortController();
+  const requests = [
+    writer.write(0, bytes.subarray(0, 512).fill(1)),
+    writer.write(4096, bytes.subarray(512, 1024).fill(2), { signal: stop.signal }),
+  ];
+  const refused = assert.rejects(requests[1]!, { name: 'AbortError' });
+  // By its answer the thread has looked into the rings.
+  await here.stats();
+  await disk.setAioContext(there);
+  requests.push(writer.write(8192, bytes.subarray(1024, 1536).fill(3)));
+  await there.stats();
+  assert.equal(writer.pending, 3);
+  stop.abort();
+  await refused;
+  drained.end();
+  await Promise.all([requests[0], requests[2]]);
+  const read = [await readBytes(disk, 0, 1), await readBytes(disk, 4096, 1), await readBytes(disk, 8192, 1)];
+  assert.deepEqual(
+    read.map(([byte]) => byte),
+    [1, 0, 3],
+  );
+});
+
+test('B8 descriptors from before a move lead to the new home, also when they are shared on', async (t) => {
+  const [here, there] = await startThreads(t);
+  const disk = await openIn(t, sparse(`${scratch(t)}/disk.img`, MiB), here);
+  const early = await disk.handle();
+  await using known = BlkHandle.attach(await disk.handle());
+  await disk.setAioContext(there);
+  await using late = BlkHandle.attach(early);
+  await using shared = BlkHandle.attach(known.share());
+  await here.stop();
+  for (const handle of [late, shared, known]) {
+    const memory = new SharedArrayBuffer(512);
+    handle.register(memory);
+    await handle.write(0, new Uint8Array(memory).fill(9));
+    handle.readSync(0, new Uint8Array(memory));
+    assert.equal(handle.homeStats.turns > 0, true);
   }
-  await disk.flush();
+  assert.deepEqual([...new Set(await readBytes(disk, 0, 512))], [9]);
+});
+
+test('B8 bitmaps move: those that are kept in the image, and those that are not', async (t) => {
+  const [here, there] = await startThreads(t);
+  const path = await qcow2(t);
+  const disk = await openIn(t, path, here);
+  await disk.bitmaps.add('kept', { persistent: true });
+  await disk.bitmaps.add('own', { granularity: 512 });
+  await disk.bitmaps.add('off', { disabled: true });
+  const dirty: [number, number][] = [];
+  for (const [i, to] of [there, here, there].entries()) {
+    await disk.write(pattern(512), 0, 512, i * MiB);
+    dirty.push([i * MiB, 512]);
+    await disk.setAioContext(to);
+  }
+  const infos = await disk.bitmaps.list();
+  assert.deepEqual(
+    infos.map(({ name, persistent, enabled, dirty: bytes }) => ({ name, persistent, enabled, bytes })),
+    [
+      { name: 'kept', persistent: true, enabled: true, bytes: 3 * 65_536 },
+      { name: 'own', persistent: false, enabled: true, bytes: 3 * 512 },
+      { name: 'off', persistent: false, enabled: false, bytes: 0 },
+    ],
+  );
+  const found: [number, number][] = [];
+  for await (const { offset, length, dirty: is } of disk.bitmaps.extents('own')) if (is) found.push([offset, length]);
+  assert.deepEqual(found, dirty);
+});
+
+test('B8 who cannot move vetoes, is named, and nothing has changed', async (t) => {
+  const [here, there] = await startThreads(t, RAM);
+  const disk = await openIn(t, await qcow2(t), here);
+  await disk.bitmaps.add('b');
+  const service = await serveNbd(disk, { bitmaps: ['b'], exportName: 'x' });
+  await assert.rejects(disk.setAioContext(there), code('EBUSY', /to IOThread 'there': NBD export 'x' shows/));
+  await service.stop();
+  const file = { driver: 'file', filename: sparse(`${scratch(t)}/disk.img`, MiB) } as const;
+  const first = await openIn(t, { driver: 'raw', 'node-name': 'shared', 'read-only': true, file }, here);
+  const second = await open({ driver: 'raw', file: 'shared', 'read-only': true }, { iothread: here });
+  for (const one of [first, second]) {
+    await assert.rejects(one.setAioContext(there), code('EBUSY', /node 'shared' is used by something else too$/));
+  }
+  await second.close();
+  await first.setAioContext(there);
+  const ram = await openIn(t, customNode({ driver: 'ram', size: MiB }), here);
+  await ram.write(pattern(512), 0, 512, 512);
+  await assert.rejects(
+    ram.setAioContext(there),
+    code('ENOTSUP', /driver 'ram' of node '#block\d+' does not support it$/),
+  );
+  assert.deepEqual(await readBytes(ram, 512, 512), pattern(512));
+  await assert.rejects(disk.setAioContext('there' as never), code('EINVAL', /^iothread: expected an IOThread/));
+  assert.equal(disk.iothread, here);
+  await disk.setAioContext(there);
+  await disk.close();
+  await assert.rejects(disk.setAioContext(here), code('EBADF'));
+});
+
+test(
+  'B8 a move that fails at its end goes back: with its locks, its bitmaps and its data',
+  needs('qemu-img'),
+  async (t) => {
+    const [here, there] = await startThreads(t, FUSSY);
+    const path = await qcow2(t);
+    const plain = await open(path, { iothread: here });
+    await plain.bitmaps.add('kept', { persistent: true });
+    await plain.close();
+    const file = { driver: 'qcow2', file: { driver: 'file', filename: path } };
+    const disk = await openIn(t, customNode({ driver: 'fussy', 'fails-in': 'there', file }), here);
+    const handle = BlkHandle.attach(await disk.handle());
+    for (let i = 0; i < 3; i++) {
+      await disk.write(pattern(4096, i + 1), 0, 4096, i * MiB);
+      await assert.rejects(disk.setAioContext(there), code('EIO', /^Could not open: not in this thread$/));
+      assert.equal(disk.iothread, here);
+      assert.notEqual((await run('qemu-img', ['info', path])).code, 0, 'it is locked');
+      assert.deepEqual(await readBytes(disk, i * MiB, 4096), pattern(4096, i + 1));
+    }
+    await disk.flush();
+    await handle.close();
+    await disk.close();
+    await peer('qemu-img', 'check', path);
+    const again = await openIn(t, path, here);
+    const [kept] = await again.bitmaps.list();
+    assert.deepEqual([kept?.inconsistent, kept?.dirty], [false, 3 * 65_536]);
+  },
+);
+
+test('B8 a thread that dies of a disk that comes to it leaves the disk where it was', async (t) => {
+  const [here, there] = await startThreads(t, FUSSY);
+  const file = { driver: 'file', filename: sparse(`${scratch(t)}/disk.img`, MiB) };
+  const disk = await openIn(t, customNode({ driver: 'fussy', 'ends-in': 'there', file }), here);
+  await assert.rejects(disk.setAioContext(there), code('EIO', /IOThread 'there' died/));
+  await disk.write(pattern(512), 0, 512, 0);
+  assert.deepEqual(await readBytes(disk, 0, 512), pattern(512));
+});
+
+test('L7 an image is locked at every moment of a move', async (t) => {
+  if (!haveNative()) return t.skip('there are no locks without the native layer');
+  const threads = await startThreads(t);
+  const path = sparse(`${scratch(t)}/disk.img`, MiB);
+  const disk = await openIn(t, path, threads[0]);
+  const fd = openSync(path, 'r+');
+  t.after(() => closeSync(fd));
+  let moves = 0;
+  const moving = keepMoving(disk, threads, () => ++moves > 30);
+  for (let looks = 0; moves <= 30; looks++) {
+    // Somebody writes, and nobody else may.
+    assert.ok(testLock(fd, 'write', 101, 1) && testLock(fd, 'write', 201, 1), `not locked at look ${looks}`);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await moving;
+  await disk.close();
+  assert.equal(testLock(fd, 'write', 100, 4) || testLock(fd, 'write', 200, 4), false, 'all given back');
+});
+
+test(
+  'B8 exports go on in the thread of their service, and take in disks of other threads',
+  needs('qemu-io'),
+  async (t) => {
+    const [here, there] = await startThreads(t);
+    const disk = await openIn(t, await qcow2(t), here);
+    const other = await openIn(t, sparse(`${scratch(t)}/disk.img`, MiB), there);
+    await using service = await serveNbd([
+      { disk, exportName: 'a' },
+      { disk: other, exportName: 'b' },
+    ]);
+    const io = (uri: string, ...commands: string[]): Promise<string> =>
+      peer('qemu-io', '-f', 'raw', ...commands.flatMap((command) => ['-c', command]), uri);
+    const [first, second] = service.uris as [string, string];
+    for (const [i, to] of [there, here, there].entries()) {
+      await io(first, `write -P ${i + 1} ${i * 64}k 1000`, 'write -z 1M 64k', 'discard 2M 64k', 'flush');
+      await io(second, `write -P ${i + 7} ${i * 4096} 100`, 'write -z 100k 3000', 'flush');
+      await disk.setAioContext(to);
+      await other.setAioContext(i % 2 === 0 ? here : there);
+      await io(first, `read -P ${i + 1} ${i * 64}k 1000`, 'read -P 0 1M 64k');
+      await io(second, `read -P ${i + 7} ${i * 4096} 100`, `read -P 0 ${i * 4096 + 100} 100`);
+    }
+    const map = (): Promise<string> => peer('qemu-img', 'map', '--output=json', '-f', 'raw', first);
+    const afar = await map();
+    assert.equal(disk.iothread, there);
+    await disk.setAioContext(here);
+    assert.equal(await map(), afar);
+    await disk.setAioContext(there);
+    await service.addExport({ disk: other, exportName: 'c' });
+    await assert.rejects(
+      service.addExport({ disk, exportName: 'd', bitmaps: ['x'] }),
+      code('EINVAL', /another IOThread/),
+    );
+    await service.removeExport('a');
+    await disk.close();
+    await other.close();
+  },
+);
+
+/** fio's verifying load over NBD while a disk moves `moves` times. */
+async function fioMoves(t: TestContext, path: string, moves: number): Promise<void> {
+  const threads = await startThreads(t);
+  const disk = await openIn(t, path, threads[0]);
+  const service = await serveNbd(disk);
+  const load = ['--name=verify', '--ioengine=nbd', `--uri=${service.uri}`, '--rw=randrw', '--bs=4k', '--iodepth=16'];
+  const checks = ['--verify=crc32c', '--verify_fatal=1', '--verify_backlog=256', '--verify_dump=0', '--size=48m'];
+  const args = [...load, ...checks, '--time_based', '--runtime=3600', '--output-format=json'];
+  const fio = spawn('fio', args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => fio.kill('SIGKILL'));
+  let text = '';
+  fio.stdout.setEncoding('utf8').on('data', (data: string) => {
+    text += data;
+  });
+  let over = false;
+  const closed = once(fio, 'close').finally(() => {
+    over = true;
+  });
+  while ((await service.stats()).requests < 500 && !over) await new Promise((resolve) => setTimeout(resolve, 10));
+  for (let i = 1; i <= moves && !over; i++) {
+    const before = (await service.stats()).requests;
+    await disk.setAioContext(threads[i % 2]!);
+    // Under load in each place.
+    while ((await service.stats()).requests < before + 20 && !over)
+      await new Promise((resolve) => setImmediate(resolve));
+  }
+  assert.equal(over, false, `fio ended early: ${text}`);
+  const { requests, errors } = await service.stats();
+  fio.kill('SIGINT');
+  await closed;
+  const { jobs } = JSON.parse(text.slice(text.indexOf('{'))) as { jobs: [{ error: number }] };
+  assert.deepEqual([jobs[0].error, errors], [0, 0]);
+  assert.ok(requests >= moves * 20);
+  await service.stop();
+  await disk.close();
+}
+
+test('B8 dozens of moves under a verifying load', needs('fio'), async (t) => {
+  await fioMoves(t, sparse(`${scratch(t)}/disk.img`, 64 * MiB), 40);
+  await fioMoves(t, await qcow2(t, 64 * MiB), 40);
+});
+
+test('B8 1,000 moves under a verifying load', { ...needs('fio'), timeout: 600_000 }, async (t) => {
+  if (!LONG) return t.skip('BLOCKPLANE_TEST_TIER=long runs it');
+  await fioMoves(t, sparse(`${scratch(t)}/disk.img`, 64 * MiB), 1000);
+  await fioMoves(t, await qcow2(t, 64 * MiB), 1000);
+});
+
+/** Writes and reads until the connection ends; whoever it is served by, answers are whole. */
+async function load(client: RawClient, seed: number): Promise<number> {
+  const prng = new Prng(seed);
+  const bytes = new Uint8Array(4096);
+  let answers = 0;
+  for (;;) {
+    for (let i = 0; i < 8; i++) {
+      const at = prng.below(255) * 4096;
+      client.request(Command.WRITE, at, 4096, i);
+      client.write(prng.fill(bytes).slice());
+    }
+    client.request(Command.READ, prng.below(255) * 4096, 4096, 8);
+    for (let left = 9; left > 0; left--) {
+      const reply = await client.simpleReply();
+      if (!reply) return answers;
+      if (reply.cookie === 8 && reply.error === 0) await client.read(4096);
+      answers++;
+    }
+  }
+}
+
+interface Chaos {
+  readonly disk: Disk;
+  readonly service: Awaited<ReturnType<typeof serveNbd>>;
+  readonly clients: readonly RawClient[];
+  readonly threads: readonly IOThread[];
+}
+
+const EVENTS: Readonly<Record<string, (chaos: Chaos, prng: Prng) => Promise<unknown>>> = {
+  'a client leaves': ({ clients }, prng) => clients[prng.below(clients.length)]!.destroy(),
+  'the export is removed': ({ service }) => service.removeExport('x'),
+  'the disk is closed': ({ disk }) => disk.close(),
+  'the service stops': ({ service }) => service.stop(5),
+  'a thread stops': ({ threads }, prng) => threads[prng.below(2)]!.stop(),
+  'it moves': async ({ disk, threads }, prng) => disk.setAioContext(threads[prng.below(2)]!),
+  'it moves twice': async ({ disk, threads }) => {
+    for (const thread of threads) await disk.setAioContext(thread);
+  },
+};
+
+test('B8 whatever ends under load and moves, at any moment: no thread dies, and all of it ends', {
+  timeout: 240_000,
+}, async (t) => {
+  for (let seed = 1; seed <= (LONG ? 300 : 25); seed++) {
+    const prng = new Prng(seed);
+    const threads = await Promise.all(['here', 'there'].map((name) => IOThread.start({ name })));
+    const crashes: Error[] = [];
+    for (const thread of threads) thread.on('crash', (error) => crashes.push(error));
+    const disk = await open(sparse(`${scratch(t)}/disk.img`, MiB), { iothread: threads[0] });
+    const service = await serveNbd(disk, { exportName: 'x' });
+    const clients = await Promise.all([1, 2, 3].map(() => RawClient.connect(socketOf(service.uri))));
+    for (const client of clients) await client.go('x');
+    const loads = clients.map((client, i) => load(client, seed * 10 + i));
+    const names = Object.keys(EVENTS);
+    const story = ['it moves', ...Array.from({ length: 4 }, () => names[prng.below(names.length)]!)];
+    const done: Promise<unknown>[] = [];
+    for (const name of story) {
+      done.push(EVENTS[name]!({ disk, service, clients, threads }, prng));
+      for (let turns = prng.below(30); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+    }
+    const why = `seed ${seed}: ${story.join(', ')}`;
+    for (const result of await Promise.allSettled(done)) {
+      if (result.status === 'rejected')
+        assert.equal(typeof (result.reason as BlockError).errno, 'number', `${why}: ${result.reason}`);
+    }
+    await service.stop(5).catch(() => undefined);
+    await disk.close().catch(() => undefined);
+    for (const client of clients) await client.destroy();
+    await Promise.all(loads);
+    for (const thread of threads) await thread.stop();
+    assert.deepEqual(crashes, [], why);
+  }
 });
