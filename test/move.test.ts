@@ -240,7 +240,7 @@ test(
       await disk.write(pattern(4096, i + 1), 0, 4096, i * MiB);
       await assert.rejects(disk.setAioContext(there), code('EIO', /^Could not open: not in this thread$/));
       assert.equal(disk.iothread, here);
-      assert.notEqual((await run('qemu-img', ['info', path])).code, 0, 'it is locked');
+      if (haveNative()) assert.notEqual((await run('qemu-img', ['info', path])).code, 0, 'it is locked');
       assert.deepEqual(await readBytes(disk, i * MiB, 4096), pattern(4096, i + 1));
     }
     await disk.flush();

@@ -29,7 +29,7 @@ export function openNodeOf(aio: AioContext, driver: Driver, options: Omit<NodeOp
   return openWith(aio, driver, { ...options, driver: driver.name }, 1);
 }
 
-function openAt(aio: AioContext, options: NodeOptions, depth: number): Promise<BlockNode> {
+async function openAt(aio: AioContext, options: NodeOptions, depth: number): Promise<BlockNode> {
   return openWith(aio, driverByName(options.driver), options, depth);
 }
 

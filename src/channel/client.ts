@@ -108,7 +108,15 @@ export class ChannelClient {
 
   /** Reads where home has gone to, if it has. */
   #follow(): void {
-    if (Atomics.load(this.words, Word.HOME_EPOCH) !== this.#epoch) this.#readPort();
+    if (Atomics.load(this.words, Word.HOME_EPOCH) === this.#epoch) return;
+    const reaping = this.#reaping;
+    // Nobody is called back in here, whatever else is on the port: this may be inside submit().
+    this.#reaping = true;
+    this.#readPort();
+    this.#reaping = reaping;
+    if (reaping || !this.#failLater) return;
+    markResumed();
+    queueMicrotask(() => this.reap());
   }
 
   #wakeHome(): void {

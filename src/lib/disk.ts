@@ -292,9 +292,9 @@ export class Disk {
   /**
    * Moves the disk into another IOThread, with all its nodes, while it is used: requests wait for the time of the move,
    * handles of other threads and the disk itself go on with the new thread, and so do clients of services, whose
-   * connections stay in the thread of their service. Where it rejects, everything is as it was: EBUSY with what keeps it
-   * there (an export that shows bitmaps, a node that another disk uses, ...), ENOTSUP with the driver that cannot, or
-   * what went wrong in writing or opening.
+   * connections stay in the thread of their service. Where it rejects, everything is as it was: EBUSY with what keeps
+   * it there (an export that shows bitmaps, a node that another disk uses, ...), ENOTSUP with the driver that cannot,
+   * or what went wrong in writing or opening.
    */
   async setAioContext(iothread: IOThread): Promise<void> {
     if (!(iothread instanceof IOThread)) {

@@ -22,7 +22,7 @@ export interface ExportOptions {
   /**
    * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
    * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
-   * takes disabled ones only (EINVAL).
+   * takes disabled ones only (EINVAL), and the disk has to be in the service's thread (EINVAL), where they keep it.
    */
   readonly bitmaps?: readonly string[] | undefined;
 }
@@ -251,9 +251,8 @@ async function stopOnAbort(service: NbdService, signal: AbortSignal | undefined)
 
 /**
  * Serves one disk, or several, to NBD clients; resolves once it accepts. It runs in the IOThread that the first disk is
- * in, so that no request ever touches the program's thread; disks of other threads are reached through channels. Without
- * an address it listens on a unix socket in a
- * private directory, which is removed at the end.
+ * in, so that no request ever touches the program's thread; disks of other threads are reached through channels.
+ * Without an address it listens on a unix socket in a private directory, which is removed at the end.
  *
  * ```ts
  * const service = await serveNbd(disk, { socket: '/run/disk.sock', exportName: 'disk' });
