@@ -320,6 +320,40 @@ test(
   },
 );
 
+test('B8 block status is the same at every moment of moves', needs('qemu-img'), async (t) => {
+  const threads = await startThreads(t);
+  const disk = await openIn(t, await qcow2(t), threads[0]);
+  for (let i = 0; i < 16; i++) await disk.write(pattern(65_536), 0, 65_536, i * 4 * 65_536);
+  await using service = await serveNbd(disk);
+  const map = (): Promise<string> => peer('qemu-img', 'map', '--output=json', '-f', 'raw', service.uri);
+  const expected = await map();
+  let over = false;
+  const moving = keepMoving(disk, threads, () => over);
+  for (let i = 0; i < 5; i++) assert.equal(await map(), expected);
+  over = true;
+  assert.ok((await moving) >= 5);
+});
+
+test('B8 a disk leaves the thread that disks share, and comes back to that of another disk', async (t) => {
+  const path = (): string => sparse(`${scratch(t)}/disk.img`, MiB);
+  const [thread] = await startThreads(t);
+  const [leaver, keeper] = [await open(path()), await open(path())];
+  const shared = leaver.iothread;
+  assert.equal(keeper.iothread, shared);
+  const service = await serveNbd(leaver);
+  await leaver.setAioContext(thread);
+  await keeper.close();
+  await RawClient.readOnce(socketOf(service.uri), '', 0, 512);
+  const comer = await open(path(), { iothread: thread });
+  await comer.setAioContext(shared);
+  await service.stop();
+  await leaver.close();
+  await comer.write(pattern(512), 0, 512, 0);
+  assert.deepEqual(await readBytes(comer, 0, 512), pattern(512));
+  await comer.close();
+  await assert.rejects(shared.stats(), code('ESHUTDOWN'));
+});
+
 /** fio's verifying load over NBD while a disk moves `moves` times. */
 async function fioMoves(t: TestContext, path: string, moves: number): Promise<void> {
   const threads = await startThreads(t);

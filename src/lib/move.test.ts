@@ -1,6 +1,7 @@
 /**
  * Moves at every moment: two homes, an NBD service and its client in one simulated world. What is done at the k-th
- * event of a run is done at every k; each request is answered once, with what the model says, and nothing is left behind.
+ * event of a run is done at every k; each request is answered once, with what the model says, and nothing is left
+ * behind.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

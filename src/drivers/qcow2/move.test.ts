@@ -1,6 +1,6 @@
 /**
- * Moves of an image to another context with each of their reads, writes and flushes failing once: the disk is then on one
- * side, whole, with its bitmaps, and the image is clean.
+ * Moves of an image to another context with each of their reads, writes and flushes failing once: the disk is then on
+ * one side, whole, with its bitmaps, and the image is clean.
  */
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
