@@ -2,7 +2,7 @@ import { MessageChannel } from 'node:worker_threads';
 import type { IOThread } from './iothread.ts';
 
 /** A thread, as far as a move needs it. */
-export type MoveThread = Pick<IOThread, 'name' | 'call'>;
+export type MoveThread = Pick<IOThread, 'name' | 'call' | 'stop'>;
 
 export interface DiskMoved {
   readonly nodeName: string;
@@ -26,10 +26,16 @@ export async function moveDisk(disk: number, from: MoveThread, to: MoveThread): 
   } catch (error) {
     port1.close();
     // The old home may have made the switch and died before it could say so.
-    const dropped = await to.call('move-drop', { disk }).catch(() => true);
+    const dropped = await to.call('move-drop', { disk }).catch(() => ended(to));
     if (dropped) await from.call('move-back', { disk }).catch(() => undefined);
     throw error;
   }
   await to.call('move-done', { disk });
   return { nodeName, guest };
+}
+
+/** Waits for the end of a thread that takes no calls any more: nothing of the disk is written there after it. */
+async function ended(thread: MoveThread): Promise<true> {
+  await thread.stop().catch(() => undefined);
+  return true;
 }
