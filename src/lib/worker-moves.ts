@@ -225,7 +225,7 @@ export class WorkerMoves {
     this.#arriving.delete(disk);
     link.removeAllListeners();
     link.close();
-    await host.close();
+    host.giveUp();
     await ended(blk);
   }
 
