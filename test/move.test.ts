@@ -1,51 +1,21 @@
 /** Disks that move between IOThreads while they are used; src/lib/move.test.ts tries every moment. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
-import { Prng } from '../src/base/prng.ts';
+import { MessageChannel } from 'node:worker_threads';
 import type { ClientReport, ClientTask } from '../src/channel/testing-client.ts';
 import { begin } from '../src/channel/testing-threads.ts';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
-import {
-  BlkHandle,
-  type BlockdevOptions,
-  type BlockError,
-  create,
-  customNode,
-  type Disk,
-  IOThread,
-  open,
-  serveNbd,
-} from '../src/index.ts';
+import { BlkHandle, type BlockError, customNode, type Disk, open, serveNbd } from '../src/index.ts';
 import { available as haveNative } from '../src/native/file.ts';
 import { testLock } from '../src/native/lock.ts';
-import { Command } from '../src/proto/nbd/constants.ts';
 import { needs, pattern, peer, run, scratch, socketOf, sparse } from './harness.ts';
+import { keepMoving, openIn, qcow2, startThreads } from './movers.ts';
 
 const MiB = 1024 * 1024;
-const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const RAM = new URL('./ram-driver.js', import.meta.url);
 const FUSSY = new URL('./fussy-driver.js', import.meta.url);
-
-async function startThreads(t: TestContext, ...drivers: URL[]): Promise<readonly [IOThread, IOThread]> {
-  const both = await Promise.all(['here', 'there'].map((name) => IOThread.start({ name, drivers })));
-  t.after(() => Promise.allSettled(both.map((thread) => thread.stop())));
-  return both as [IOThread, IOThread];
-}
-
-async function openIn(t: TestContext, target: string | BlockdevOptions, iothread: IOThread): Promise<Disk> {
-  const disk = await open(target, { iothread });
-  t.after(() => disk.close());
-  return disk;
-}
-
-async function qcow2(t: TestContext, size = 4 * MiB): Promise<string> {
-  const path = `${scratch(t)}/disk.qcow2`;
-  await create(path, { size });
-  return path;
-}
 
 function code(expected: string, message = /./): (error: BlockError) => boolean {
   return (error) => {
@@ -57,13 +27,6 @@ function code(expected: string, message = /./): (error: BlockError) => boolean {
 
 async function readBytes(disk: Disk, at: number, length: number): Promise<Uint8Array> {
   return (await disk.read(new Uint8Array(length), 0, length, at)).buffer;
-}
-
-/** Moves there and back until `over`; answers how often. */
-async function keepMoving(disk: Disk, threads: readonly IOThread[], over: () => boolean): Promise<number> {
-  let moves = 0;
-  while (!over()) await disk.setAioContext(threads[++moves % threads.length]!);
-  return moves;
 }
 
 for (const format of ['raw', 'qcow2'] as const) {
@@ -115,6 +78,27 @@ test('B8 handles of any kind of thread go on: data is right, with and without a 
   const moves = await keepMoving(disk, threads, () => over);
   for (const report of await all) assert.deepEqual(report, {});
   assert.ok(moves >= 3, `${moves} moves`);
+});
+
+test('B8 threads that die with requests on their way, in the middle of moves, take nothing with them', async (t) => {
+  const threads = await startThreads(t);
+  const disk = await openIn(t, await qcow2(t), threads[0]);
+  let over = false;
+  const moving = keepMoving(disk, threads, () => over);
+  for (let i = 0; i < 8; i++) {
+    const memory = new SharedArrayBuffer(200 * 512);
+    const task = { memory, times: 200 };
+    const [stays, leaves] = [await disk.handle(), await disk.handle()];
+    const left = once(begin({ descriptor: leaves, what: 'leave', ...task }), 'exit');
+    const worker = begin({ descriptor: stays, what: 'fill', ...task });
+    // Its requests are on their way when it says so.
+    await once(worker, 'message');
+    await Promise.all([worker.terminate(), left]);
+  }
+  over = true;
+  assert.ok((await moving) > 3);
+  await disk.write(pattern(512), 0, 512, 0);
+  assert.deepEqual(await readBytes(disk, 0, 512), pattern(512));
 });
 
 test('B8 what waits for a drained section of a handle moves with it, in order', async (t) => {
@@ -253,6 +237,23 @@ test(
   },
 );
 
+test('B8 a disk that was opened elsewhere and is given up there is not closed here', async (t) => {
+  const [here, there] = await startThreads(t);
+  const target = { driver: 'null-co', size: MiB, 'latency-ns': 250e6 } as const;
+  const disk = await openIn(t, target, here);
+  await using handle = BlkHandle.attach(await disk.handle());
+  const { port1, port2 } = new MessageChannel();
+  const moved = await here.call('move-out', { disk: disk.id, to: 'there' });
+  await there.call('move-in', { disk: disk.id, moved, link: port2 }, [port2]);
+  assert.equal(await there.call('move-drop', { disk: disk.id }), true);
+  await here.call('move-back', { disk: disk.id });
+  port1.close();
+  // Long enough to look whether the disk is still there.
+  handle.flushSync();
+  await disk.setAioContext(there);
+  handle.flushSync();
+});
+
 test('B8 a thread that dies of a disk that comes to it leaves the disk where it was', async (t) => {
   const [here, there] = await startThreads(t, FUSSY);
   const file = { driver: 'file', filename: sparse(`${scratch(t)}/disk.img`, MiB) };
@@ -320,124 +321,36 @@ test(
   },
 );
 
-/** fio's verifying load over NBD while a disk moves `moves` times. */
-async function fioMoves(t: TestContext, path: string, moves: number): Promise<void> {
+test('B8 block status is the same at every moment of moves', needs('qemu-img'), async (t) => {
   const threads = await startThreads(t);
-  const disk = await openIn(t, path, threads[0]);
-  const service = await serveNbd(disk);
-  const load = ['--name=verify', '--ioengine=nbd', `--uri=${service.uri}`, '--rw=randrw', '--bs=4k', '--iodepth=16'];
-  const checks = ['--verify=crc32c', '--verify_fatal=1', '--verify_backlog=256', '--verify_dump=0', '--size=48m'];
-  const args = [...load, ...checks, '--time_based', '--runtime=3600', '--output-format=json'];
-  const fio = spawn('fio', args, { stdio: ['ignore', 'pipe', 'inherit'] });
-  t.after(() => fio.kill('SIGKILL'));
-  let text = '';
-  fio.stdout.setEncoding('utf8').on('data', (data: string) => {
-    text += data;
-  });
+  const disk = await openIn(t, await qcow2(t), threads[0]);
+  for (let i = 0; i < 16; i++) await disk.write(pattern(65_536), 0, 65_536, i * 4 * 65_536);
+  await using service = await serveNbd(disk);
+  const map = (): Promise<string> => peer('qemu-img', 'map', '--output=json', '-f', 'raw', service.uri);
+  const expected = await map();
   let over = false;
-  const closed = once(fio, 'close').finally(() => {
-    over = true;
-  });
-  while ((await service.stats()).requests < 500 && !over) await new Promise((resolve) => setTimeout(resolve, 10));
-  for (let i = 1; i <= moves && !over; i++) {
-    const before = (await service.stats()).requests;
-    await disk.setAioContext(threads[i % 2]!);
-    // Under load in each place.
-    while ((await service.stats()).requests < before + 20 && !over)
-      await new Promise((resolve) => setImmediate(resolve));
-  }
-  assert.equal(over, false, `fio ended early: ${text}`);
-  const { requests, errors } = await service.stats();
-  fio.kill('SIGINT');
-  await closed;
-  const { jobs } = JSON.parse(text.slice(text.indexOf('{'))) as { jobs: [{ error: number }] };
-  assert.deepEqual([jobs[0].error, errors], [0, 0]);
-  assert.ok(requests >= moves * 20);
+  const moving = keepMoving(disk, threads, () => over);
+  for (let i = 0; i < 5; i++) assert.equal(await map(), expected);
+  over = true;
+  assert.ok((await moving) >= 5);
+});
+
+test('B8 a disk leaves the thread that disks share, and comes back to that of another disk', async (t) => {
+  const path = (): string => sparse(`${scratch(t)}/disk.img`, MiB);
+  const [thread] = await startThreads(t);
+  const [leaver, keeper] = [await open(path()), await open(path())];
+  const shared = leaver.iothread;
+  assert.equal(keeper.iothread, shared);
+  const service = await serveNbd(leaver);
+  await leaver.setAioContext(thread);
+  await keeper.close();
+  await RawClient.readOnce(socketOf(service.uri), '', 0, 512);
+  const comer = await open(path(), { iothread: thread });
+  await comer.setAioContext(shared);
   await service.stop();
-  await disk.close();
-}
-
-test('B8 dozens of moves under a verifying load', needs('fio'), async (t) => {
-  await fioMoves(t, sparse(`${scratch(t)}/disk.img`, 64 * MiB), 40);
-  await fioMoves(t, await qcow2(t, 64 * MiB), 40);
-});
-
-test('B8 1,000 moves under a verifying load', { ...needs('fio'), timeout: 600_000 }, async (t) => {
-  if (!LONG) return t.skip('BLOCKPLANE_TEST_TIER=long runs it');
-  await fioMoves(t, sparse(`${scratch(t)}/disk.img`, 64 * MiB), 1000);
-  await fioMoves(t, await qcow2(t, 64 * MiB), 1000);
-});
-
-/** Writes and reads until the connection ends; whoever it is served by, answers are whole. */
-async function load(client: RawClient, seed: number): Promise<number> {
-  const prng = new Prng(seed);
-  const bytes = new Uint8Array(4096);
-  let answers = 0;
-  for (;;) {
-    for (let i = 0; i < 8; i++) {
-      const at = prng.below(255) * 4096;
-      client.request(Command.WRITE, at, 4096, i);
-      client.write(prng.fill(bytes).slice());
-    }
-    client.request(Command.READ, prng.below(255) * 4096, 4096, 8);
-    for (let left = 9; left > 0; left--) {
-      const reply = await client.simpleReply();
-      if (!reply) return answers;
-      if (reply.cookie === 8 && reply.error === 0) await client.read(4096);
-      answers++;
-    }
-  }
-}
-
-interface Chaos {
-  readonly disk: Disk;
-  readonly service: Awaited<ReturnType<typeof serveNbd>>;
-  readonly clients: readonly RawClient[];
-  readonly threads: readonly IOThread[];
-}
-
-const EVENTS: Readonly<Record<string, (chaos: Chaos, prng: Prng) => Promise<unknown>>> = {
-  'a client leaves': ({ clients }, prng) => clients[prng.below(clients.length)]!.destroy(),
-  'the export is removed': ({ service }) => service.removeExport('x'),
-  'the disk is closed': ({ disk }) => disk.close(),
-  'the service stops': ({ service }) => service.stop(5),
-  'a thread stops': ({ threads }, prng) => threads[prng.below(2)]!.stop(),
-  'it moves': async ({ disk, threads }, prng) => disk.setAioContext(threads[prng.below(2)]!),
-  'it moves twice': async ({ disk, threads }) => {
-    for (const thread of threads) await disk.setAioContext(thread);
-  },
-};
-
-test('B8 whatever ends under load and moves, at any moment: no thread dies, and all of it ends', {
-  timeout: 240_000,
-}, async (t) => {
-  for (let seed = 1; seed <= (LONG ? 300 : 25); seed++) {
-    const prng = new Prng(seed);
-    const threads = await Promise.all(['here', 'there'].map((name) => IOThread.start({ name })));
-    const crashes: Error[] = [];
-    for (const thread of threads) thread.on('crash', (error) => crashes.push(error));
-    const disk = await open(sparse(`${scratch(t)}/disk.img`, MiB), { iothread: threads[0] });
-    const service = await serveNbd(disk, { exportName: 'x' });
-    const clients = await Promise.all([1, 2, 3].map(() => RawClient.connect(socketOf(service.uri))));
-    for (const client of clients) await client.go('x');
-    const loads = clients.map((client, i) => load(client, seed * 10 + i));
-    const names = Object.keys(EVENTS);
-    const story = ['it moves', ...Array.from({ length: 4 }, () => names[prng.below(names.length)]!)];
-    const failures: unknown[] = [];
-    const done: Promise<unknown>[] = [];
-    for (const name of story) {
-      const event = EVENTS[name]!({ disk, service, clients, threads }, prng);
-      done.push(event.catch((error: unknown) => failures.push(error)));
-      for (let turns = prng.below(30); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
-    }
-    const why = `seed ${seed}: ${story.join(', ')}`;
-    await Promise.all(done);
-    for (const error of failures) assert.equal(typeof (error as BlockError).errno, 'number', `${why}: ${error}`);
-    await service.stop(5).catch(() => undefined);
-    await disk.close().catch(() => undefined);
-    for (const client of clients) await client.destroy();
-    await Promise.all(loads);
-    for (const thread of threads) await thread.stop();
-    assert.deepEqual(crashes, [], why);
-  }
+  await leaver.close();
+  await comer.write(pattern(512), 0, 512, 0);
+  assert.deepEqual(await readBytes(comer, 0, 512), pattern(512));
+  await comer.close();
+  await assert.rejects(shared.stats(), code('ESHUTDOWN'));
 });

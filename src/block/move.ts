@@ -109,12 +109,23 @@ export async function takeBitmaps(root: BlockNode, bitmaps: readonly MovedBitmap
   }
 }
 
-/** From the leaves up, so that a format finds its file as it left it. */
-export async function activateNodes(root: BlockNode): Promise<void> {
-  for (const node of nodesOf(root).reverse()) {
-    await node.impl.activate?.();
-    await node.bitmaps.use();
+/** All nodes of the tree are in use here again. Goes on where one of them fails, and rejects with the first failure. */
+export function activateNodes(root: BlockNode): Promise<void> {
+  return activate(nodesOf(root));
+}
+
+/** `nodes`: parents first. From the leaves up, so that a format finds its file as it left it. */
+async function activate(nodes: readonly BlockNode[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const node of [...nodes].reverse()) {
+    try {
+      await node.impl.activate?.();
+      await node.bitmaps.use();
+    } catch (error) {
+      failures.push(error);
+    }
   }
+  if (failures.length > 0) throw failures[0];
 }
 
 async function inactivateNodes(root: BlockNode): Promise<NodeOptions> {
@@ -130,10 +141,10 @@ async function inactivateNodes(root: BlockNode): Promise<NodeOptions> {
       given.set(node, { ...node.common, ...more });
     }
   } catch (error) {
-    for (const node of [...given.keys()].reverse()) {
-      await node.impl.activate?.();
-      await node.bitmaps.use();
-    }
+    await activate([...given.keys()]).catch((failure: unknown) => {
+      // What counts is why it had to go back.
+      if (!(failure instanceof BlockError)) throw failure;
+    });
     throw error;
   }
   return treeOf(root, given);

@@ -168,6 +168,12 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     return channels;
   }
 
+  /** The disk does not come here after all: its words are another home's. */
+  giveUp(): void {
+    assert(this.#channels.size === 0, 'a host with channels was given up');
+    this.#end();
+  }
+
   /** Goes on with the channels of the disk's last home. */
   arrive(channels: readonly MovedChannel[]): void {
     const opened = channels.map((moved) => {

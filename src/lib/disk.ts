@@ -308,11 +308,12 @@ export class Disk {
     const from = this.#home;
     if (to === from) return;
     if (!this.#uses.some(({ thread }) => thread === to)) this.#uses.push(await useThread(to, undefined));
-    const { nodeName, guest } = await moveDisk(this.id, from, to);
-    this.#home = to;
-    this.#nodeName = nodeName;
-    this.#guests.delete(to);
-    if (guest) this.#guests.add(from);
+    await moveDisk(this.id, from, to, ({ nodeName, guest }) => {
+      this.#home = to;
+      this.#nodeName = nodeName;
+      this.#guests.delete(to);
+      if (guest) this.#guests.add(from);
+    });
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {

@@ -127,10 +127,7 @@ export class WorkerMoves {
     }
     if (!guest) offer.port.close();
     this.#switch(disk, blk, guest, guest && offer, link);
-    await blk.close().catch((error: unknown) => {
-      // All of it was written before. The move has been made.
-      if (!(error instanceof BlockError)) throw error;
-    });
+    await ended(blk);
     return guest !== undefined;
   }
 
@@ -174,7 +171,7 @@ export class WorkerMoves {
     try {
       await takeBitmaps(blk.root!, tree.bitmaps);
     } catch (error) {
-      await blk.close().catch(() => undefined);
+      await ended(blk);
       throw error;
     }
     const arrival = new Arrival(blk, new ChannelHost(blk, words), link);
@@ -228,8 +225,8 @@ export class WorkerMoves {
     this.#arriving.delete(disk);
     link.removeAllListeners();
     link.close();
-    await host.close();
-    await blk.close();
+    host.giveUp();
+    await ended(blk);
   }
 
   /** The thread is to end. What is on its way out stays inactive, since it may be open elsewhere by now. */
@@ -241,6 +238,15 @@ export class WorkerMoves {
       for (const request of blk.takeQueue()) request.done(-Errno.ESHUTDOWN);
     }
     await Promise.all([...this.#arriving.keys()].map((disk) => this.drop(disk)));
+  }
+}
+
+/** Closes a disk that goes on elsewhere: there is nothing on this side that its failure could tell of. */
+async function ended(blk: BlockBackend): Promise<void> {
+  try {
+    await blk.close();
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
   }
 }
 

@@ -4,11 +4,12 @@ import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import { legacyAesCipher } from '../../codec/aes-legacy.ts';
 import { luksCipher } from '../../codec/luks.ts';
+import { BitmapFlags } from '../../proto/qcow2/bitmap-directory.ts';
 import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
 import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
-import { isDamage, readBitmaps } from './bitmap-read.ts';
+import { type BitmapInFile, isDamage, readBitmaps } from './bitmap-read.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
@@ -110,14 +111,34 @@ export async function reread(image: Image): Promise<void> {
   await readRefcounts(image, image.refcounts.cache.slots);
 }
 
-/** {@link reread}, and the header and bitmaps too: the image was another's for a while. */
+/**
+ * {@link reread}, and the header and bitmaps too: the image was open for a while in another thread, which has given it
+ * back. What that one wrote last may never have reached the disk, and then nobody tells of it again (L6): what it can
+ * have changed, which is the header and the marks of bitmaps in use, is written once more.
+ */
 export async function reopen(image: Image): Promise<void> {
-  const { header, io } = image;
+  const { header, io, file } = image;
   // What a header need not have must go as well.
   const gone = Object.fromEntries(Object.keys(header).map((name) => [name, undefined]));
   Object.assign(header, gone, await readHeader(io));
-  if (image.bitmaps !== null) image.bitmaps = await openBitmaps(image);
+  if (image.bitmaps !== null) {
+    const ours = new Set(image.bitmaps.stored.filter(({ inconsistent }) => !inconsistent).map(({ name }) => name));
+    const found = await readBitmaps(io, header);
+    image.bitmaps = new Bitmaps(
+      image,
+      found.map((bitmap) => (ours.has(bitmap.entry.name) ? unmarked(bitmap) : bitmap)),
+    );
+  }
   await reread(image);
+  image.headerUnsure = true;
+  await image.rewriteHeader();
+  await file.flush();
+}
+
+/** One whose mark is of our own other half: it holds what it should. */
+function unmarked(bitmap: BitmapInFile): BitmapInFile {
+  bitmap.entry.flags &= ~BitmapFlags.IN_USE;
+  return { ...bitmap, unusable: false };
 }
 
 /** Who only reads does not count: for such a one the table is empty. */
