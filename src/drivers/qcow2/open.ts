@@ -33,9 +33,10 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   const geometry = new Geometry(header, sliceSizeOf(options, 2 ** header.clusterBits));
   const settings = settingsOf(options, header, context.common.discard === 'unmap');
   const image = new Image(context, { file, dataFile, backing }, header, geometry, settings);
-  if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  // Last: an image that is refused was not written to.
+  if (image.has(Incompatible.DIRTY) && !context.readOnly) await repair(image);
   await image.bitmaps?.writable();
   return image;
 }
@@ -64,6 +65,7 @@ async function repair(image: Image): Promise<void> {
   const left = result.corruptions + result.checkErrors;
   if (left > 0) throw refusal(`it was not closed cleanly, and ${left} errors could not be repaired`, Errno.EIO);
   await image.mark(Incompatible.DIRTY, false);
+  await reread(image);
 }
 
 /** Reads L1, refcount table and snapshot table, and sets up what works on them. */
