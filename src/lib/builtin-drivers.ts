@@ -1,4 +1,5 @@
 import { registerDriver } from '../block/registry.ts';
+import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
@@ -11,4 +12,5 @@ export function builtinDrivers(): void {
   registerDriver(hostDeviceDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
+  registerDriver(copyOnReadDriver);
 }
