@@ -22,7 +22,8 @@ export function assertRebasable(root: BlockNode): BlockNode {
   if (!impl.amend || !impl.dropBacking) throw refuse(Errno.ENOTSUP, `the format '${driver.name}' does not support it`);
   if (layer.readOnly) throw refuse(Errno.EPERM, 'it is read-only');
   // What they do not hold themselves is below, and would change or go.
-  if ((impl.snapshots?.list().length ?? 0) > 0) throw refuse(Errno.EBUSY, 'its internal snapshots need it');
+  if (layer.cow !== undefined && (impl.snapshots?.list().length ?? 0) > 0)
+    throw refuse(Errno.EBUSY, 'its internal snapshots need it');
   return layer;
 }
 

@@ -2,6 +2,7 @@
 import { EventEmitter, once } from 'node:events';
 import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
+import type { JobProgress } from '../lib/job-messages.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
@@ -29,6 +30,7 @@ class ServeCommand {
   readonly #threads = new Map<string, IOThread>();
   readonly #disks = new Map<ServeImage, Disk>();
   readonly #services: NbdService[] = [];
+  readonly #prefetched = new Map<Disk, JobProgress>();
   #directory: PrivateDirectory | undefined;
   readonly #over = new EventEmitter();
   /** Settles when something says that it is over: a signal, or a dead thread. */
@@ -61,7 +63,7 @@ class ServeCommand {
 
   async run(early: EarlyThread | undefined): Promise<number> {
     const signals = this.#catchSignals();
-    const progress = new Progress(this.#services, this.#options.progress);
+    const progress = new Progress(this.#services, this.#options.progress, this.#prefetched);
     this.#starting = this.#start(early);
     this.#starting.catch(() => undefined);
     try {
@@ -117,6 +119,7 @@ class ServeCommand {
     if (this.#ended) return;
     const uris = new Map(this.#services.flatMap((service) => service.uris.map((uri) => [uri, service] as const)));
     this.#announce(this.#inOrder([...uris.keys()]));
+    if (this.#options.prefetch) for (const disk of this.#disks.values()) void this.#prefetch(disk);
   }
 
   /** The sockets that systemd has handed over: at least one for each thread, or none at all. */
@@ -154,6 +157,7 @@ class ServeCommand {
     const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
     const disk = await open(target, {
       ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, ...references },
+      overlay: image.overlay,
       iothread: thread,
     });
     this.#disks.set(image, disk);
@@ -201,6 +205,16 @@ class ServeCommand {
     const names = Array.from({ length: this.#options.clientThreads - 1 }, (_, i) => `${own}.${i + 1}`);
     await Promise.all(names.map((name) => this.#startThread(name, undefined)));
     return [own, ...names].map((name) => this.#threads.get(name)!);
+  }
+
+  /** Goes on until it is done or the disk is closed; what was not copied then is the next run's. */
+  async #prefetch(disk: Disk): Promise<void> {
+    try {
+      await disk.stream({ onProgress: (progress) => this.#prefetched.set(disk, progress) });
+    } catch (error) {
+      this.#prefetched.delete(disk);
+      if (!this.#ended) process.stderr.write(errorLine(error));
+    }
   }
 
   #announce(uris: readonly string[]): void {

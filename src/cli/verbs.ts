@@ -11,6 +11,8 @@ const REFERENCES = 'files that an image may lead to: none, directory (default: i
 const ALLOW = 'files in here may be led to as well, also by absolute names; repeat for more';
 const KEY_FILE = 'file with the passphrase of an encrypted image, every byte of it';
 
+const OVERLAY = 'keep what is read and written in this qcow2 file, made if need be; repeat for each IMAGE';
+
 const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value];
 
 const SERVE_HELP = `
@@ -23,6 +25,7 @@ Examples:
   blockplane serve --listen 127.0.0.1:10809 --export-name disk --read-only disk.img
   blockplane serve --snapshot monday disk.qcow2                       # as it was, read-only
   blockplane serve --allow-directory /var/lib/bases overlay.qcow2     # its backing file is there
+  blockplane serve --overlay mine.qcow2 --prefetch /mnt/remote/base.qcow2   # becomes local
   blockplane serve --iothreads 2 --socket /run/nbd.sock a.img b.img   # a: nbd.sock, b: nbd.sock.io1`;
 
 export function addServe(program: Command, early: EarlyThread | undefined, ended: Ended): void {
@@ -36,6 +39,8 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
     .option('--key-file <path>', KEY_FILE)
+    .option('--overlay <file>', OVERLAY, collect, [])
+    .option('--prefetch', 'copy what is missing in the overlay in the background, until it needs the IMAGE no more')
     .option('-k, --socket <path>', 'listen on a unix socket (default: one in a private temporary directory)')
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
     .option('-x, --export-name <name>', 'name of the export; repeat for each IMAGE', collect, [])
