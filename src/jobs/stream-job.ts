@@ -7,7 +7,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BackendUser, BlockBackend } from '../block/backend.ts';
-import { layerNumber } from '../block/copy-up.ts';
+import { layerNumber, layerOf } from '../block/copy-up.ts';
 import { Joiner } from '../block/joiner.ts';
 import type { BlockNode } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
@@ -53,6 +53,7 @@ export class StreamJob extends Job implements BackendUser {
     if (this.#end < 2) {
       throw new BlockError(Errno.EINVAL, `Could not stream: '${base!.name}' is not below the image`);
     }
+    this.#assertNothingHidden();
     this.total = blk.length;
     blk.users.add(this);
     if (blk.quiesce > 0) this.hold();
@@ -80,7 +81,10 @@ export class StreamJob extends Job implements BackendUser {
   protected async run(): Promise<void> {
     for (let at = 0; at < this.#blk.length; at = await this.#copy(at, this.#blk.length)) this.total = this.#blk.length;
     await this.pausePoint(0);
-    await this.#alone(() => rebase(this.#root, this.#base ?? null));
+    await this.#alone(async () => {
+      this.#assertNothingHidden();
+      await rebase(this.#root, this.#base ?? null);
+    });
     this.total = this.#blk.length;
     this.current = this.total;
   }
@@ -93,7 +97,7 @@ export class StreamJob extends Job implements BackendUser {
       for (let at = from; at < to && !parts.failed; at += status.length) {
         const pending = this.#blk.blockStatus(at, Math.min(to - at, STATUS_BYTES), status);
         if (pending !== undefined) await pending;
-        if (this.#isWanted(status)) {
+        if (this.#isWanted(at, status)) {
           status.length = Math.min(status.length, PIECE_BYTES - (at % PIECE_BYTES));
           await this.pausePoint(status.length);
           await parts.add(this.#piece(at, status.length));
@@ -111,8 +115,19 @@ export class StreamJob extends Job implements BackendUser {
   }
 
   /** Where nothing stays below, what reads as zeroes there will do so without it. */
-  #isWanted({ depth, zero }: BlockStatus): boolean {
-    return depth > 1 && depth < this.#end && !(zero && this.#base === undefined);
+  #isWanted(at: Offset, { depth, zero }: BlockStatus): boolean {
+    return depth > 1 && depth < this.#end && !(zero && at >= (this.#base?.node.length ?? 0));
+  }
+
+  /** Bytes of the base behind the end of a layer above it are hidden by nothing but that end, which would be gone. */
+  #assertNothingHidden(): void {
+    if (this.#base === undefined) return;
+    const { node, name } = this.#base;
+    const seen = Math.min(node.length, this.#blk.length);
+    for (let layer = layerOf(this.#root).cow?.node; layer && layer !== node; layer = layerOf(layer).cow?.node) {
+      if (layer.length >= seen) continue;
+      throw new BlockError(Errno.EINVAL, `Could not stream: '${name}' is longer than node '${layer.name}' above it`);
+    }
   }
 
   async #piece(at: Offset, length: Bytes): Promise<void> {
