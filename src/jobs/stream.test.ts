@@ -87,7 +87,7 @@ for (const backend of backends()) {
       writeFileSync(`${dir}/model`, model);
       await peer('qemu-img', 'check', '-q', files.top);
       await peer('qemu-img', 'compare', '-F', 'raw', '-f', 'qcow2', files.top, `${dir}/model`);
-      const { [`backing-filename`]: below } = JSON.parse(await peer('qemu-img', 'info', '--output=json', files.top));
+      const { 'backing-filename': below } = JSON.parse(await peer('qemu-img', 'info', '--output=json', files.top));
       assert.equal(below, keepBase ? files.base : undefined);
     }
   });
