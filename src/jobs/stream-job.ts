@@ -82,6 +82,10 @@ export class StreamJob extends Job implements BackendUser {
     for (let at = 0; at < this.#blk.length; at = await this.#copy(at, this.#blk.length)) this.total = this.#blk.length;
     await this.pausePoint(0);
     await this.#alone(async () => {
+      // A disk that was closed has no length, either.
+      if (this.#blk.root !== this.#root) {
+        throw new BlockError(Errno.ENOMEDIUM, `Could not stream ${this.#blk.describe} to its end: it was closed`);
+      }
       this.#assertNothingHidden();
       await rebase(this.#root, this.#base ?? null);
     });

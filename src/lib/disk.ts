@@ -320,7 +320,8 @@ export class Disk {
   /**
    * Makes the image independent of what is below it, or of what is above `base`, while it is used: what only the layers
    * below hold is copied into it, and then it names the base, or nothing. Where it rejects, or the process dies on the
-   * way, the image reads as it did, and what was copied stays. EBUSY: it has internal snapshots, or is streamed already.
+   * way, the image reads as it did, and what was copied stays. EBUSY: it has internal snapshots, or is streamed
+   * already; EINVAL: a layer ends before the base does.
    */
   stream(options: DiskStreamOptions = {}): Promise<void> {
     return streamDisk(this, options);

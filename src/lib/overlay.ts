@@ -3,6 +3,7 @@
  * the overlay says what that was, so that it is not put over another one.
  */
 import { existsSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { BlockError, Errno } from '../base/errors.ts';
 import { alignUp, SECTOR } from '../base/units.ts';
@@ -28,9 +29,11 @@ export async function overlayMessage(
   if (forceShare) throw refuse('it is written to as it is read, and cannot be shared by force');
   const image = openMessage(target, { format, qcow2, readOnly: true, references, allowDirectories });
   const found = image.probed ? await probe(image.options, image.name) : image.options;
-  const below = { ...image, options: found, probed: false, policy: image.probed ? NO_REFERENCES : image.policy };
+  const backing: BlockdevOptions = { ...found, 'read-only': true };
+  const below = { ...image, options: backing, probed: false, policy: image.probed ? NO_REFERENCES : image.policy };
   const named = { name: backingName(image.name), format: backingFormatOf(found) };
   if (!existsSync(path)) await make(engine, path, below, named);
+  else if (await isOneFile(path, image.name)) throw refuse('it is the image itself');
   const { backingFile = null, backingFormat } = (await inspect(path, { format: 'qcow2' })).qcow2 ?? {};
   const layer = blockdevOf(path, { format: 'qcow2', cache, discard, detectZeroes });
   const common = { name: image.name, writethrough: isWritethrough(cache), probed: false };
@@ -41,9 +44,14 @@ export async function overlayMessage(
   if (backingFormat !== named.format) throw refuse(`the format below it is '${backingFormat}', not '${named.format}'`);
   const tree = {
     ...{ driver: 'copy-on-read', discard: layer.discard, ...readonly },
-    file: { ...layer, 'read-only': false, backing: found },
+    file: { ...layer, 'read-only': false, backing },
   };
   return { ...common, options: tree as unknown as BlockdevOptions, policy: below.policy };
+}
+
+async function isOneFile(a: string, b: string): Promise<boolean> {
+  const [one, other] = await Promise.all([a, b].map((path) => stat(path).catch(() => undefined)));
+  return one !== undefined && one.dev === other?.dev && one.ino === other.ino;
 }
 
 async function make(
