@@ -77,6 +77,7 @@ test('stream: the disk needs what is below no more, and reads the same', needs('
   const image = sample(`${dir}/base.img`);
   await create(`${dir}/middle.qcow2`, { backingFile: 'base.img', backingFormat: 'raw', clusterSize: 4096 });
   await create(`${dir}/top.qcow2`, { backingFile: 'middle.qcow2' });
+  await using thread = await IOThread.start();
   const disk = await open(`${dir}/top.qcow2`);
   await disk.write(pattern(5000, 3), 0, 5000, MiB);
   await disk.flush();
@@ -85,6 +86,13 @@ test('stream: the disk needs what is below no more, and reads the same', needs('
   await disk.snapshots.create('s');
   await assert.rejects(disk.stream(), { code: 'EBUSY', message: /internal snapshots/ });
   await disk.snapshots.delete('s');
+  const stop = new AbortController();
+  const slow = assert.rejects(disk.stream({ speed: 65_536, signal: stop.signal }), { name: 'AbortError' });
+  await assert.rejects(disk.snapshots.create('s'), { code: 'EBUSY', message: /job .stream/ });
+  await assert.rejects(disk.setAioContext(thread), { code: 'EBUSY', message: /job .stream/ });
+  await assert.rejects(disk.stream(), { code: 'EBUSY' });
+  stop.abort();
+  await slow;
   await disk.stream({ base: image });
   assert.equal((await inspect(`${dir}/top.qcow2`)).qcow2?.backingFile, 'base.img');
   const seen: number[] = [];
@@ -92,7 +100,6 @@ test('stream: the disk needs what is below no more, and reads the same', needs('
   assert.equal(seen.at(-1), disk.size);
   assert.equal((await inspect(`${dir}/top.qcow2`)).qcow2?.backingFile, null);
   // It moves as what it is by now.
-  await using thread = await IOThread.start();
   await disk.setAioContext(thread);
   await disk.write(pattern(5000, 3), 0, 5000, MiB);
   assert.equal((await extents(disk)).filter(({ depth }) => depth > 1).length, 0);
