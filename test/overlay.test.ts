@@ -54,6 +54,32 @@ test('what is read of an image is kept in its overlay, the image stays as it is'
   await again.close();
 });
 
+test('the same reads make the same clusters local as with QEMU', needs('qemu-img', 'qemu-io'), async (t) => {
+  const dir = scratch(t);
+  const image = sample(`${dir}/base.img`);
+  const [ours, theirs] = [`${dir}/ours.qcow2`, `${dir}/theirs.qcow2`];
+  await (await open(image, { overlay: ours })).close();
+  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', image, '-F', 'raw', theirs);
+  const reads = [
+    [0, 512],
+    [65_000, 6000],
+    [3 * MiB + 100_000, 300_000],
+    [12 * MiB + 5, 70_000],
+    [24 * MiB, 512],
+  ] as const;
+  const disk = await open(image, { overlay: ours });
+  for (const [at, length] of reads) await disk.read(Buffer.alloc(length), 0, length, at);
+  await disk.close();
+  const commands = reads.flatMap(([at, length]) => ['-c', `read ${at} ${length}`]);
+  const layer = `file.driver=qcow2,file.file.driver=file,file.file.filename=${theirs}`;
+  await peer('qemu-io', ...commands, '--image-opts', `driver=copy-on-read,${layer}`);
+  const mapOf = async (path: string): Promise<unknown> => {
+    const extents = JSON.parse(await peer('qemu-img', 'map', '--output=json', path)) as Record<string, unknown>[];
+    return extents.map(({ start, length, depth, zero, data }) => ({ start, length, depth, zero, data }));
+  };
+  assert.deepEqual(await mapOf(ours), await mapOf(theirs));
+});
+
 test('an overlay names its image by a whole path, which others do not follow', needs('qemu-img'), async (t) => {
   const dir = scratch(t);
   const image = sample(`${dir}/base.img`);
