@@ -58,6 +58,7 @@ export type {
   Discard,
   FileOptions,
   Format,
+  NbdOptions,
   NodeOptions,
   NullOptions,
   Qcow2Options,
