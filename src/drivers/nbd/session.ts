@@ -31,7 +31,7 @@ import type { ServerInfo } from './handshake.ts';
 import type { NbdTarget } from './options.ts';
 
 /** How often a request is sent again: whatever it is that ends the connection, it may be the request. */
-const REPEATS_MAX = 32;
+const REPEATS_MAX = 8;
 /** Requests in flight from which on more connections are made. */
 const GROW_AT = 16;
 /** Between attempts to reach a server that is gone: doubled each time. */
@@ -81,8 +81,8 @@ export class NbdSession implements ConnectionOwner {
   /** Writes without FUA that were acknowledged, and how many of them are on stable storage. */
   #acked = 0;
   #stable = 0;
-  /** Some of them may have gone with the server. */
-  #writesLost = false;
+  /** What every flush fails with from now on: some of them may have gone with the server. */
+  #failure: BlockError | null = null;
 
   constructor(aio: AioContext, target: NbdTarget, connector: Connector, first: Connected, readOnly: boolean) {
     this.#aio = aio;
@@ -160,11 +160,11 @@ export class NbdSession implements ConnectionOwner {
   async flush(): Promise<void> {
     if ((this.server.flags & TransmissionFlag.SEND_FLUSH) === 0) return;
     for (;;) {
-      if (this.#writesLost) throw this.#failed('flush', Errno.EIO, LOST_TEXT);
+      if (this.#failure !== null) throw this.#failure;
       const acked = this.#acked;
       const connection = this.#live.find(({ born }) => born <= this.#stable || !this.#target.losesCache);
       if (connection === undefined) {
-        if (this.#live.length > 0) this.#writesLost = true;
+        if (this.#live.length > 0) this.#failure = this.#failed('flush', Errno.EIO, LOST_TEXT);
         else if (this.#window.armed) await this.#changed.wait();
         else throw this.#failed('flush', Errno.EIO, this.#why);
         continue;
@@ -175,6 +175,20 @@ export class NbdSession implements ConnectionOwner {
       // May interleave: another flush, that began later, has ended before.
       this.#stable = Math.max(this.#stable, acked);
       return;
+    }
+  }
+
+  /**
+   * A connection has come beside older ones, and is too young for what is not stable. They answer for that now, as long
+   * as they are there; else one loss after the other would leave none that can.
+   */
+  async #settle(): Promise<void> {
+    try {
+      await this.flush();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      // Nobody has asked, so nobody is told now: whoever asks next.
+      if (this.#live.length > 0) this.#failure ??= error;
     }
   }
 
@@ -306,9 +320,11 @@ export class NbdSession implements ConnectionOwner {
   #add({ socket, memory, server }: Connected): void {
     const connection = new Connection(socket, memory, server, this.#acked, this);
     this.#memories.set(connection, memory);
+    const older = this.#live.length > 0;
     this.#live.push(connection);
     this.#window.cancel();
     connection.start();
+    if (older && this.#acked > this.#stable) spawn(this.#settle());
     this.#pump.schedule();
     this.#changed.wakeAll();
   }

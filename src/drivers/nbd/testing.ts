@@ -1,5 +1,7 @@
 /** For tests of the NBD client: our own server, in the same context or ended and started again, and the node on it. */
+import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
+import * as net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { AioContext } from '../../aio/context.ts';
@@ -16,10 +18,69 @@ registerDriver(nbdDriver);
 
 let disks = 0;
 
+/** Stands between client and server, and cuts what goes through it wherever it is. */
+export class CutProxy {
+  readonly path: string;
+  /** False: nobody gets through. */
+  open = true;
+  readonly #server: net.Server;
+  readonly #pairs = new Set<readonly [net.Socket, net.Socket]>();
+
+  private constructor(path: string, target: string) {
+    this.path = path;
+    this.#server = net.createServer((client) => {
+      client.on('error', () => undefined);
+      if (!this.open) {
+        client.destroy();
+        return;
+      }
+      const server = net.connect(target);
+      const pair = [client, server] as const;
+      this.#pairs.add(pair);
+      server.on('error', () => undefined);
+      for (const [one, other] of [pair, [server, client]] as const) {
+        one.pipe(other);
+        one.on('close', () => {
+          other.destroy();
+          this.#pairs.delete(pair);
+        });
+      }
+    });
+  }
+
+  static async listen(path: string, target: string): Promise<CutProxy> {
+    const proxy = new CutProxy(path, target);
+    await new Promise<void>((resolve) => proxy.#server.listen(path, resolve));
+    return proxy;
+  }
+
+  get connections(): number {
+    return this.#pairs.size;
+  }
+
+  /** The oldest connection, or `count` of them. */
+  cut(count = 1): void {
+    for (const [client, server] of [...this.#pairs].slice(0, count)) {
+      server.destroy();
+      client.destroy();
+    }
+  }
+
+  async close(): Promise<void> {
+    const closed = new Promise((resolve) => this.#server.close(resolve));
+    this.cut(Number.POSITIVE_INFINITY);
+    await closed;
+  }
+}
+
 export interface TestServerOptions {
   readonly writable?: boolean;
   readonly multiConn?: boolean;
   readonly limits?: Partial<NbdLimits>;
+  /** Clients come through a CutProxy. */
+  readonly proxy?: boolean;
+  /** Closing fails: the flush before it does. */
+  readonly lossy?: boolean;
 }
 
 /** A disk in memory, served under the name 'disk' on a unix socket. The disk outlives the server. */
@@ -32,6 +93,7 @@ export class TestServer {
   readonly #name = `nbd-client-${disks++}`;
   #server: NbdServer | undefined;
   #blk: BlockBackend | undefined;
+  #proxy: CutProxy | undefined;
 
   constructor(context: AioContext, size: number, options: TestServerOptions = {}) {
     this.#context = context;
@@ -44,7 +106,12 @@ export class TestServer {
     return this.#server!;
   }
 
+  get proxy(): CutProxy {
+    return this.#proxy!;
+  }
+
   async start(): Promise<void> {
+    if (this.#options.proxy) this.#proxy ??= await CutProxy.listen(`${this.path}.proxy`, this.path);
     const { writable = true, multiConn = true, limits = {} } = this.#options;
     this.#blk = await BlockBackend.open(this.#context, {
       driver: 'memory',
@@ -60,7 +127,7 @@ export class TestServer {
     await this.#server.listen({ kind: 'unix', path: this.path });
   }
 
-  /** Its connections are cut, whatever is in flight. */
+  /** Its connections end; requests that it has taken up are done, and answered where that is possible at once. */
   async stop(): Promise<void> {
     await this.#server?.stop(0);
     await this.#blk?.close();
@@ -69,12 +136,13 @@ export class TestServer {
   }
 
   async remove(): Promise<void> {
+    await this.#proxy?.close();
     await this.stop();
     rmSync(this.#folder, { recursive: true });
   }
 
   options(more: Readonly<Record<string, unknown>> = {}): NodeOptions {
-    const server = { type: 'unix', path: this.path };
+    const server = { type: 'unix', path: this.#proxy?.path ?? this.path };
     return { driver: 'nbd', server, export: 'disk', discard: 'unmap', ...more } as NodeOptions;
   }
 }
@@ -93,7 +161,8 @@ export async function withServer(
     try {
       await body(blk, server);
     } finally {
-      await blk.close();
+      if (options.lossy) await assert.rejects(blk.close(), { code: 'EIO' });
+      else await blk.close();
     }
   } finally {
     await server.remove();
