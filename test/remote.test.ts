@@ -1,4 +1,4 @@
-/** Disks that NBD servers have: URIs in the library and on the command line, peers' servers, and servers that are killed. */
+/** Disks that NBD servers have: URIs, peers' servers, and servers that are killed. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';

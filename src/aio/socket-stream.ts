@@ -1,7 +1,7 @@
 /**
  * Bytes in and out of a socket for a conversation in coroutines (a handshake): a bounded receive buffer and a bounded
- * send buffer in one memory. What is sent is gathered, and leaves when the conversation next waits for the other side, or
- * when the send buffer is full.
+ * send buffer in one memory. What is sent is gathered, and leaves when the conversation next waits for the other side,
+ * or when the send buffer is full.
  */
 import { assert } from '../base/assert.ts';
 import { errnoText } from '../base/errors.ts';

@@ -91,7 +91,8 @@ export interface NbdOptions extends NodeOptions {
   readonly 'open-timeout'?: number;
   /** At most so many connections, 1 to 16, where the server allows several; default 4. */
   readonly connections?: number;
-  /** false: a server keeps what it has acknowledged even when it is killed. Default: flush fails where it may be lost. */
+  /** false: a server keeps what it has acknowledged even when it is killed. Default true: flush fails where that may be
+   *  lost. */
   readonly 'restart-loses-cache'?: boolean;
 }
 

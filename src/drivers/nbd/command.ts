@@ -51,7 +51,7 @@ export class NbdCommand {
     this.extents = null;
   }
 
-  /** Data for `[from, from + length)` of a read is about to come. False when that cannot be: outside of it, or again. */
+  /** Data for `[from, from + length)` of a read is about to come. False when that cannot be: outside, or again. */
   expects(from: Offset, length: Bytes): boolean {
     if (from < 0 || length <= 0 || from + length > this.length) return false;
     if (this.got === 0 && length === this.length) {

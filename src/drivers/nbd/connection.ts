@@ -3,8 +3,8 @@
  * way the next ones collect. A cookie is a place among the requests in flight and a serial number, so that an answer to
  * nothing, to something long answered, or a second one is found out.
  *
- * What a request holds belongs to the kernel until the send has ended, and until no receive goes to its memory: only then
- * does it end, or go to another connection.
+ * What a request holds belongs to the kernel until the send has ended, and until no receive goes to its memory: only
+ * then does it end, or go to another connection.
  */
 import type { AioSocket } from '../../aio/backend.ts';
 import { AioOp } from '../../aio/op.ts';

@@ -1,4 +1,4 @@
-/** Servers that lie, break the protocol, or leave (HOSTILE.md A2, A3): an error, bounded memory, and nothing claimed. */
+/** Servers that lie, break the protocol, or leave: an error, bounded memory, and nothing claimed. */
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,7 +1,7 @@
 /**
- * What the server says, on one connection: received in large pieces and parsed to the end of each, in callbacks. Nothing
- * is believed: a reply belongs to a request that is in flight, its data lie inside of what was asked for and come once,
- * and nothing counts as read that has not come. Whatever breaks the protocol ends the connection.
+ * What the server says, on one connection: received in large pieces and parsed to the end of each, in callbacks.
+ * Nothing is believed: a reply belongs to a request that is in flight, its data lie inside of what was asked for and
+ * come once, and nothing counts as read that has not come. Whatever breaks the protocol ends the connection.
  *
  * Memory is this buffer, whatever the server sends: payloads that are not data are looked at up to a limit, data goes
  * to the memory of the request.

@@ -1,4 +1,4 @@
-/** A server that goes away and comes back: nothing is lost, nothing is done that must not be, and flush does not lie. */
+/** A server that goes away and comes back: nothing is lost, nothing done that must not be, and flush does not lie. */
 import assert from 'node:assert/strict';
 import type { AioContext } from '../../aio/context.ts';
 import { inContext } from '../../aio/testing.ts';

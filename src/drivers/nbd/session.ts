@@ -1,12 +1,12 @@
 /**
  * The connections to one server, and what becomes of requests when they are lost. What must hold:
  *
- * - A request ends once. One whose connection was lost before its answer came is sent again on another: all that NBD has
- *   may be repeated as long as nobody was told that it is done. What was answered is never sent again: by now somebody
- *   else may have written there.
+ * - A request ends once. One whose connection was lost before its answer came is sent again on another: all that NBD
+ *   has may be repeated as long as nobody was told that it is done. What was answered is never sent again: by now
+ *   somebody else may have written there.
  * - Flush says what it is asked: that every write that had ended is on stable storage. A server that was lost may have
- *   taken with it what it had only cached, and the next one cannot tell. So a flush goes over a connection that is older
- *   than the oldest write that is not stable; where none is left, it fails, now and later (see L6 of SEMANTICS).
+ *   taken with it what it had only cached, and the next one cannot tell. So a flush goes over a connection that is
+ *   older than the oldest write that is not stable; where none is left, it fails, now and later (L6).
  * - Who breaks the protocol is not asked again: the requests of that connection fail, later ones get a new connection.
  * - A server that is not what it was (size, features) is not used.
  * - Time is bounded: requests wait as long as `reconnect-delay` says, and are repeated so many times.

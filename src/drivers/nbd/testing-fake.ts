@@ -1,4 +1,4 @@
-/** For tests: an NBD server that says what a script has it say, on node:net, apart from the engine's code for sockets. */
+/** For tests: an NBD server that says what a script has it say, apart from the engine's code for sockets. */
 import { rmSync } from 'node:fs';
 import * as net from 'node:net';
 import { RawSocket } from '../../exports/nbd/raw-client.ts';
