@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { type BlockdevOptions, create, inspect, open } from '../src/index.ts';
 import { driverConformance, openImage } from '../src/lib/conformance.ts';
-import { blockplane, MAIN, needs, pattern, peer, scratch, serve, sparse } from './harness.ts';
+import { blockplane, MAIN, needs, pattern, peer, scratch, serve, socketOf, sparse } from './harness.ts';
 
 const MiB = 1024 * 1024;
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
@@ -200,6 +200,33 @@ test('image options, info and check on remote images', needs('qemu-img', 'qemu-i
   await peer('qemu-io', '-r', '-f', 'raw', '-c', 'read -P 9 1M 1M', '-c', 'read -P 0 2M 1M', served.uri());
 });
 
+test(
+  "a server's dirty bitmap is asked for in the place of its holes",
+  needs('qemu-img', 'qemu-io', 'qemu-nbd'),
+  async (t) => {
+    const dir = scratch(t);
+    const path = `${dir}/a.qcow2`;
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, '4M');
+    await peer('qemu-img', 'bitmap', '--add', '-g', '64k', path, 'b0');
+    await peer('qemu-io', '-c', 'write -P 9 1M 100k', path);
+    const args = ['-f', 'qcow2', '-r', '-t', '-e', '8', '-B', 'b0', '-k', `${dir}/s`, path];
+    const qemu = await started(t, 'qemu-nbd', args, `${dir}/s`);
+    const ours = await serve(t, ['-r', '-B', 'b0', path]);
+    for (const socket of [qemu.socket, socketOf(ours.uri())]) {
+      const options = { 'read-only': true, 'x-dirty-bitmap': 'qemu:dirty-bitmap:b0' };
+      await using disk = await open(target(socket, options));
+      const dirty: number[][] = [];
+      for await (const { offset, length, data, zero } of disk.blockStatus()) {
+        assert.equal(zero, false);
+        if (!data) dirty.push([offset, length]);
+      }
+      assert.deepEqual(dirty, [[MiB, 128 * 1024]]);
+      const other = target(socket, { ...options, 'x-dirty-bitmap': 'qemu:dirty-bitmap:b1' });
+      await assert.rejects(open(other), { code: 'ENOENT', message: /does not have 'qemu:dirty-bitmap:b1'/ });
+    }
+  },
+);
+
 test('what cannot be said of a remote disk is refused by name', async (t) => {
   const dir = scratch(t);
   const bad = async (options: Readonly<Record<string, unknown>>, message: RegExp, code = 'EINVAL'): Promise<void> => {
@@ -216,6 +243,7 @@ test('what cannot be said of a remote disk is refused by name', async (t) => {
   await bad({ server, connections: 17 }, /'connections' is 17/);
   await bad({ server, 'reconnect-delay': -1 }, /'reconnect-delay' is -1/);
   await bad({ server, export: 'x'.repeat(5000) }, /'export'/);
+  await bad({ server, 'x-dirty-bitmap': 'b0' }, /'x-dirty-bitmap' is 'b0'/);
   await bad({ server, 'tls-creds': 'tls0' }, /TLS/, 'ENOTSUP');
   await bad({ server: { ...server, path: `/${'x'.repeat(200)}` } }, /File name too long/, 'ENAMETOOLONG');
   await bad({ server }, /No such file/, 'ENOENT');

@@ -115,7 +115,8 @@ export interface Limits {
 
 /** How a node answers a block-status question about itself; for protocol nodes. */
 export interface StatusResult {
-  kind: 'data' | 'zero';
+  /** `hole`: there is no data, and what it reads as is not known. */
+  kind: 'data' | 'zero' | 'hole';
   length: Bytes;
 }
 

@@ -12,7 +12,14 @@ import {
   type StatusResult,
   type Supported,
 } from '../../block/driver.ts';
-import { AllocationFlag, Command, CommandFlag, TransmissionFlag } from '../../proto/nbd/constants.ts';
+import {
+  AllocationFlag,
+  BASE_ALLOCATION,
+  Command,
+  CommandFlag,
+  DIRTY,
+  TransmissionFlag,
+} from '../../proto/nbd/constants.ts';
 import type { StatusExtent } from '../../proto/nbd/reply.ts';
 import { Connector } from './connector.ts';
 import { NBD_OPTIONS, type NbdOptions, type NbdTarget, nbdTarget } from './options.ts';
@@ -134,13 +141,19 @@ class NbdNode implements DriverNode {
     for (const { length, flags } of this.#extents) {
       const end = from + length;
       if (at < end) {
-        out.kind = (flags & AllocationFlag.ZERO) !== 0 ? 'zero' : 'data';
+        out.kind = this.#kind(flags);
         out.length = Math.min(want, end - at);
         return true;
       }
       from = end;
     }
     return false;
+  }
+
+  /** A hole that is not said to be zeroes has something unknown in it: data. */
+  #kind(flags: number): StatusResult['kind'] {
+    if (this.#target.context !== BASE_ALLOCATION) return (flags & DIRTY) !== 0 ? 'hole' : 'data';
+    return (flags & AllocationFlag.ZERO) !== 0 ? 'zero' : 'data';
   }
 
   info(): Record<string, unknown> {
@@ -163,11 +176,16 @@ async function open(context: OpenContext, options: NbdOptions): Promise<DriverNo
   const connector = new Connector(context.aio, target);
   const first = await firstConnection(context.aio, target, connector);
   const sealed = (first.server.flags & TransmissionFlag.READ_ONLY) !== 0;
-  if (sealed && !context.readOnly && !context.common['auto-read-only']) {
+  const refuse = async (errno: number, why: string): Promise<never> => {
     await first.socket.close();
-    throw new BlockError(Errno.EACCES, `Could not open '${target.name}': the server has it read-only`, {
-      where: { path: target.name, op: 'open' },
-    });
+    const where = { path: target.name, op: 'open' };
+    throw new BlockError(errno, `Could not open '${target.name}': ${why}`, { where });
+  };
+  if (sealed && !context.readOnly && !context.common['auto-read-only']) {
+    await refuse(Errno.EACCES, 'the server has it read-only');
+  }
+  if (target.context !== BASE_ALLOCATION && first.server.contextId < 0) {
+    await refuse(Errno.ENOENT, `the server does not have '${target.context}'`);
   }
   const readOnly = sealed || context.readOnly;
   const session = new NbdSession(context.aio, target, connector, first, readOnly);

@@ -6,7 +6,6 @@ import type { SocketStream } from '../../aio/socket-stream.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { type Bytes, isPowerOfTwo, KiB } from '../../base/units.ts';
 import {
-  BASE_ALLOCATION,
   EXPORT_NAME_PADDING,
   GREETING_SIZE,
   HandshakeFlag,
@@ -259,6 +258,3 @@ function refusal(type: number, text: string): BlockError {
       return new BlockError(Errno.EINVAL, `it refuses with 0x${type.toString(16)}${text}`);
   }
 }
-
-/** The context that tells holes from data. */
-export const DEFAULT_CONTEXT = BASE_ALLOCATION;

@@ -1,7 +1,7 @@
 /** The options of an nbd node, by their QAPI names, and what they come to. */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { OptionSpec } from '../../block/driver.ts';
-import { BASE_ALLOCATION, DEFAULT_PORT } from '../../proto/nbd/constants.ts';
+import { BASE_ALLOCATION, DEFAULT_PORT, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
 
 export interface NbdOptions {
@@ -16,6 +16,7 @@ export interface NbdOptions {
   readonly 'open-timeout'?: number;
   readonly connections?: number;
   readonly 'restart-loses-cache'?: boolean;
+  readonly 'x-dirty-bitmap'?: string;
 }
 
 export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
@@ -33,6 +34,7 @@ export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
     type: 'boolean',
     help: 'after all connections were lost, flush fails where writes may be lost with the server (default on)',
   },
+  'x-dirty-bitmap': { type: 'string', help: `${DIRTY_BITMAP}NAME: block status has no data where that is dirty` },
 };
 
 const CONNECTIONS_MAX = 16;
@@ -73,8 +75,15 @@ export function nbdTarget(options: NbdOptions): NbdTarget {
     reconnectNs: nanoseconds('reconnect-delay', options['reconnect-delay']),
     openNs: nanoseconds('open-timeout', options['open-timeout']),
     losesCache: options['restart-loses-cache'] ?? true,
-    context: BASE_ALLOCATION,
+    context: contextOf(options['x-dirty-bitmap']),
   };
+}
+
+/** As in QAPI: the whole name of the context. */
+function contextOf(name: string | undefined): string {
+  if (name === undefined) return BASE_ALLOCATION;
+  if (name.startsWith(DIRTY_BITMAP) && name.length > DIRTY_BITMAP.length && isWireString(name)) return name;
+  throw refuse(`'x-dirty-bitmap' is '${name}', not ${DIRTY_BITMAP}NAME`);
 }
 
 function addressOf(options: NbdOptions): NbdAddress {
