@@ -2,7 +2,7 @@
 import type { AioOp } from '../../aio/op.ts';
 import { BlockError, Errno, ioError } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
-import { type Bytes, GiB, type Nanoseconds, type Offset } from '../../base/units.ts';
+import { type Bytes, GiB, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import {
   type Driver,
   type DriverNode,
@@ -29,6 +29,8 @@ import { firstConnection, NbdSession } from './session.ts';
 const IOV_RUNS_MAX = 900;
 /** The longest zero request, trim and status with 32-bit lengths; a multiple of every block. */
 const COMPACT_MAX = 2 * GiB;
+/** What is near is asked about as well: whoever asks goes on from there. */
+const STATUS_MIN = 16 * MiB;
 /** How old an answer about block status may be: somebody else may write to the export. */
 const STATUS_NS: Nanoseconds = 100e6;
 
@@ -115,7 +117,7 @@ class NbdNode implements DriverNode {
     out.kind = 'data';
     out.length = want;
     if (this.#session.server.contextId < 0 || this.#known(at, want, out)) return;
-    const ask = Math.min(this.length - at, COMPACT_MAX);
+    const ask = Math.min(this.length - at, Math.max(want, STATUS_MIN), COMPACT_MAX);
     const { changes } = this.#session;
     let extents: readonly StatusExtent[] = [];
     const result = await this.#session.run(Command.BLOCK_STATUS, at, ask, 0, (command) => {
@@ -161,6 +163,11 @@ class NbdNode implements DriverNode {
     return { uri: this.#target.name, flags, extended, structured, connections: this.#session.connections };
   }
 
+  /** A flush of the session's own. */
+  drainBusy(): boolean {
+    return this.#session.settling > 0;
+  }
+
   async close(): Promise<void> {
     await this.#session.close();
     this.#connector.close();
@@ -188,7 +195,7 @@ async function open(context: OpenContext, options: NbdOptions): Promise<DriverNo
     await refuse(Errno.ENOENT, `the server does not have '${target.context}'`);
   }
   const readOnly = sealed || context.readOnly;
-  const session = new NbdSession(context.aio, target, connector, first, readOnly);
+  const session = new NbdSession(context.aio, target, connector, first, readOnly, () => context.quiet());
   return new NbdNode(context, target, connector, session, readOnly);
 }
 

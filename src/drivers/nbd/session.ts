@@ -57,6 +57,7 @@ export class NbdSession implements ConnectionOwner {
   readonly #target: NbdTarget;
   readonly #connector: Connector;
   readonly #readOnly: boolean;
+  readonly #quiet: () => void;
   readonly #live: Connection[] = [];
   readonly #memories = new Map<Connection, Memory>();
   readonly #ready = new Fifo<NbdCommand>(64);
@@ -76,6 +77,8 @@ export class NbdSession implements ConnectionOwner {
   /** Why there is no connection. */
   #why = '';
   #closing = false;
+  /** Flushes of the session's own that are going on. */
+  settling = 0;
   /** Grows with the beginning, and with the end, of each request that changes what is there. */
   changes = 0;
   /** Writes without FUA that were acknowledged, and how many of them are on stable storage. */
@@ -84,7 +87,16 @@ export class NbdSession implements ConnectionOwner {
   /** What every flush fails with from now on: some of them may have gone with the server. */
   #failure: BlockError | null = null;
 
-  constructor(aio: AioContext, target: NbdTarget, connector: Connector, first: Connected, readOnly: boolean) {
+  /** `quiet` is called when `settling` has gone down. */
+  constructor(
+    aio: AioContext,
+    target: NbdTarget,
+    connector: Connector,
+    first: Connected,
+    readOnly: boolean,
+    quiet: () => void,
+  ) {
+    this.#quiet = quiet;
     this.#aio = aio;
     this.#target = target;
     this.#connector = connector;
@@ -183,12 +195,16 @@ export class NbdSession implements ConnectionOwner {
    * as they are there; else one loss after the other would leave none that can.
    */
   async #settle(): Promise<void> {
+    this.settling++;
     try {
       await this.flush();
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       // Nobody has asked, so nobody is told now: whoever asks next.
       if (this.#live.length > 0) this.#failure ??= error;
+    } finally {
+      this.settling--;
+      this.#quiet();
     }
   }
 
@@ -277,7 +293,10 @@ export class NbdSession implements ConnectionOwner {
     const index = this.#live.indexOf(connection);
     if (index >= 0) this.#live.splice(index, 1);
     spawn(this.#bury(connection));
-    if (this.#closing) return;
+    if (this.#closing) {
+      for (const command of commands) if (command.type === Command.FLUSH) this.#end(command, LOST);
+      return;
+    }
     this.#why = `the connection was lost: ${connection.reason}`;
     if (this.#live.length === 0) {
       this.#grown = false;
