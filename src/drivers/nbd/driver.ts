@@ -109,6 +109,15 @@ class NbdNode implements DriverNode {
     return 'done';
   }
 
+  async prefetch(at: Offset, length: Bytes): Promise<void> {
+    if (!this.#can(TransmissionFlag.SEND_CACHE)) return;
+    const most = this.limits.maxTransfer!;
+    for (let done = 0; done < length; done += most) {
+      const result = await this.#session.run(Command.CACHE, at + done, Math.min(most, length - done), 0);
+      if (result < 0) return;
+    }
+  }
+
   flush(): Promise<void> {
     return this.#session.flush();
   }

@@ -1,6 +1,8 @@
 /** A server that goes away and comes back: nothing is lost, nothing done that must not be, and flush does not lie. */
 import assert from 'node:assert/strict';
-import type { AioContext } from '../../aio/context.ts';
+import { test } from 'node:test';
+import { AioContext } from '../../aio/context.ts';
+import { Sim } from '../../aio/sim/sim.ts';
 import { inContext } from '../../aio/testing.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { Prng } from '../../base/prng.ts';
@@ -11,6 +13,7 @@ import { until } from '../../exports/nbd/testing.ts';
 import { TestServer, withServer } from './testing.ts';
 
 const BLOCK = 4 * KiB;
+const SEEDS = process.env.BLOCKPLANE_TEST_TIER === 'long' ? 300 : 12;
 
 function memoryOf(context: AioContext, length: number, value = 0): Memory {
   const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(length)));
@@ -101,6 +104,25 @@ inContext('under load, connections that are cut at any byte cost no request and 
   });
 });
 
+for (let seed = 1; seed <= SEEDS; seed++) {
+  test(`sockets that fail at random cost no request and no byte, on a network that repeats itself (seed ${seed})`, async () => {
+    const sim = new Sim(seed, {
+      chances: { recv: { error: 0.01, short: 0.2 }, send: { error: 0.01 }, connect: { error: 0.1 } },
+    });
+    sim.driveItself();
+    const context = new AioContext(sim.backend());
+    const client = { 'open-timeout': 60, 'reconnect-delay': 60, 'restart-loses-cache': false };
+    await withServer(context, MiB, { client }, async (blk) => {
+      const load = new Load(context, blk);
+      const running = load.run(16);
+      await until(() => load.ended > 1500);
+      load.stopped = true;
+      await running;
+    });
+    await context.stop();
+  });
+}
+
 inContext('one of several connections that is lost is not noticed, even without reconnect-delay', async (context) => {
   await withServer(context, 2 * MiB, { proxy: true }, async (blk, { proxy }) => {
     const load = new Load(context, blk);
@@ -149,7 +171,7 @@ inContext('reconnect-delay ends: what waits then fails, and what comes later at 
   });
 });
 
-inContext('a flush after all connections were lost fails for ever where writes were at risk', async (context) => {
+inContext('L6 a flush after all connections were lost fails for ever where writes were at risk', async (context) => {
   await withServer(context, MiB, { lossy: true, client: { 'reconnect-delay': 10 } }, async (blk, server) => {
     await write(context, blk, 0, 1);
     await blk.flush();
