@@ -94,8 +94,8 @@ export interface NbdOptions extends NodeOptions {
   /** false: a server keeps what it has acknowledged even when it is killed. Default true: flush fails where that may be
    *  lost. */
   readonly 'restart-loses-cache'?: boolean;
-  /** `qemu:dirty-bitmap:NAME`: block status tells what is dirty in this bitmap of the server's, by having no data there.
-   *  For asking, and for nothing else. */
+  /** `qemu:dirty-bitmap:NAME`: block status tells what is dirty in this bitmap of the server's, by having no data
+   *  there. For asking, and for nothing else. */
   readonly 'x-dirty-bitmap'?: string;
 }
 

@@ -13,6 +13,7 @@ import { RequestFlags } from '../../block/driver.ts';
 import type { NodeOptions } from '../../block/graph.ts';
 import { registerDriver } from '../../block/registry.ts';
 import { BlockRequest, RequestKind } from '../../block/request.ts';
+import { BlockStatus } from '../../block/status.ts';
 import { until } from '../../exports/nbd/testing.ts';
 import { Command, CommandFlag, NbdError, TransmissionFlag as T } from '../../proto/nbd/constants.ts';
 import { rawDriver } from '../raw/driver.ts';
@@ -128,6 +129,32 @@ inContext('a hint to prefetch goes through a format to the server, in whole bloc
     [Command.CACHE, 0, 4096 + 7680, 512],
   ]);
 });
+
+inContext(
+  'what was said about block status is forgotten with each write, begun before it or after',
+  async (context) => {
+    await withServer(context, MiB, {}, async (blk, { disk }) => {
+      const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(4096)).fill(1));
+      const out = new BlockStatus();
+      const zeroAt = async (at: number): Promise<boolean> => {
+        await blk.blockStatus(at, 4096, out);
+        return out.zero;
+      };
+      disk.hold('write');
+      const writing = blk.write(0, Iov.of(memory));
+      await until(() => disk.waiting('write') === 1);
+      assert.equal(await zeroAt(0), true);
+      disk.release('write');
+      await writing;
+      assert.equal(await zeroAt(0), false);
+      assert.equal(await zeroAt(8192), true);
+      await blk.write(8192, Iov.of(memory));
+      assert.equal(await zeroAt(8192), false);
+      await blk.writeZeroes(0, 4096);
+      assert.equal(await zeroAt(0), true);
+    });
+  },
+);
 
 inContext('more connections are made under load only, and no more than asked for', async (context) => {
   for (const [client, expected] of [

@@ -105,7 +105,7 @@ inContext('under load, connections that are cut at any byte cost no request and 
 });
 
 for (let seed = 1; seed <= SEEDS; seed++) {
-  test(`sockets that fail at random cost no request and no byte, on a network that repeats itself (seed ${seed})`, async () => {
+  test(`in sim, sockets that fail at random cost no request and no byte (seed ${seed})`, async () => {
     const sim = new Sim(seed, {
       chances: { recv: { error: 0.01, short: 0.2 }, send: { error: 0.01 }, connect: { error: 0.1 } },
     });
