@@ -69,3 +69,4 @@ export type {
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';
+export type { NbdServerAddress } from './lib/uri.ts';

@@ -17,6 +17,7 @@ import { BlockStatus } from '../../block/status.ts';
 import { until } from '../../exports/nbd/testing.ts';
 import { Command, CommandFlag, NbdError, TransmissionFlag as T } from '../../proto/nbd/constants.ts';
 import { rawDriver } from '../raw/driver.ts';
+import { IN_FLIGHT_MAX } from './connection.ts';
 import { withServer } from './testing.ts';
 import { type FakeRequest, FakeServer } from './testing-fake.ts';
 
@@ -176,6 +177,21 @@ inContext('more connections are made under load only, and no more than asked for
       await Promise.all([...reads, late]);
     });
   }
+});
+
+inContext('a flush behind as many requests as can be in flight is sent when there is room', async (context) => {
+  await withServer(context, 2 * MiB, { client: { connections: 1 } }, async (blk, { disk }) => {
+    const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(4096)));
+    await blk.write(0, Iov.of(memory));
+    disk.hold('read');
+    const reads = Array.from({ length: IN_FLIGHT_MAX }, (_, i) => blk.read(i * 4096, Iov.of(memory)));
+    await until(() => disk.waiting('read') > 0);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    const flushing = blk.flush();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    disk.release('read');
+    await Promise.all([...reads, flushing]);
+  });
 });
 
 inContext('a server that takes one connection gets one', async (context) => {

@@ -1,15 +1,10 @@
 /** Servers that lie, break the protocol, or leave: an error, bounded memory, and nothing claimed. */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import type { AioContext } from '../../aio/context.ts';
 import { inContext } from '../../aio/testing.ts';
-import { BlockError } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import { RequestFlags } from '../../block/driver.ts';
-import type { NodeOptions } from '../../block/graph.ts';
 import { BlockStatus } from '../../block/status.ts';
 import {
   Chunk,
@@ -21,11 +16,16 @@ import {
   SIMPLE_REPLY_MAGIC,
   TransmissionFlag,
 } from '../../proto/nbd/constants.ts';
-import { encodeInfoBlockSize, encodeInfoExport, encodeMetaContext, encodeOptionReply } from '../../proto/nbd/option.ts';
 import './testing.ts';
-import { type FakeOffer, type FakePeer, type FakeRequest, FakeServer } from './testing-fake.ts';
-
-type Script = (peer: FakePeer, index: number) => Promise<void>;
+import {
+  bytes,
+  type FakeOffer,
+  type FakePeer,
+  type FakeRequest,
+  type FakeServer,
+  type Script,
+  withFake,
+} from './testing-fake.ts';
 
 /** A client of a scripted server; both are closed after `body`. */
 async function withClient(
@@ -42,32 +42,6 @@ async function withClient(
       await blk.close();
     }
   });
-}
-
-async function withFake(
-  script: Script,
-  body: (options: NodeOptions, fake: FakeServer) => Promise<void>,
-): Promise<void> {
-  const folder = mkdtempSync(join(tmpdir(), 'nbd-hostile-'));
-  const fake = await FakeServer.listen(join(folder, 'socket'), script);
-  const server = { type: 'unix', path: fake.path };
-  const base = { driver: 'nbd', server, connections: 1, discard: 'unmap' } as NodeOptions;
-  try {
-    await body(base, fake);
-  } finally {
-    await fake.close();
-    rmSync(folder, { recursive: true });
-  }
-}
-
-/** Numbers that stand in the place of their bytes on the wire. */
-function bytes(...parts: readonly (readonly [size: 2 | 4 | 8, value: number] | number)[]): Uint8Array {
-  const out: number[] = [];
-  for (const part of parts) {
-    const [size, value] = typeof part === 'number' ? [1, part] : part;
-    for (let i = size - 1; i >= 0; i--) out.push(Math.floor(value / 256 ** i) % 256);
-  }
-  return new Uint8Array(out);
 }
 
 const DATA = new Uint8Array(4096).fill(7);
@@ -300,6 +274,23 @@ inContext('a server that ends the connection under each request is not asked for
   });
 });
 
+inContext('a server that ends the connection under each flush is not asked for ever', async (context) => {
+  const script: Script = async (peer) => {
+    await peer.handshake();
+    for (let request = await peer.request(); request?.type === Command.WRITE; request = await peer.request()) {
+      peer.simple(request, NbdError.EIO);
+    }
+  };
+  await withFake(script, async (options, fake) => {
+    const blk = await BlockBackend.open(context, { ...options, 'reconnect-delay': 1 });
+    // It may have changed something, so that there is something to flush.
+    await assert.rejects(blk.write(0, Iov.of(context.backend.memory(new Uint8Array(new SharedArrayBuffer(512))))));
+    await assert.rejects(blk.flush(), { code: 'EIO', message: /ended the connection/ });
+    assert.ok(fake.connections > 1 && fake.connections < 12, `${fake.connections} connections`);
+    await assert.rejects(blk.close(), { code: 'EIO' });
+  });
+});
+
 inContext('a server that is about to end is left, and the request done elsewhere', async (context) => {
   const script: Script = async (peer, index) => {
     if (index > 0) return await honest(peer, {});
@@ -323,144 +314,6 @@ inContext('zeroes that must be quick are refused where the server does not offer
     },
   );
 });
-
-// The handshake.
-
-function refuses(title: string, script: (peer: FakePeer) => Promise<void>, code: string, message: RegExp): void {
-  inContext(`a server that ${title} is refused`, async (context) => {
-    await withFake(script, async (options, fake) => {
-      await assert.rejects(BlockBackend.open(context, options), (error: unknown) => {
-        assert.ok(error instanceof BlockError);
-        assert.equal(error.code, code);
-        assert.match(error.message, /^Could not open 'nbd\+unix:/);
-        assert.match(error.message, message);
-        return true;
-      });
-      assert.equal(fake.connections, 1);
-    });
-  });
-}
-
-/** Answers options with `answer` from the `from`-th on, and before as if they were unknown. */
-function answering(which: number, answer: (peer: FakePeer) => void): (peer: FakePeer) => Promise<void> {
-  return async (peer) => {
-    await peer.greet();
-    for (let next = await peer.option(); next; next = await peer.option()) {
-      if (next.option === which) answer(peer);
-      else if (next.option === Option.STRUCTURED_REPLY) peer.reply(next.option, OptionReply.ACK);
-      else peer.reply(next.option, OptionReply.ERR_UNSUP);
-    }
-  };
-}
-
-const go = (...payloads: readonly Uint8Array[]): ((peer: FakePeer) => Promise<void>) =>
-  answering(Option.GO, (peer) => {
-    for (const payload of payloads) peer.reply(Option.GO, OptionReply.INFO, payload);
-    peer.reply(Option.GO, OptionReply.ACK);
-  });
-const offers =
-  (offer: FakeOffer): ((peer: FakePeer) => Promise<void>) =>
-  (peer) =>
-    peer.handshake(offer);
-
-refuses('closes at once', async () => undefined, 'ECONNRESET', /ended the connection/);
-refuses(
-  'greets with something else',
-  async (peer) => {
-    peer.write(new Uint8Array(64).fill(72));
-    await peer.read(1);
-  },
-  'EPROTO',
-  /no NBD server/,
-);
-refuses(
-  'replies to another option',
-  answering(Option.GO, (peer) => peer.reply(Option.INFO, OptionReply.ACK)),
-  'EPROTO',
-  /replies to option 6/,
-);
-refuses(
-  'replies with 4 GiB (2017-2630)',
-  answering(Option.GO, (peer) =>
-    peer.write(encodeOptionReply(Option.GO, OptionReply.INFO, bytes([4, 0])).fill(0xff, 16, 20)),
-  ),
-  'EPROTO',
-  /has 4294967295 bytes/,
-);
-refuses(
-  'replies without a number',
-  answering(Option.GO, (peer) => peer.write(new Uint8Array(20))),
-  'EPROTO',
-  /wrong number/,
-);
-refuses(
-  'replies without end',
-  answering(Option.GO, (peer) => {
-    for (let i = 0; i < 200; i++) peer.reply(Option.GO, OptionReply.INFO, bytes([2, 9], 1));
-  }),
-  'EPROTO',
-  /without end/,
-);
-refuses(
-  'names contexts without end',
-  answering(Option.SET_META_CONTEXT, (peer) => {
-    for (let i = 0; i < 200; i++)
-      peer.reply(Option.SET_META_CONTEXT, OptionReply.META_CONTEXT, encodeMetaContext(i, 'base:allocation'));
-  }),
-  'EPROTO',
-  /meta contexts/,
-);
-refuses(
-  'names a context that was not asked for',
-  answering(Option.SET_META_CONTEXT, (peer) =>
-    peer.reply(Option.SET_META_CONTEXT, OptionReply.META_CONTEXT, encodeMetaContext(1, 'base:other')),
-  ),
-  'EPROTO',
-  /meta contexts/,
-);
-refuses('says no size (2021-20286)', go(), 'EPROTO', /how large/);
-refuses('says half a size', go(bytes([2, 0], [4, 1])), 'EPROTO', /about the export/);
-refuses('has 2^63 bytes and more (2023-5215)', offers({ size: 2 ** 63 }), 'EFBIG', /2\^53/);
-refuses('has 2^53 bytes', go(bytes([2, 0], [8, 2 ** 53], [2, 1])), 'EFBIG', /2\^53/);
-refuses('has no valid flags', offers({ flags: 0 }), 'EPROTO', /flags/);
-refuses('has a smallest block of 0', offers({ blocks: [0, 4096, 65536] }), 'EPROTO', /smallest block has 0/);
-refuses('has a smallest block of 3', offers({ blocks: [3, 4096, 65536] }), 'EPROTO', /smallest block has 3/);
-refuses('has a smallest block of 1 GiB', offers({ blocks: [2 ** 30, 2 ** 30, 2 ** 31] }), 'EPROTO', /smallest block/);
-refuses('takes requests of less than a block', offers({ blocks: [4096, 4096, 512] }), 'EPROTO', /longest request/);
-refuses('has half a block at the end', offers({ size: 1000, blocks: [512, 4096, 65536] }), 'EPROTO', /not a multiple/);
-refuses(
-  'has no such export',
-  answering(Option.GO, (peer) =>
-    peer.reply(Option.GO, OptionReply.ERR_UNKNOWN, new TextEncoder().encode('no\u001b[31m disk')),
-  ),
-  'ENOENT',
-  /no such export \('no\?\[31m disk'\)/,
-);
-refuses(
-  'wants TLS',
-  answering(Option.EXTENDED_HEADERS, (peer) => peer.reply(Option.EXTENDED_HEADERS, OptionReply.ERR_TLS_REQD)),
-  'EACCES',
-  /TLS/,
-);
-refuses('has it read-only', offers({ flags: 3 }), 'EACCES', /read-only/);
-refuses(
-  'says more than it was asked',
-  async (peer) => {
-    await peer.greet();
-    for (let next = await peer.option(); next; next = await peer.option()) {
-      if (next.option !== Option.GO) peer.reply(next.option, OptionReply.ERR_UNSUP);
-      else
-        peer.write(
-          encodeOptionReply(Option.GO, OptionReply.INFO, encodeInfoExport(4096, 1)),
-          encodeOptionReply(Option.GO, OptionReply.INFO, encodeInfoBlockSize(1, 4096, 65536)),
-          encodeOptionReply(Option.GO, OptionReply.ACK),
-          new Uint8Array(16),
-        );
-    }
-  },
-  'EPROTO',
-  /more than it was asked/,
-);
 
 inContext('servers of long ago, with EXPORT_NAME, are spoken to', async (context) => {
   for (const flags of [0, 1, 3]) {

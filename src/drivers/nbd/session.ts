@@ -38,6 +38,8 @@ const GROW_AT = 16;
 const BACKOFF_FIRST: Nanoseconds = 10e6;
 const BACKOFF_WAITED_FOR: Nanoseconds = 500e6;
 const BACKOFF_MAX: Nanoseconds = 16e9;
+/** Requests that fail make for an attempt, so often. */
+const ON_DEMAND: Nanoseconds = 50e6;
 /** How long a good-bye may take. */
 const LEAVE_NS: Nanoseconds = 1e9;
 /** What a server must still have when it comes back. */
@@ -74,6 +76,8 @@ export class NbdSession implements ConnectionOwner {
   #grown = false;
   #connecting = false;
   #backoff: Nanoseconds = 0;
+  /** When the last attempt began. */
+  #triedAt: Nanoseconds = 0;
   /** Why there is no connection. */
   #why = '';
   #closing = false;
@@ -122,7 +126,7 @@ export class NbdSession implements ConnectionOwner {
   submit(command: NbdCommand): void {
     if (this.#live.length === 0 && !this.#window.armed) {
       // For the next one: the server may be there again.
-      this.#sleep?.wake();
+      if (this.#aio.now() >= this.#triedAt + ON_DEMAND) this.#sleep?.wake();
       const op = command.op!;
       this.#release(command);
       this.#aio.completeLater(op, -Errno.EIO);
@@ -171,7 +175,7 @@ export class NbdSession implements ConnectionOwner {
   /** Every write that has ended is on stable storage. Throws BlockError. */
   async flush(): Promise<void> {
     if ((this.server.flags & TransmissionFlag.SEND_FLUSH) === 0) return;
-    for (;;) {
+    for (let losses = 0; ; ) {
       if (this.#failure !== null) throw this.#failure;
       const acked = this.#acked;
       const connection = this.#live.find(({ born }) => born <= this.#stable || !this.#target.losesCache);
@@ -182,7 +186,8 @@ export class NbdSession implements ConnectionOwner {
         continue;
       }
       const result = await this.#flushOver(connection);
-      if (result === LOST) continue;
+      if (result === LOST && ++losses <= REPEATS_MAX) continue;
+      if (result === LOST) throw this.#failed('flush', Errno.EIO, this.#why);
       if (result < 0) throw this.#failed('flush', result);
       // May interleave: another flush, that began later, has ended before.
       this.#stable = Math.max(this.#stable, acked);
@@ -274,14 +279,14 @@ export class NbdSession implements ConnectionOwner {
 
   // What the connections say.
 
-  answered(_connection: Connection, command: NbdCommand): void {
+  answered(connection: Connection, command: NbdCommand): void {
     const { result, type } = command;
     this.#backoff = 0;
     if (isChange(type)) {
       this.changes++;
       if (result >= 0 && (command.flags & CommandFlag.FUA) === 0) this.#acked++;
     }
-    if (this.#ready.length > 0) this.#pump.schedule();
+    if (this.#ready.length > 0 || connection.hasOwn) this.#pump.schedule();
     this.#end(command, result);
   }
 
@@ -360,6 +365,7 @@ export class NbdSession implements ConnectionOwner {
       if (this.#live.length === 0 && this.#backoff > 0) await this.#pause();
       if (this.#closing) break;
       this.#backoff = Math.max(BACKOFF_FIRST, this.#backoff * 2);
+      this.#triedAt = this.#aio.now();
       try {
         const connected = await this.#connector.connect();
         const misfit = this.#closing ? 'closed' : this.#misfit(connected.server);

@@ -1,6 +1,9 @@
 /** For tests: an NBD server that says what a script has it say, apart from the engine's code for sockets. */
-import { rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import * as net from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { NodeOptions } from '../../block/graph.ts';
 import { RawSocket } from '../../exports/nbd/raw-client.ts';
 import {
   Command,
@@ -173,4 +176,34 @@ export class FakeServer {
     rmSync(this.path, { force: true });
     if (this.failure !== undefined) throw this.failure;
   }
+}
+
+/** What happens on the n-th connection. */
+export type Script = (peer: FakePeer, index: number) => Promise<void>;
+
+/** A scripted server, and the options of a node on it. */
+export async function withFake(
+  script: Script,
+  body: (options: NodeOptions, fake: FakeServer) => Promise<void>,
+): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'nbd-hostile-'));
+  const fake = await FakeServer.listen(join(folder, 'socket'), script);
+  const server = { type: 'unix', path: fake.path };
+  const base = { driver: 'nbd', server, connections: 1, discard: 'unmap' } as NodeOptions;
+  try {
+    await body(base, fake);
+  } finally {
+    await fake.close();
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** Numbers that stand in the place of their bytes on the wire. */
+export function bytes(...parts: readonly (readonly [size: 2 | 4 | 8, value: number] | number)[]): Uint8Array {
+  const out: number[] = [];
+  for (const part of parts) {
+    const [size, value] = typeof part === 'number' ? [1, part] : part;
+    for (let i = size - 1; i >= 0; i--) out.push(Math.floor(value / 256 ** i) % 256);
+  }
+  return new Uint8Array(out);
 }
