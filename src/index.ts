@@ -60,6 +60,7 @@ export type {
   Discard,
   FileOptions,
   Format,
+  NbdOptions,
   NodeOptions,
   NullOptions,
   Qcow2Options,
@@ -70,3 +71,4 @@ export type {
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';
+export type { NbdServerAddress } from './lib/uri.ts';

@@ -23,7 +23,7 @@ function infoJson(image: ImageInfo): Record<string, unknown> {
     'virtual-size': image.virtualSize,
     filename: image.filename,
     format: image.format,
-    'actual-size': image.allocatedSize,
+    ...(image.allocatedSize === null ? {} : { 'actual-size': image.allocatedSize }),
     ...(qcow2 ? qcow2Json(image.filename, qcow2) : {}),
   };
 }
@@ -99,7 +99,8 @@ function infoText(image: ImageInfo): string {
   const { qcow2, virtualSize } = image;
   const lines = [`image: ${printable(image.filename)}`, `file format: ${image.format}`];
   if (virtualSize !== null) lines.push(`virtual size: ${sizeText(virtualSize)} (${virtualSize} bytes)`);
-  lines.push(`disk size: ${sizeText(image.allocatedSize)}`);
+  const { allocatedSize } = image;
+  lines.push(`disk size: ${allocatedSize === null ? 'unavailable' : sizeText(allocatedSize)}`);
   if (qcow2) lines.push(...qcow2Lines(image.filename, qcow2));
   return `${lines.join('\n')}\n`;
 }

@@ -29,7 +29,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
   program
     .command('serve')
     .description('serve disk images over NBD')
-    .argument('[IMAGE...]', 'disk image files or block devices')
+    .argument('[IMAGE...]', 'disk image files, block devices or NBD URIs')
     .option('-f, --format <format>', FORMAT)
     .option('--image-opts', 'each IMAGE is a tree of options: driver=qcow2,file.driver=file,file.filename=disk.qcow2')
     .option('--references <which>', REFERENCES)

@@ -1,5 +1,6 @@
 import { registerDriver } from '../block/registry.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
+import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
@@ -9,6 +10,7 @@ export function builtinDrivers(): void {
   registerDriver(nullDriver, 'null-aio');
   registerDriver(fileDriver);
   registerDriver(hostDeviceDriver);
+  registerDriver(nbdDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
 }

@@ -11,12 +11,40 @@ export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
   return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
 }
 
-/** A file that is open for being looked at. */
-export class ImageHead implements AsyncDisposable {
+/** An image that is open for being looked at. */
+export abstract class Head implements AsyncDisposable {
   readonly path: string;
-  readonly kind: 'file' | 'block' | 'other';
   /** Bytes; of a device its capacity. */
   readonly length: Bytes;
+
+  constructor(path: string, length: Bytes) {
+    this.path = path;
+    this.length = length;
+  }
+
+  /** Fewer bytes where the image ends. */
+  abstract read(at: Offset, length: Bytes): Promise<Uint8Array>;
+  abstract [Symbol.asyncDispose](): Promise<void>;
+
+  /** The format that the first bytes are of; undefined where they are of none that is known. */
+  async magic(): Promise<string | undefined> {
+    return magicOf(await this.read(0, MAGIC_BYTES));
+  }
+
+  /** The header of a qcow2 image. Errors as parseHeader has them, with the image's name. */
+  async qcow2Header(): Promise<Qcow2Header> {
+    try {
+      const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
+      return parseHeader(await this.read(0, clusterSize), this.length);
+    } catch (error) {
+      throw ofImage(error, this.path);
+    }
+  }
+}
+
+/** A file or a device. */
+export class ImageHead extends Head {
+  readonly kind: 'file' | 'block' | 'other';
   readonly allocated: Bytes;
   readonly dev: number;
   readonly ino: number;
@@ -28,11 +56,10 @@ export class ImageHead implements AsyncDisposable {
     handle: FileHandle,
     about: Pick<ImageHead, 'kind' | 'length' | 'allocated' | 'dev' | 'ino'>,
   ) {
-    this.path = path;
+    super(path, about.length);
     this.#handle = handle;
     this.fd = handle.fd;
     this.kind = about.kind;
-    this.length = about.length;
     this.allocated = about.allocated;
     this.dev = about.dev;
     this.ino = about.ino;
@@ -60,7 +87,6 @@ export class ImageHead implements AsyncDisposable {
     }
   }
 
-  /** Fewer bytes where the file ends. */
   async read(at: Offset, length: Bytes): Promise<Uint8Array> {
     const bytes = new Uint8Array(Math.max(0, Math.min(length, this.length - at)));
     let done = 0;
@@ -75,21 +101,6 @@ export class ImageHead implements AsyncDisposable {
       throw new BlockError(errno, `Could not read '${this.path}': ${errnoText(errno)}`, { cause: error });
     }
     return bytes.subarray(0, done);
-  }
-
-  /** The format that the first bytes are of; undefined where they are of none that is known. */
-  async magic(): Promise<string | undefined> {
-    return magicOf(await this.read(0, MAGIC_BYTES));
-  }
-
-  /** The header of a qcow2 image. Errors as parseHeader has them, with the file's name. */
-  async qcow2Header(): Promise<Qcow2Header> {
-    try {
-      const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
-      return parseHeader(await this.read(0, clusterSize), this.length);
-    } catch (error) {
-      throw ofImage(error, this.path);
-    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
