@@ -58,6 +58,8 @@ export type {
   Discard,
   FileOptions,
   Format,
+  HttpOptions,
+  HttpSettings,
   NodeOptions,
   NullOptions,
   Qcow2Options,
