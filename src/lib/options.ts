@@ -116,7 +116,7 @@ export interface TargetOptions {
   readonly format?: Format | undefined;
   /** Options of the qcow2 node. The format is qcow2 then, unless it is given. */
   readonly qcow2?: Qcow2Settings | undefined;
-  /** For a target that is a URL. */
+  /** For a target that is a URL; of no meaning to others. */
   readonly http?: HttpSettings | undefined;
   readonly readOnly?: boolean | undefined;
   readonly forceShare?: boolean | undefined;
@@ -174,9 +174,6 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     const file = { driver: protocol, url: target, ...options.http };
     return { ...top, ...options.qcow2, 'read-only': true, driver, file };
   }
-  if (options.http !== undefined) {
-    throw new BlockError(Errno.EINVAL, `Could not open '${target}': options of http, and it is not a URL`);
-  }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
   return { discard: 'unmap', ...top, ...options.qcow2, driver, file: { driver: 'file', filename: target } };
 }
@@ -195,6 +192,11 @@ function formatOf(target: string | BlockdevOptions, options: TargetOptions): For
 /** The format that a file's name says: it was chosen on this side, where a guest can write any content. */
 export function formatByName(path: string): Format | undefined {
   return /\.qcow2$/i.test(isRemoteUrl(path) ? urlPath(path) : path) ? 'qcow2' : undefined;
+}
+
+/** What a target goes by in messages, with no secret in it. */
+export function imageName(target: string): string {
+  return isRemoteUrl(target) ? shownUrl(target) : target;
 }
 
 /** The name a tree goes by in messages: its file's, or its driver's. */

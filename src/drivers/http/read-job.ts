@@ -1,4 +1,4 @@
-/** One read of the block layer, until all its parts have ended: from the server, from memory, from what is on its way. */
+/** One read of the block layer, until all its parts have ended: from memory, from the server, or what is on its way. */
 import type { AioContext } from '../../aio/context.ts';
 import type { AioOp } from '../../aio/op.ts';
 import type { BlockError } from '../../base/errors.ts';

@@ -1,7 +1,7 @@
 /**
  * Reading ahead of sequential readers, so that a line with latency is kept full.
  *
- * A read that begins where another ended makes a stream. Ahead of a stream a window of segments is fetched, each a range
+ * A read that begins where another ended makes a stream. Ahead of it a window of segments is fetched, each a range
  * request of its own; the window doubles as the stream moves on, up to its share of the limit. What is read elsewhere
  * neither waits for this nor disturbs it. Memory: all segments together never have more bytes than the limit.
  */
@@ -167,7 +167,12 @@ export class Readahead {
         stream.fetchedTo = there.end;
         continue;
       }
-      const segment = new Segment(this, stream, stream.fetchedTo, Math.min(take, this.nextAfter(stream.fetchedTo) - stream.fetchedTo));
+      const segment = new Segment(
+        this,
+        stream,
+        stream.fetchedTo,
+        Math.min(take, this.nextAfter(stream.fetchedTo) - stream.fetchedTo),
+      );
       this.#segments.push(segment);
       this.#bytes += segment.bytes.length;
       stream.fetchedTo = segment.end;

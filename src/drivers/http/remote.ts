@@ -13,7 +13,16 @@ import { Fifo } from '../../base/fifo.ts';
 import type { Bytes, Nanoseconds, Offset } from '../../base/units.ts';
 import { Attempt, type AttemptOwner, BYTES_PER_SECOND_MIN, type Failure, failed, type Verdict } from './attempt.ts';
 import { redirected } from './location.ts';
-import { contentRange, headerOf, type Headers, isEmptyFile, retryAfter, type Validator, validatorOf, wrongCoding } from './response.ts';
+import {
+  contentRange,
+  type Headers,
+  headerOf,
+  isEmptyFile,
+  retryAfter,
+  type Validator,
+  validatorOf,
+  wrongCoding,
+} from './response.ts';
 import type { HttpSettings } from './settings.ts';
 import type { Transport } from './transport.ts';
 
@@ -245,7 +254,9 @@ export class Remote {
   #sameState(headers: Headers): Verdict | undefined {
     if (!this.#known || this.#validator === undefined) return undefined;
     const { header, value } = this.#validator;
-    return headerOf(headers, header) === value ? undefined : changed(`its ${header === 'etag' ? 'ETag' : 'Last-Modified'} differs`);
+    return headerOf(headers, header) === value
+      ? undefined
+      : changed(`its ${header === 'etag' ? 'ETag' : 'Last-Modified'} differs`);
   }
 
   /** What the first answer says is what the file is from here on. */

@@ -13,7 +13,8 @@ export interface ContentRange {
 
 /** [RFC 9110, 14.4]; undefined for anything that is not one range of a file whose length is said, up to 2^53-1. */
 export function contentRange(headers: Headers): ContentRange | undefined {
-  const [, first, last, total] = /^bytes (\d{1,16})-(\d{1,16})\/(\d{1,16})$/i.exec(headerOf(headers, 'content-range') ?? '') ?? [];
+  const [, first, last, total] =
+    /^bytes (\d{1,16})-(\d{1,16})\/(\d{1,16})$/i.exec(headerOf(headers, 'content-range') ?? '') ?? [];
   const range = { first: Number(first), last: Number(last), total: Number(total) };
   const sound = range.first <= range.last && range.last < range.total && range.total <= MAX_OFFSET;
   return sound ? range : undefined;

@@ -29,7 +29,11 @@ export interface HttpOptions {
 }
 
 /** Names of `secret` objects: the daemon has such objects, and puts their content in the place of the name. */
-const OF_OBJECTS = { 'password-secret': 'password', 'cookie-secret': 'cookie', 'proxy-password-secret': 'proxy-password' };
+const OF_OBJECTS = {
+  'password-secret': 'password',
+  'cookie-secret': 'cookie',
+  'proxy-password-secret': 'proxy-password',
+};
 
 /** URLs are secrets too: both may hold a password. */
 export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
@@ -149,7 +153,8 @@ function proxyOf(options: HttpOptions, refuse: Refuse): Pick<HttpSettings, 'prox
   }
   const { url, userinfo } = parseUrl(proxy);
   if (password !== undefined && username === undefined) throw refuse("option 'proxy-password' needs 'proxy-username'");
-  if (username !== undefined && userinfo) throw refuse("a user is in 'proxy', and in 'proxy-username': give one of them");
+  if (username !== undefined && userinfo)
+    throw refuse("a user is in 'proxy', and in 'proxy-username': give one of them");
   const user = username === undefined ? userinfo : { username, password: password ?? '' };
   return { proxy: { url, ...(user ? { authorization: basic(user, refuse) } : {}) } };
 }
