@@ -134,6 +134,7 @@ async function withBacking(
 ): Promise<Readonly<Record<string, unknown>>> {
   const name = options['backing-file'];
   if (typeof name !== 'string' || name === '') return options;
+  assertLocal(name);
   const format = (options['backing-fmt'] as Format | undefined) ?? formatByName(name);
   if (format === undefined) {
     throw new BlockError(

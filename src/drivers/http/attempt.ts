@@ -177,8 +177,9 @@ function failureOf(error: Error): Failure {
   if (CERTIFICATE.test(name)) {
     return { errno: Errno.EACCES, why: `the server cannot be trusted: ${printable(name)}`, retry: false };
   }
-  if (name.startsWith('HPE_'))
-    return { errno: Errno.EIO, why: `the server does not speak HTTP: ${name}`, retry: false };
+  if (name.startsWith('HPE_') || name === 'HTTPParserError') {
+    return { errno: Errno.EIO, why: 'the server does not speak HTTP as it should', retry: false };
+  }
   const proxy = /^Proxy response \((\d{3})\)/.exec(error.message)?.[1];
   if (proxy !== undefined) {
     return { errno: proxy === '407' ? Errno.EACCES : Errno.EIO, why: `the proxy answered ${proxy}`, retry: false };

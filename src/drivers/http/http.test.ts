@@ -164,6 +164,7 @@ test('a target of a redirect that has expired is asked for again at the URL', as
     if (url === '/x') response.writeHead(307, { location: `/signed-${++issue}` }).end();
     else if (url !== `/signed-${issue}`) response.writeHead(403).end();
     else return false;
+    return undefined;
   };
   const disk = await openUrl(t, server.url('/x'), { readahead: 0 });
   assert.deepEqual(await disk.read(MiB, 512), part(MiB, 512));
@@ -200,7 +201,7 @@ test('a body that is cut goes on where it ended', async (t) => {
 test('a server may send less of a range than was asked for, and is asked for the rest', async (t) => {
   const server = await RangeServer.start(t, DATA);
   server.script = (asked, response) =>
-    server.serve({ ...asked, last: Math.min(asked.last, asked.first + 49_999) }, response);
+    void server.serve({ ...asked, last: Math.min(asked.last, asked.first + 49_999) }, response);
   const disk = await openUrl(t, server.url(), { readahead: 0 });
   assert.deepEqual(await disk.read(MiB, 120_000), part(MiB, 120_000));
 });

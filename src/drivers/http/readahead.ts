@@ -91,6 +91,8 @@ export class Readahead {
   readonly #remote: Remote;
   readonly #limit: Bytes;
   readonly #connections: number;
+  /** What is before this is at hand anyway. */
+  readonly #from: Offset;
   #segments: Segment[] = [];
   #streams: Stream[] = [];
   #bytes: Bytes = 0;
@@ -98,10 +100,11 @@ export class Readahead {
   readonly #recent = new Float64Array(RECENT).fill(-1);
   #held = 0;
 
-  constructor(remote: Remote, limit: Bytes, connections: number) {
+  constructor(remote: Remote, limit: Bytes, connections: number, from: Offset) {
     this.#remote = remote;
     this.#limit = limit;
     this.#connections = connections;
+    this.#from = from;
   }
 
   /** The segment that has `at`, or will have it. */
@@ -142,7 +145,7 @@ export class Readahead {
     if (stream === undefined) return;
     stream.lastUse = this.#reads;
     stream.next = Math.max(stream.next, end);
-    stream.fetchedTo = Math.max(stream.fetchedTo, stream.next);
+    stream.fetchedTo = Math.max(stream.fetchedTo, stream.next, this.#from);
     this.#dropUsed(stream);
     this.#topUp(stream);
   }

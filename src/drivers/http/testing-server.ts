@@ -71,7 +71,12 @@ export class RangeServer {
   }
 
   #answer(request: IncomingMessage, response: ServerResponse): void {
-    const { headers, url = '' } = request;
+    const { headers, url = '', method } = request;
+    if (method === 'HEAD') {
+      // nbdkit and QEMU ask first.
+      response.writeHead(200, { 'accept-ranges': 'bytes', 'content-length': String(this.bytes.length) }).end();
+      return;
+    }
     const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(headers.range ?? '') ?? [];
     const asked = { url, headers, first: Number(first ?? -1), last: Number(last ?? -1) };
     this.asked.push(asked);
