@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { Iov } from '../../base/memory.ts';
 import { AioContext } from '../context.ts';
-import { AioOp, WaitOp } from '../op.ts';
+import { AioOp, Gate, WaitOp } from '../op.ts';
 import { whyNoRing } from '../select.ts';
 import { RingBackend } from './backend.ts';
 
@@ -156,4 +156,24 @@ test('a context that has stopped leaves no ring behind', { skip, timeout: 20_000
     await context.stop();
   }
   assert.equal(rings(), before);
+});
+
+onRing("others' immediates run before the loop sleeps, whoever makes them", async (context) => {
+  const order: string[] = [];
+  const done = new Gate();
+  // In a turn, in another immediate, in a microtask behind a turn: each time the loop's own stands in the queue before.
+  context.oneshot(() => {
+    order.push('turn');
+    setImmediate(() => {
+      order.push('immediate');
+      setImmediate(() => {
+        order.push('immediate of an immediate');
+        context.oneshot(() => setImmediate(() => done.open()));
+      });
+    });
+  });
+  await done.promise;
+  await context.yield();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(order, ['turn', 'immediate', 'immediate of an immediate']);
 });
