@@ -30,12 +30,19 @@ async function body(response: ServerResponse, length: number): Promise<void> {
       if (lineFreeAt > now + 1) await sleep(lineFreeAt - now);
     }
     if (response.write(piece === CHUNK ? data : data.subarray(0, piece))) continue;
-    await new Promise((resolve) => {
-      response.once('drain', resolve);
-      response.once('close', resolve);
-    });
+    await drained(response);
   }
   response.end();
+}
+
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const end = (): void => {
+      response.off('drain', end).off('close', end);
+      resolve();
+    };
+    response.on('drain', end).on('close', end);
+  });
 }
 
 const fresh = new WeakSet<Socket>();
