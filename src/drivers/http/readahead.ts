@@ -48,11 +48,11 @@ class Segment implements RangeSink {
   used: Bytes = 0;
   fetch: RangeFetch | null = null;
 
-  constructor(owner: Readahead, stream: Stream, at: Offset, length: Bytes) {
+  constructor(owner: Readahead, stream: Stream, at: Offset, bytes: Uint8Array) {
     this.#owner = owner;
     this.stream = stream;
     this.at = at;
-    this.bytes = new Uint8Array(length);
+    this.bytes = bytes;
   }
 
   get end(): Offset {
@@ -95,6 +95,8 @@ export class Readahead {
   readonly #from: Offset;
   #segments: Segment[] = [];
   #streams: Stream[] = [];
+  /** Memory of segments that are gone, for the next: no more than the limit with those that are there. */
+  readonly #spare: Uint8Array[] = [];
   #bytes: Bytes = 0;
   #reads = 0;
   readonly #recent = new Float64Array(RECENT).fill(-1);
@@ -161,7 +163,8 @@ export class Readahead {
   #topUp(stream: Stream): void {
     const { length } = this.#remote;
     const most = Math.min(stream.window, this.#limit / this.#streams.length);
-    const piece = Math.min(SEGMENT_MAX, Math.max(SEGMENT_MIN, Math.floor(most / this.#connections)));
+    // Two for each connection: one that comes, and one for it to go on with at once, or that its reader still has to use.
+    const piece = Math.min(SEGMENT_MAX, Math.max(SEGMENT_MIN, Math.floor(most / this.#connections / 2)));
     while (stream.fetchedTo < length) {
       const take = Math.min(piece, length - stream.fetchedTo);
       if (stream.fetchedTo + take > stream.next + most || this.#bytes + take > this.#limit) return;
@@ -170,17 +173,19 @@ export class Readahead {
         stream.fetchedTo = there.end;
         continue;
       }
-      const segment = new Segment(
-        this,
-        stream,
-        stream.fetchedTo,
-        Math.min(take, this.nextAfter(stream.fetchedTo) - stream.fetchedTo),
-      );
+      const room = this.nextAfter(stream.fetchedTo) - stream.fetchedTo;
+      const segment = new Segment(this, stream, stream.fetchedTo, this.#buffer(Math.min(take, room)));
       this.#segments.push(segment);
       this.#bytes += segment.bytes.length;
       stream.fetchedTo = segment.end;
       segment.fetch = this.#remote.fetch(segment.at, segment.bytes.length, segment, false);
     }
+  }
+
+  #buffer(length: Bytes): Uint8Array {
+    if (length === SEGMENT_MAX) return this.#spare.pop() ?? new Uint8Array(length);
+    this.#spare.length = 0;
+    return new Uint8Array(length);
   }
 
   /** What its reader has had, or has passed, goes; that it was used makes the window larger. */
@@ -200,6 +205,7 @@ export class Readahead {
     this.#segments.splice(index, 1);
     this.#bytes -= segment.bytes.length;
     if (segment.fetch) this.#remote.cancel(segment.fetch);
+    else if (segment.bytes.length === SEGMENT_MAX) this.#spare.push(segment.bytes);
     segment.fetch = null;
   }
 
@@ -208,6 +214,7 @@ export class Readahead {
     for (const segment of this.#segments.filter((one) => one.stream === stream)) {
       if (segment.waiters.length === 0) this.#drop(segment);
     }
+    this.#spare.length = 0;
   }
 
   /** @internal Bytes of a segment have come, or its end. */
