@@ -163,7 +163,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   if (target.includes('\0')) {
     throw new BlockError(
       Errno.EINVAL,
-      `Could not open '${target.replaceAll('\0', '\\0')}': the file name has a NUL byte`,
+      `Could not open '${imageName(target).replaceAll('\0', '\\0')}': the file name has a NUL byte`,
     );
   }
   if (NULL_URL.test(target)) {

@@ -163,7 +163,7 @@ export class Readahead {
   #topUp(stream: Stream): void {
     const { length } = this.#remote;
     const most = Math.min(stream.window, this.#limit / this.#streams.length);
-    // Two for each connection: one that comes, and one for it to go on with at once, or that its reader still has to use.
+    // Two for each connection: one that comes, and one to go on with at once, or that the reader still has to use.
     const piece = Math.min(SEGMENT_MAX, Math.max(SEGMENT_MIN, Math.floor(most / this.#connections / 2)));
     while (stream.fetchedTo < length) {
       const take = Math.min(piece, length - stream.fetchedTo);
