@@ -1,6 +1,6 @@
 /**
  * The web server of bench/http.ts, as a process of its own: ranges of made-up bytes, over a line with latency and a
- * rate that all connections share. A response begins LATENCY ms after its request; a connection costs a latency as well.
+ * rate that all connections share. A response begins LATENCY ms after its request; a connection costs that as well.
  *
  *     node http-server.js BYTES LATENCY-MS MIB-PER-SECOND (0: as fast as it can)
  *
