@@ -80,6 +80,17 @@ test('as many random reads are under way as there are connections, and no byte m
   assert.equal(server.bytesAsked - before, 32 * 4096);
 });
 
+test('reads that depend on one another go over one connection', async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  let connections = 0;
+  server.server.on('connection', () => connections++);
+  const disk = await openUrl(t, server.url(), { readahead: 0 });
+  for (let at = DATA.length - 4096; at > BEHIND_HEAD; at -= 500_000) {
+    assert.deepEqual(await disk.read(at, 4096), part(at, 4096));
+  }
+  assert.equal(connections, 1);
+});
+
 test('a large read is several requests side by side', async (t) => {
   const server = await RangeServer.start(t, DATA);
   const disk = await openUrl(t, server.url(), { readahead: 0 });
