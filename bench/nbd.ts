@@ -51,7 +51,11 @@ async function main(): Promise<number> {
     rounds: { type: 'string', default: '5', help: 'rounds; the figures are medians over them' },
     seconds: { type: 'string', default: '2', help: 'seconds for each load, server and round' },
     only: { type: 'string', help: 'loads whose name matches this regular expression' },
-    with: { type: 'string', default: 'ours,qemu-uring,qemu-threads,nbdkit', help: 'servers; also ours-pool' },
+    with: {
+      type: 'string',
+      default: 'ours,qemu-uring,qemu-threads,nbdkit',
+      help: 'servers; also ours-pool, ours-2-threads',
+    },
     ceiling: { type: 'boolean', help: 'adds a server with no disk behind it' },
     size: { type: 'string', default: '1024', help: 'size of each image in MiB' },
     dir: { type: 'string', default: tmpdir(), help: 'folder for the images' },

@@ -41,6 +41,7 @@ const qemuNbd = (name: string, aio: string): Contestant => ({
 const CONTESTANTS: readonly Contestant[] = [
   ours('ours', []),
   ours('ours-pool', ['--aio', 'pool']),
+  ours('ours-2-threads', ['--client-threads', '2']),
   qemuNbd('qemu-uring', 'io_uring'),
   qemuNbd('qemu-threads', 'threads'),
   {

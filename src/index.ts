@@ -29,6 +29,7 @@ export type { SharedRegion } from './channel/region.ts';
 export type { Abortable } from './lib/abort.ts';
 export type { BitmapInfo, DirtyExtent } from './lib/bitmap-messages.ts';
 export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
+export { type CopyOptions, type CopySettings, copy } from './lib/copy.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
@@ -46,6 +47,7 @@ export type {
 export { type CheckImageOptions, type CreateOptions, check, create, type EngineOptions } from './lib/images.ts';
 export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
+export type { JobProgress } from './lib/job-messages.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
 export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';

@@ -93,6 +93,28 @@ test(
   },
 );
 
+test('info shows how an image is encrypted, as qemu-img does, and no secret', needs('qemu-img'), async (t) => {
+  const dir = scratch(t);
+  writeFileSync(`${dir}/key`, 'abc');
+  for (const [i, options] of [
+    '',
+    ',encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv',
+  ].entries()) {
+    const path = `${dir}/${i}.qcow2`;
+    const all = `encrypt.format=luks,encrypt.iter-time=1${options}`;
+    await ok('create', '-o', all, '--key-file', `${dir}/key`, path, '1M');
+    const { children, ...info } = await theirs(path);
+    assert.deepEqual(JSON.parse(await ok('info', '--output', 'json', path)), info);
+    const text = await ok('info', path);
+    assert.match(text, options === '' ? /cipher alg: aes-256\n +cipher mode: xts/ : /ivgen hash alg: sha256/);
+    assert.match(text, /slot 0: active, iters \d+, stripes 4000, key offset 4096\n +slot 1: not in use/);
+    const bytes = readFileSync(path);
+    bytes[bytes.indexOf('LUKS\xba\xbe', 0, 'latin1') + 7] = 9;
+    writeFileSync(path, bytes);
+    assert.match(await ok('info', path), /format: luks\n +damaged: .*LUKS version 9 is not supported/);
+  }
+});
+
 test('check ends with the exit codes of qemu-img', needs('qemu-img'), async (t) => {
   const dir = scratch(t);
   await fails(63, /the format 'raw' does not support it/, 'check', sparse(`${dir}/a.img`, MiB));

@@ -3,12 +3,13 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { linkSync, mkdirSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
+import { relative } from 'node:path';
 import { after, before, type TestContext, test } from 'node:test';
 import { type BlockError, create, IOThread, inspect, type OpenOptions, open } from '../src/index.ts';
 import { type BlockdevOptions, blockdevOf } from '../src/lib/options.ts';
 import { policyOf } from '../src/lib/reference-policy.ts';
 import { assertUnchanged, CHAIN_MAX, resolveReferences } from '../src/lib/references.ts';
-import { needs, pattern, run, scratch } from './harness.ts';
+import { needs, pattern, peer, run, scratch } from './harness.ts';
 import { hostileNames, type Names, withNames } from './hostile-names.ts';
 
 const MiB = 1024 * 1024;
@@ -147,12 +148,38 @@ test('relative names inside the directory are followed, from each image on', asy
   symlinkSync(top, `${images}/sub/linked.qcow2`);
   withNames(empty, top, { backing: 'base.img' });
   await refuses(`${images}/sub/linked.qcow2`, /No such file/);
-  assert.deepEqual(await opens(withNames(empty, top, { data: 'base.img' })), new Uint8Array(16));
   // So are the names of one below.
   symlinkSync('sub/inner.qcow2', `${images}/current.qcow2`);
   withNames(empty, `${images}/sub/inner.qcow2`, { backing: 'base.img', backingFormat: 'raw' });
   assert.deepEqual(await opens(withNames(empty, top, { backing: 'current.qcow2' })), bytes);
 });
+
+test(
+  'a relative name of a data file begins at the current directory, as with QEMU',
+  needs('qemu-img', 'qemu-io'),
+  async (t) => {
+    const { images, outside } = await world(t);
+    const before = process.cwd();
+    t.after(() => process.chdir(before));
+    process.chdir(images);
+    const data = 'sub/data.raw';
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, 'sub/theirs.qcow2', '1M');
+    await peer('qemu-io', '-f', 'qcow2', '-c', 'write -P 7 0 64k', 'sub/theirs.qcow2');
+    assert.deepEqual(await opens('sub/theirs.qcow2'), new Uint8Array(16).fill(7));
+    await create('sub/ours.qcow2', { size: MiB, dataFile: 'sub/more.raw' });
+    await peer('qemu-io', '-f', 'qcow2', '-c', 'write -P 9 0 64k', 'sub/ours.qcow2');
+    assert.deepEqual(await opens('sub/ours.qcow2'), new Uint8Array(16).fill(9));
+    process.chdir(outside);
+    const { code, stderr } = await run('qemu-io', ['-f', 'qcow2', '-c', 'read 0 512', `${images}/sub/theirs.qcow2`]);
+    assert.notEqual(code, 0);
+    assert.match(stderr, /No such file/);
+    await refuses(`${images}/sub/theirs.qcow2`, /data file 'sub\/data\.raw' that .* names: No such file/);
+    // What is found there by that name is not the image's neighbour.
+    mkdirSync('sub');
+    rawFile('sub/data.raw', 1);
+    await refuses(`${images}/sub/theirs.qcow2`, /it is outside the image's directory/);
+  },
+);
 
 test('more is allowed by references and allowDirectories, less too, and never a protocol', async (t) => {
   const { images, outside, empty } = await world(t);
@@ -211,7 +238,7 @@ test('loops of any length end, and are called so', { timeout: 60_000 }, async (t
   linkSync(`${images}/loop0.qcow2`, `${images}/other-name.qcow2`);
   withNames(empty, `${images}/loop0.qcow2`, { backing: 'other-name.qcow2' });
   await refuses(`${images}/loop0.qcow2`, /comes back to it/);
-  withNames(empty, `${images}/loop0.qcow2`, { data: 'other-name.qcow2' });
+  withNames(empty, `${images}/loop0.qcow2`, { data: relative('.', `${images}/other-name.qcow2`) });
   await refuses(`${images}/loop0.qcow2`, /comes back to it/);
 });
 

@@ -110,6 +110,9 @@ export interface OpenFileOptions {
   readonly truncate?: boolean;
   /** Fail when it exists; with create. */
   readonly exclusive?: boolean;
+  /** A descriptor of this process that is duplicated instead: the same open file, with its locks, and as writable and
+   *  direct as that is. ENOTSUP where there is no native layer. */
+  readonly fd?: number | undefined;
 }
 
 export interface FileStat {
@@ -178,6 +181,9 @@ export interface AioListener {
   readonly address: SocketAddress;
   /** Waits for a connection; completes with 0 and sets {@link accepted}, or with a negative errno. One at a time. */
   accept(op: AioOp): void;
+  /** One more descriptor of the same listening socket, for adoptListener in another thread: each client goes to one of
+   *  them. A negative errno when there is none to be had. Absent where threads cannot share a listener. */
+  share?(): number;
   /** The socket of the accept that completed last; reading it hands it over. */
   takeAccepted(): AioSocket;
   /** A pending accept completes with -ECANCELED. A unix socket's file is removed if this listener made it. */

@@ -9,7 +9,7 @@ import { BlockError, Errno, errnoText, ioError } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Iov } from '../base/memory.ts';
 import { type Bytes, isOffset, type Offset } from '../base/units.ts';
-import { Drained, drain, kickDrain } from './drain.ts';
+import { busy, Drained, drain, kickDrain, quiesce } from './drain.ts';
 import { type Limits, type MaybePromise, PERM_ALL, Perm, RequestFlags } from './driver.ts';
 import { start } from './fast.ts';
 import { flushNode } from './flush.ts';
@@ -34,6 +34,8 @@ export interface BlockBackendOptions {
   readonly writethrough?: boolean;
   /** Writes beyond the end make the root grow instead of failing. */
   readonly allowWriteBeyondEnd?: boolean;
+  /** Counters that go on, of the same disk in another context. */
+  readonly stats?: IoCounters;
 }
 
 /** What a user of a BlockBackend does when it is drained, and when its size changes. */
@@ -46,6 +48,9 @@ export interface BackendUser {
    *  that has changed. */
   drainBusy?(): boolean;
   onResize?(length: Bytes): void;
+  /** Undefined when it can go on with the disk in another context, else what keeps it ("NBD export 'x' shows dirty
+   *  bitmaps"). One without this cannot (SEMANTICS B8). */
+  cannotMove?(): string | undefined;
 }
 
 /** One request of the promise API. */
@@ -72,7 +77,7 @@ export class BlockBackend implements NodeParent {
   disableQueuing = false;
   inFlight = 0;
   quiesce = 0;
-  readonly stats = new IoCounters();
+  stats: IoCounters;
   #root: BlockNode | null = null;
   #leaving: Promise<void> | null = null;
   #flushLast = false;
@@ -91,6 +96,7 @@ export class BlockBackend implements NodeParent {
       perm: options.perm ?? Perm.CONSISTENT_READ | writes,
       shared: options.shared ?? Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED,
     };
+    this.stats = options.stats ?? new IoCounters();
     this.perm = 0;
     this.shared = PERM_ALL;
   }
@@ -234,6 +240,17 @@ export class BlockBackend implements NodeParent {
     return true;
   }
 
+  /** {@link takeBack} of all that waits, in its order. */
+  takeQueue(): BlockRequest[] {
+    const waiting: BlockRequest[] = [];
+    for (let request = this.#queue.shift(); request; request = this.#queue.shift()) {
+      request.phase = Phase.IDLE;
+      request.blk = null;
+      waiting.push(request);
+    }
+    return waiting;
+  }
+
   /** The root is looked at here, after any waiting (B4). */
   #start(request: BlockRequest): void {
     this.inFlight++;
@@ -305,6 +322,15 @@ export class BlockBackend implements NodeParent {
   async drain(): Promise<Drained> {
     const root = this.#root;
     return root ? drain(root) : new Drained([]);
+  }
+
+  /** {@link drain} at once, of a root that nothing is in flight on: it was drained elsewhere, and the section goes on
+   *  here. */
+  drainQuiet(): Drained {
+    const root = this.#medium;
+    assert(!busy(root), `${this.describe} is to be drained at once and is busy`);
+    quiesce(root);
+    return new Drained([root]);
   }
 
   // The promise API.

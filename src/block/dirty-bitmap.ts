@@ -12,7 +12,8 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { type Bytes, GiB, isPowerOfTwo, KiB, type Offset } from '../base/units.ts';
 import { drain } from './drain.ts';
-import type { BitmapStore } from './driver.ts';
+import type { BitmapStore, MaybePromise } from './driver.ts';
+import { withdrawLeases } from './lease.ts';
 import type { BlockNode } from './node.ts';
 
 export const GRANULARITY_MIN: Bytes = 512;
@@ -127,10 +128,19 @@ export class NodeBitmaps {
     return [...this.#byName.values()];
   }
 
-  /** ENOENT where there is none. */
+  /** True while writes to the node are recorded. */
+  get recording(): boolean {
+    return this.#recording.length > 0;
+  }
+
+  /** ENOENT where there is none, EINVAL where those of the image are damaged, and could not be loaded. */
   get(name: string): DirtyBitmap {
     const bitmap = this.#byName.get(name);
     if (bitmap) return bitmap;
+    const damage = this.#store?.damage;
+    if (damage !== undefined) {
+      throw new BlockError(Errno.EINVAL, `Could not use bitmap '${name}': those of the image are damaged: ${damage}`);
+    }
     throw new BlockError(Errno.ENOENT, `Could not find bitmap '${name}' of node '${this.#node.name}'`);
   }
 
@@ -144,7 +154,7 @@ export class NodeBitmaps {
     const state = { persistent, inconsistent: false, enabled: !(options.disabled ?? false) };
     const bitmap = new DirtyBitmap(name, granularity, this.#node.length, state);
     this.#byName.set(name, bitmap);
-    this.#refresh();
+    await this.#refresh();
     return bitmap;
   }
 
@@ -157,7 +167,7 @@ export class NodeBitmaps {
       await this.#store?.remove(name);
     }
     this.#byName.delete(name);
-    this.#refresh();
+    await this.#refresh();
   }
 
   /** Nothing is dirty any more. EBUSY, EINVAL (inconsistent). */
@@ -175,7 +185,7 @@ export class NodeBitmaps {
     if (bitmap.enabled === enabled) return;
     await this.#use(bitmap);
     bitmap.enabled = enabled;
-    this.#refresh();
+    await this.#refresh();
   }
 
   /** What is dirty in any of `sources` is dirty in `target` too; all or nothing. EBUSY, EINVAL (inconsistent). */
@@ -210,8 +220,14 @@ export class NodeBitmaps {
       this.#byName.set(name, bitmap);
     }
     this.#loaded = true;
-    this.#refresh();
+    await this.#refresh();
     if (!this.#node.readOnly) await store.use(this.#recording.map(({ name }) => name));
+  }
+
+  /** @internal The node may be written again after it was inactive: as after {@link load}. */
+  async use(): Promise<void> {
+    if (this.#node.readOnly || this.#recording.length === 0) return;
+    await this.#store?.use(this.#recording.filter(({ persistent }) => persistent).map(({ name }) => name));
   }
 
   /** @internal Stores what is persistent: on a drained node, which is about to close unless `inUse`. */
@@ -245,14 +261,16 @@ export class NodeBitmaps {
     for (let i = 0; i < recording.length; i++) recording[i]!.mark(at, length);
   }
 
-  /** One hook, and only while there is something to record. */
-  #refresh(): void {
+  /** One hook, and only while there is something to record. Then nobody writes without being seen any more. */
+  #refresh(): MaybePromise<void> {
     const { dirtyHooks } = this.#node;
     const before = this.#recording.length > 0;
     this.#recording = this.list().filter(({ recording }) => recording);
     const now = this.#recording.length > 0;
-    if (now && !before) dirtyHooks.push(this.#hook);
-    if (before && !now) dirtyHooks.splice(dirtyHooks.indexOf(this.#hook), 1);
+    if (now === before) return undefined;
+    if (now) dirtyHooks.push(this.#hook);
+    else dirtyHooks.splice(dirtyHooks.indexOf(this.#hook), 1);
+    return withdrawLeases(this.#node);
   }
 
   #assertPossible(name: string, granularity: Bytes): void {

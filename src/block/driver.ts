@@ -17,6 +17,7 @@ import type { AioOp } from '../aio/op.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
 export type MaybePromise<T> = T | Promise<T>;
@@ -141,6 +142,9 @@ export interface NodeIo {
    *  more; may be short (block/ goes on), 0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
+  /** For protocols: the descriptor of the file whose bytes are the node's, for other threads of this process; -1 where
+   *  they must not use it. */
+  readonly descriptor?: number;
   /** For protocols: true when the bytes were at hand and have been read, synchronously. False where somebody would have
    *  to wait; then they are asked for the usual way. */
   readNow?(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
@@ -148,7 +152,8 @@ export interface NodeIo {
   preadv?(at: Offset, iov: Iov): MaybePromise<void>;
   pwritev?(at: Offset, iov: Iov, flags: number): MaybePromise<void>;
 
-  /** Stores a range compressed: from the beginning of a cluster, a whole one unless it ends at `length`. */
+  /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything
+   *  is written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
@@ -158,14 +163,21 @@ export interface NodeIo {
   /** A write by someone with the permission to resize has ended at `end`, beyond `length`. A node without this refuses
    *  such writes; one whose length follows its child's does nothing here. */
   grew?(end: Offset): void;
+  /** Others may write to what it shows, behind its back: no flush is left out because nothing was written here. */
+  readonly writtenElsewhere?: boolean;
   /** For protocols: which part of a range is data and which is known to be zeroes. */
   status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+  /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
+  blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
 }
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
 export interface NodeControl {
-  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done. */
-  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): MaybePromise<void>;
+  /** No request is in flight on the range that comes or goes; others may be. Must be absent where it cannot be done.
+   *  `settle`, of a format that grows, zeroes what would come to light in the range that comes: old bytes of its last
+   *  block, and what is below. A driver that keeps its length in the image calls it once `length` is the new one, and
+   *  stores that when the zeroes are stable; for any other it is called afterwards. */
+  truncate?(length: Bytes, prealloc: 'off' | 'falloc' | 'full', settle: () => Promise<void>): MaybePromise<void>;
   info?(): MaybePromise<Record<string, unknown>>;
   /** Looks for damage in the image's metadata, and repairs it where asked to. */
   check?(fix: CheckFix): MaybePromise<CheckResult>;
@@ -173,7 +185,7 @@ export interface NodeControl {
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
   readonly snapshots?: SnapshotControl;
   /** Of a format that keeps bitmaps in its image. */
-  readonly bitmaps?: BitmapStore;
+  readonly bitmaps?: BitmapStore | undefined;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
   drainBegin?(): void;
   drainEnd?(): void;
@@ -181,6 +193,15 @@ export interface NodeControl {
   drainBusy?(): boolean;
   /** Called when what the parents need has changed, before it takes effect; throws to refuse it (locks: L7). */
   permissions?(perm: number, shared: number): MaybePromise<void>;
+  /**
+   * The node is about to go on in another thread, which opens it by its options (docs/CHANNELS.md, "Moving a tree").
+   * What only memory holds is written, nothing on the disk is changed from here on, locks stay as they are. Answers
+   * options that the open there is given beside, or instead of, the node's own. A node without this stays where it is.
+   */
+  inactivate?(): MaybePromise<Readonly<Record<string, unknown>>>;
+  /** It is the only one again: here, because the other thread could not open it (what may have changed on the disk
+   *  meanwhile is read again), or there, because it did. */
+  activate?(): MaybePromise<void>;
   close?(): MaybePromise<void>;
 }
 
@@ -256,6 +277,8 @@ export interface BitmapToStore {
 export interface BitmapStore {
   /** What the image holds now. */
   readonly stored: readonly StoredBitmap[];
+  /** Of a read-only node: why `stored` is empty, where the image has bitmaps that cannot be right. */
+  readonly damage?: string | undefined;
   /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
   assertStorable(name: string, granularity: Bytes): void;
   /** Fills `bits`, which are clear and which the node's bitmap goes on with. */

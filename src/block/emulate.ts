@@ -8,6 +8,7 @@ import type { BlockChild } from './child.ts';
 import { Mapping, RequestFlags } from './driver.ts';
 import { flushNode } from './flush.ts';
 import { admit, assertInside, assertWritable, writeAligned } from './io.ts';
+import { renewLeases } from './lease.ts';
 import type { BlockNode } from './node.ts';
 import { writePadded } from './pad.ts';
 import { RequestKind } from './request.ts';
@@ -42,6 +43,7 @@ export async function zeroNode(
     }
     if (grow) node.grown(tracked.overlapEnd);
   } finally {
+    await renewLeases(node);
     node.written(at, length);
     end(tracked);
   }
@@ -173,6 +175,7 @@ export async function discardNode(node: BlockNode, at: Offset, length: Bytes): P
     const max = node.limits.maxDiscard || to - from;
     for (let done = from; done < stop; done += max) await discardPiece(node, tracked, done, Math.min(max, stop - done));
   } finally {
+    await renewLeases(node);
     node.written(from, to - from);
     end(tracked);
   }

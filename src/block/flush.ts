@@ -12,7 +12,7 @@ export async function flushNode(node: BlockNode): Promise<void> {
     const gate = new Gate();
     node.flushing = gate;
     try {
-      if (node.flushedGen < generation) await flushSelf(node);
+      if (node.flushedGen < generation || node.writtenElsewhere) await flushSelf(node);
       await flushChildren(node);
       // Not before the children: a failed flush leaves the generation alone.
       if (node.flushedGen < generation) node.flushedGen = generation;

@@ -24,10 +24,18 @@ export function openNode(aio: AioContext, options: NodeOptions): Promise<BlockNo
   return openAt(aio, options, 1);
 }
 
+/** {@link openNode} of a driver that is not registered: for nodes that nobody can ask for by name. */
+export function openNodeOf(aio: AioContext, driver: Driver, options: Omit<NodeOptions, 'driver'>): Promise<BlockNode> {
+  return openWith(aio, driver, { ...options, driver: driver.name }, 1);
+}
+
 async function openAt(aio: AioContext, options: NodeOptions, depth: number): Promise<BlockNode> {
+  return openWith(aio, driverByName(options.driver), options, depth);
+}
+
+async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, depth: number): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError(Errno.ELOOP, `Could not open the graph: deeper than ${MAX_DEPTH} nodes`);
   if (inDrainAll()) throw drainingAll();
-  const driver = driverByName(options.driver);
   const own = ownOptions(driver, options);
   const name = reserveName(options['node-name']);
   const node = new BlockNode(name, driver, aio, options);

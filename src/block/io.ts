@@ -13,6 +13,7 @@ import { zeroAligned, zeroNode } from './emulate.ts';
 import { flushesForFua } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { Joiner } from './joiner.ts';
+import { renewLeases, withdrawLeases } from './lease.ts';
 import type { BlockNode } from './node.ts';
 import { readPadded, writePadded } from './pad.ts';
 import { RequestKind } from './request.ts';
@@ -22,7 +23,11 @@ import { appendIov, readLeaf, writeLeaf } from './transfer.ts';
 /** Waits, where it has to, until a request that has begun may go on. `alone`: it is ordered against all that overlap.
  *  The node may have another length after it. */
 export async function admit(node: BlockNode, tracked: Tracked, flags: number, alone = false): Promise<void> {
-  if (alone || (flags & RequestFlags.SERIALISING) !== 0) serialise(tracked, node.alignment);
+  if (alone || (flags & RequestFlags.SERIALISING) !== 0) {
+    serialise(tracked, node.alignment);
+    const borrowed = withdrawLeases(node);
+    if (borrowed !== undefined) await borrowed;
+  }
   if (node.serialising !== 0) await waitConflicts(tracked, (flags & RequestFlags.NO_WAIT) !== 0);
 }
 
@@ -160,7 +165,11 @@ async function writeCompressed(node: BlockNode, at: Offset, iov: Iov): Promise<v
       `Could not write compressed to node '${node.name}': '${node.driver.name}' cannot`,
     );
   }
-  await node.impl.writeCompressed(at, iov);
+  try {
+    await node.impl.writeCompressed(at, iov);
+  } finally {
+    await renewLeases(node);
+  }
 }
 
 /** In place where `map` allows it, through a reservation elsewhere. True when FUA is left to a flush: several parts, or
@@ -262,8 +271,13 @@ export async function truncateNode(
     const old = node.length;
     // Writes made it longer meanwhile: who asked for more than there was must not take that away.
     if (grows && old > length) return;
-    await node.impl.truncate(length, prealloc);
-    if (length > old) await zeroAdded(node, tracked, old, length);
+    let settled = length <= old;
+    const settle = async (): Promise<void> => {
+      settled = true;
+      await zeroAdded(node, tracked, old, length);
+    };
+    await node.impl.truncate(length, prealloc, settle);
+    if (!settled) await settle();
   } finally {
     node.written(from, Math.max(length, node.length) - from);
     end(tracked);

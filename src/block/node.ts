@@ -9,6 +9,7 @@ import { type Bytes, isPowerOfTwo, MiB, type Offset } from '../base/units.ts';
 import type { BlockChild } from './child.ts';
 import { NodeBitmaps } from './dirty-bitmap.ts';
 import type { CommonOptions, Driver, DriverNode, Limits, MaybePromise } from './driver.ts';
+import { type NodeLease, renewLeases, withdrawLeases } from './lease.ts';
 import { grace, type Tracked } from './tracked.ts';
 
 /** Whoever uses a node: an edge from a node above, or a BlockBackend. */
@@ -82,6 +83,8 @@ export class BlockNode {
   flushing: Gate | null = null;
 
   readonly dirtyHooks: DirtyHook[] = [];
+  /** Of those who have lent extents of it to other threads. */
+  readonly leases: NodeLease[] = [];
   readonly bitmaps = new NodeBitmaps(this);
   #threshold = Number.POSITIVE_INFINITY;
   #thresholdHook: ((end: Offset) => void) | null = null;
@@ -130,7 +133,10 @@ export class BlockNode {
 
   /** See OpenContext.grace. */
   grace(): MaybePromise<void> {
-    return grace(this);
+    const here = grace(this);
+    const elsewhere = renewLeases(this);
+    if (here === undefined || elsewhere === undefined) return here ?? elsewhere;
+    return Promise.all([here, elsewhere]).then(() => undefined);
   }
 
   /** After every write, zero write and discard, whether or not it failed: it may have changed the range (R9). */
@@ -157,6 +163,13 @@ export class BlockNode {
   setWriteThreshold(bytes: Bytes, hook: (end: Offset) => void): void {
     this.#threshold = bytes === 0 ? Number.POSITIVE_INFINITY : bytes;
     this.#thresholdHook = bytes === 0 ? null : hook;
+    // Others write unseen until they have been told.
+    void withdrawLeases(this);
+  }
+
+  /** True while somebody is told of writes, its bitmaps apart. */
+  get watched(): boolean {
+    return this.#thresholdHook !== null || this.dirtyHooks.length > (this.bitmaps.recording ? 1 : 0);
   }
 
   #crossThreshold(end: Offset): void {
@@ -166,9 +179,16 @@ export class BlockNode {
     hook?.(end);
   }
 
+  /** True when there may be writes that it has not seen. */
+  get writtenElsewhere(): boolean {
+    if (this.impl.writtenElsewhere) return true;
+    for (let i = 0; i < this.leases.length; i++) if (this.leases[i]!.writes) return true;
+    return false;
+  }
+
   /** True when nothing below holds writes that a flush would make stable. */
   get clean(): boolean {
-    if (this.flushedGen !== this.writeGen || this.flushing !== null) return false;
+    if (this.flushedGen !== this.writeGen || this.flushing !== null || this.writtenElsewhere) return false;
     for (let i = 0; i < this.children.length; i++) {
       const child = this.children[i]!;
       if (!child.node.clean) return false;

@@ -38,6 +38,7 @@ export class BlockStatus {
 
 /** Fills `out` for the extent at `at`, at most `want` bytes; both inside the node. Backing layers included. */
 export function nodeStatus(node: BlockNode, at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void> {
+  if (node.impl.blockStatus) return node.impl.blockStatus(at, want, out);
   if (!node.impl.map) return ownStatus(node, at, want, out);
   const mapping = new Mapping();
   const pending = node.impl.map(at, want, 'status', mapping);
@@ -64,7 +65,7 @@ function mapped(node: BlockNode, at: Offset, want: Bytes, mapping: Mapping, out:
 /** The layer below knows more: a hole under plain data reads as zeroes. */
 function dataStatus(child: BlockChild, at: Offset, length: Bytes, out: BlockStatus): MaybePromise<void> {
   const node = child.node;
-  const through = child.role === 'filtered' || child.role === 'data';
+  const through = child.role === 'filtered';
   if (at >= node.length) {
     out.set(length, !through, true, 1);
     return undefined;

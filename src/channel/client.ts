@@ -57,8 +57,10 @@ export class ChannelClient {
   /** Woken by this in a thread with a context. */
   readonly bh: BottomHalf | undefined;
   readonly #disk: SharedWords;
-  readonly #home: RemoteContext;
-  readonly #identity: BlkIdentity;
+  #home: RemoteContext;
+  #identity: BlkIdentity;
+  /** HOME_EPOCH since when home is there. */
+  #epoch = 0;
   readonly #local: ServerChannel | undefined;
   /** By slot: what home has posted of its failure. */
   readonly failures = new Map<number, BlockError>();
@@ -89,6 +91,38 @@ export class ChannelClient {
     this.bh = context.bottomHalf(() => this.reap(), `handle of ${identity.name}`);
     words[Word.CLIENT_HAS_LOOP] = 1;
     Atomics.store(words, Word.CLIENT_ASLEEP, 1);
+  }
+
+  /** Where home is. */
+  get home(): BlkIdentity {
+    this.#follow();
+    return this.#identity;
+  }
+
+  /** Home has said where it is from now on. */
+  movedTo(identity: BlkIdentity, epoch: number): void {
+    this.#identity = identity;
+    this.#home = new RemoteContext(identity.home);
+    this.#epoch = epoch;
+  }
+
+  /** Reads where home has gone to, if it has. */
+  #follow(): void {
+    if (Atomics.load(this.words, Word.HOME_EPOCH) === this.#epoch) return;
+    const reaping = this.#reaping;
+    // Nobody is called back in here, whatever else is on the port: this may be inside submit().
+    this.#reaping = true;
+    this.#readPort();
+    this.#reaping = reaping;
+    if (reaping || !this.#failLater) return;
+    markResumed();
+    queueMicrotask(() => this.reap());
+  }
+
+  wakeHome(): void {
+    // After the request was put in: see CHANNELS.md.
+    this.#follow();
+    this.#home.schedule(this.#identity.takeUp);
   }
 
   /** Requests in flight and in line. */
@@ -176,7 +210,7 @@ export class ChannelClient {
     else if (Atomics.exchange(words, Word.HOME_IDLE, 0) === 0) words[Word.HOME_WAKES_SAVED]!++;
     else {
       words[Word.HOME_WAKES]!++;
-      this.#home.schedule(this.#identity.takeUp);
+      this.wakeHome();
     }
   }
 
@@ -265,7 +299,7 @@ export class ChannelClient {
       Atomics.store(this.words, recordAt(op.slot) + Field.CANCEL, 1);
       Atomics.add(this.words, Word.CANCELS, 1);
       if (this.#local) this.#local.takeUp();
-      else this.#home.schedule(this.#identity.takeUp);
+      else this.wakeHome();
     }
   }
 
@@ -292,6 +326,7 @@ export class ChannelClient {
   /** What home has answered beside the result. */
   #answer(op: BlkOp, slot: number): void {
     if (op.status !== null) readStatus(this.words, slot, op.status);
+    op.answered?.(this.words, recordAt(slot));
     if (this.words[recordAt(slot) + Field.DETAIL] === 0) return;
     if (!this.failures.has(slot)) this.#readPort();
     op.failure = this.failures.get(slot) ?? null;
@@ -300,7 +335,7 @@ export class ChannelClient {
 
   /** For who cannot be told by message because it waits. */
   #ended(): BlockError | undefined {
-    const { name } = this.#identity;
+    const { name } = this.home;
     if (this.#home.dead) {
       this.end ??= new BlockError(
         Errno.EIO,

@@ -17,16 +17,17 @@ import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
 import type { BlockStatus } from '../block/status.ts';
+import { Borrower } from './borrower.ts';
 import { ChannelClient } from './client.ts';
 import { claim, descriptorOf, newOffer } from './descriptor.ts';
 import { type ChannelHost, localHost } from './host.ts';
 import {
   type BlkDescriptor,
-  type BlkIdentity,
   ChannelKind,
   DiskWord,
   diskLength,
   RUNS_MAX,
+  type SharedWords,
   type ToClient,
   type ToHome,
   Word,
@@ -82,21 +83,22 @@ export interface ChannelStats {
 /** All methods: the thread that attached. Offsets and lengths in bytes. */
 export class BlkHandle {
   readonly name: string;
-  readonly #identity: BlkIdentity;
   readonly #client: ChannelClient;
   readonly #regions: RegionTable;
+  readonly #disk: SharedWords;
   readonly #mutex: GlobalMutex;
   readonly #port: MessagePort | undefined;
   readonly #local: { readonly host: ChannelHost; readonly channel: ServerChannel } | undefined;
+  #borrower: Borrower | undefined;
   #drains = 0;
   #closed = false;
 
   private constructor(descriptor: BlkDescriptor, port: MessagePort, { context }: AttachOptions) {
     this.name = descriptor.name;
-    this.#identity = descriptor;
+    this.#disk = descriptor.disk;
     this.#mutex = new GlobalMutex(descriptor.mutex);
     const { words } = descriptor;
-    const host = localHost(descriptor);
+    const host = localHost(descriptor, context);
     if (host) {
       port.close();
       this.#local = { host, channel: host.local(words, (message) => this.#receive(message)) };
@@ -127,11 +129,11 @@ export class BlkHandle {
   }
 
   get length(): Bytes {
-    return diskLength(this.#identity.disk);
+    return diskLength(this.#disk);
   }
 
   get readOnly(): boolean {
-    return this.#identity.disk[DiskWord.READ_ONLY] === 1;
+    return this.#disk[DiskWord.READ_ONLY] === 1;
   }
 
   get closed(): boolean {
@@ -160,21 +162,39 @@ export class BlkHandle {
 
   /** What the disk has done so far, for whichever thread. */
   get diskStats(): IoStats {
-    return new IoCounters(this.#identity.counters).snapshot();
+    return new IoCounters(this.#client.home.counters).snapshot();
   }
 
   /** What the disk's home context has done so far. */
   get homeStats(): ContextStats {
-    return contextStats(this.#identity.home);
+    return contextStats(this.#client.home.home);
   }
 
   /** A descriptor for one more thread: post it with its `port` in the transfer list. */
   share(): BlkDescriptor {
     this.#assertUsable();
     const { offer, port } = newOffer();
+    const { home } = this.#client;
     if (this.#local) this.#local.host.introduce(offer);
-    else this.#post({ kind: 'introduce', offer }, [offer.port]);
-    return descriptorOf(this.#identity, offer.words, port);
+    else this.#post({ kind: 'introduce', offer, home: { homeThread: home.homeThread, id: home.id } }, [offer.port]);
+    return descriptorOf(home, offer.words, port);
+  }
+
+  /** @internal For who does I/O on lent extents himself, in `context`; undefined in the home. */
+  borrow(context: AioContext): Borrower | undefined {
+    if (this.#local) return undefined;
+    const handle = this;
+    this.#borrower = new Borrower(context, {
+      words: this.#client.words,
+      disk: this.#disk,
+      get length() {
+        return handle.length;
+      },
+      submit: (op) => this.submit(op),
+      wakeHome: () => this.#client.wakeHome(),
+      readPort: () => this.#readPort(),
+    });
+    return this.#borrower;
   }
 
   // Memory.
@@ -326,6 +346,14 @@ export class BlkHandle {
   }
 
   #receive(message: ToClient): void {
+    if (message.kind === 'file') {
+      this.#borrower?.fileIs(message.fd, message.epoch);
+      return;
+    }
+    if (message.kind === 'home') {
+      this.#client.movedTo(message.identity, message.epoch);
+      return;
+    }
     const error = BlockError.fromPlain(message.error);
     if (message.kind === 'failure') this.#client.failures.set(message.slot, error);
     else this.#client.fail(error);
@@ -339,7 +367,7 @@ export class BlkHandle {
 
   #portClosed(): void {
     if (this.#closed && this.#client.pending === 0) return;
-    const { home } = this.#identity;
+    const { home } = this.#client.home;
     this.#client.fail(new BlockError(Errno.EIO, `Could not use '${this.name}': its thread '${home.name}' died`));
   }
 
@@ -408,7 +436,7 @@ export class BlkHandle {
   #lock(op: GateOp): GlobalHeld {
     const refuse = (why: string): BlockError =>
       new BlockError(Errno.EDEADLK, `Could not ${this.#describe(op)} synchronously: ${why}`);
-    if (this.#identity.homeThread === threadId) throw refuse('this thread does its I/O itself');
+    if (this.#client.home.homeThread === threadId) throw refuse('this thread does its I/O itself');
     if (this.#drains > 0) throw refuse('it is drained by this handle');
     return this.#mutex.lock();
   }

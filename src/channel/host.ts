@@ -1,17 +1,21 @@
 /** A BlockBackend that other threads may use: its channels, and the one bottom half that serves them all. */
 import { type MessagePort, receiveMessageOnPort, threadId } from 'node:worker_threads';
 import type { BottomHalf } from '../aio/bottom-half.ts';
+import type { AioContext } from '../aio/context.ts';
 import { globalMutex } from '../aio/global-mutex.ts';
 import { Gate } from '../aio/op.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import type { BackendUser, BlockBackend } from '../block/backend.ts';
+import type { BlockRequest } from '../block/request.ts';
 import {
   type BlkIdentity,
   type ChannelOffer,
   DiskWord,
+  type HomeName,
   isChannelWords,
+  type MovedChannel,
   newDiskWords,
   type SharedWords,
   setDiskLength,
@@ -19,6 +23,7 @@ import {
   type ToHome,
   Word,
 } from './layout.ts';
+import { Lender } from './lender.ts';
 import { type ChannelOwner, ServerChannel } from './server-channel.ts';
 
 /** Threads (handles, to be exact) that use one BlockBackend: 256 channels are 18 MiB at most. */
@@ -27,9 +32,11 @@ export const CHANNELS_MAX = 256;
 let ids = 0;
 const hosts = new Map<number, ChannelHost>();
 
-/** The host of that identity, when it is in this thread. */
-export function localHost({ homeThread, id }: BlkIdentity): ChannelHost | undefined {
-  return homeThread === threadId ? hosts.get(id) : undefined;
+/** The host of that identity, when it is in this thread (and in that context, if one is given) and stays there. */
+export function localHost({ homeThread, id }: BlkIdentity, context: AioContext | undefined): ChannelHost | undefined {
+  const host = homeThread === threadId ? hosts.get(id) : undefined;
+  if (!host || host.frozen || (context && host.blk.context !== context)) return undefined;
+  return host;
 }
 
 /** All methods: home thread. Close it before the BlockBackend. */
@@ -41,14 +48,18 @@ export class ChannelHost implements BackendUser, ChannelOwner {
   readonly #disk: SharedWords;
   readonly #channels = new Map<ServerChannel, MessagePort | undefined>();
   readonly #mutex = globalMutex();
+  /** @internal */ readonly lender: Lender;
   #quiet: Gate | undefined;
   #closing: Promise<void> | undefined;
+  #frozen = false;
 
-  constructor(blk: BlockBackend) {
+  /** `disk`: its words, where it has been in another home before. */
+  constructor(blk: BlockBackend, disk: SharedWords = newDiskWords()) {
     this.blk = blk;
-    this.#disk = newDiskWords();
+    this.#disk = disk;
     this.#disk[DiskWord.READ_ONLY] = blk.readOnly ? 1 : 0;
     setDiskLength(this.#disk, blk.length);
+    this.lender = new Lender(blk, this.#disk, () => this.#words());
     this.#bh = blk.context.bottomHalf(() => this.#serve(), `channels of ${blk.describe}`);
     blk.context.identify();
     blk.users.add(this);
@@ -69,13 +80,18 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     };
   }
 
+  *#words(): Iterable<SharedWords> {
+    for (const { words } of this.#channels.keys()) yield words;
+  }
+
   /** Channels that are open. */
   get channels(): number {
     return this.#channels.size;
   }
 
-  /** Begins to serve a new channel. What cannot be served is told so through its port. */
-  introduce({ words, port }: ChannelOffer): void {
+  /** Begins to serve a new channel, whose descriptor says that home is `named` (default: this one). What cannot be
+   *  served is told so through its port. */
+  introduce({ words, port }: ChannelOffer, named?: HomeName): void {
     const refuse = (errno: number, why: string): void => {
       port.postMessage({ kind: 'end', error: new BlockError(errno, `Could not open a handle: ${why}`).toPlain() });
       port.close();
@@ -83,10 +99,21 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     if (this.refusal !== 0) refuse(Errno.ESHUTDOWN, `${this.blk.describe} is closed`);
     else if (!isChannelWords(words)) refuse(Errno.EINVAL, 'this is no channel');
     else if (this.#channels.size >= CHANNELS_MAX) refuse(Errno.EMFILE, `${CHANNELS_MAX} are open`);
-    else this.#open(words, port);
+    else {
+      this.#open(words, port);
+      if (named && (named.homeThread !== threadId || named.id !== this.#id)) this.#announce(words, port);
+    }
   }
 
-  #open(words: SharedWords, port: MessagePort): void {
+  /** Says where home is to a client that takes another for it. */
+  #announce(words: SharedWords, port: MessagePort): void {
+    const epoch = (Atomics.load(words, Word.HOME_EPOCH) + 1) | 0;
+    port.postMessage({ kind: 'home', identity: this.identity, epoch } satisfies ToClient);
+    // Only now: who sees it finds the message.
+    Atomics.store(words, Word.HOME_EPOCH, epoch);
+  }
+
+  #open(words: SharedWords, port: MessagePort): ServerChannel {
     const channel = new ServerChannel(this, words, {
       read: () => {
         for (let got = receiveMessageOnPort(port); got; got = receiveMessageOnPort(port))
@@ -95,7 +122,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       post: (message) => port.postMessage(message),
     });
     const receive = (message: ToHome): void => {
-      if (message.kind === 'introduce') this.introduce(message.offer);
+      if (message.kind === 'introduce') this.introduce(message.offer, message.home);
       else if (message.kind === 'close') this.#drop(channel);
       else channel.receive(message);
     };
@@ -104,6 +131,61 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     port.on('close', () => this.#died(channel));
     // What is served does not keep a thread alive; who wants it served does.
     port.unref();
+    this.schedule();
+    return channel;
+  }
+
+  // Moving to another home: docs/CHANNELS.md.
+
+  /** True while nothing is taken in, since the disk may be about to leave. */
+  get frozen(): boolean {
+    return this.#frozen;
+  }
+
+  freeze(): void {
+    this.#frozen = true;
+  }
+
+  /** The disk stays. */
+  thaw(): void {
+    this.#frozen = false;
+    this.schedule();
+  }
+
+  /** Ends the host of a frozen disk whose root is drained; answers its channels. `queue`: see ServerChannel.depart. */
+  depart(queue: readonly BlockRequest[]): MovedChannel[] {
+    assert(this.#frozen, 'a host departs that takes requests in');
+    this.refusal = -Errno.ESHUTDOWN;
+    const channels: MovedChannel[] = [];
+    for (const [channel, port] of this.#channels) {
+      // A handle of this thread vetoes.
+      assert(port, 'a local channel was moved');
+      port.removeAllListeners();
+      channels.push({ ...channel.depart(queue), words: channel.words, port });
+    }
+    this.#channels.clear();
+    this.#end();
+    return channels;
+  }
+
+  /** The disk does not come here after all: its words are another home's. */
+  giveUp(): void {
+    assert(this.#channels.size === 0, 'a host with channels was given up');
+    this.#end();
+  }
+
+  /** Goes on with the channels of the disk's last home. */
+  arrive(channels: readonly MovedChannel[]): void {
+    const opened = channels.map((moved) => {
+      const channel = this.#open(moved.words, moved.port);
+      channel.arrive(moved);
+      return channel;
+    });
+    for (const [i, { waiting, words, port }] of channels.entries()) {
+      this.#announce(words, port);
+      opened[i]!.goOn(waiting);
+    }
+    // What was put in before the new home was known is announced to nobody.
     this.schedule();
   }
 
@@ -130,9 +212,10 @@ export class ChannelHost implements BackendUser, ChannelOwner {
     this.refusal = -Errno.ESHUTDOWN;
     Atomics.store(this.#disk, DiskWord.CLOSED, 1);
     for (const channel of this.#channels.keys()) channel.endDrains();
+    this.lender.stop();
     for (;;) {
       this.#serve();
-      if ([...this.#channels.keys()].every((channel) => channel.inFlight === 0)) break;
+      if (!this.lender.busy && [...this.#channels.keys()].every((channel) => channel.inFlight === 0)) break;
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
@@ -142,6 +225,11 @@ export class ChannelHost implements BackendUser, ChannelOwner {
       port?.postMessage(end);
       this.#drop(channel);
     }
+    this.#end();
+  }
+
+  #end(): void {
+    this.lender.end();
     this.blk.users.delete(this);
     hosts.delete(this.#id);
     this.#bh.delete();
@@ -160,13 +248,31 @@ export class ChannelHost implements BackendUser, ChannelOwner {
 
   // BackendUser.
 
+  onDrainBegin(): void {
+    this.lender.stop();
+  }
+
+  drainBusy(): boolean {
+    return this.lender.busy;
+  }
+
+  onDrainEnd(): void {
+    this.lender.resume();
+  }
+
   onResize(length: Bytes): void {
     setDiskLength(this.#disk, length);
   }
 
+  cannotMove(): string | undefined {
+    return [...this.#channels.values()].includes(undefined) ? 'a handle in its own thread uses it' : undefined;
+  }
+
   #serve(): void {
+    this.lender.look();
+    if (this.refusal !== 0 && !this.lender.busy) this.idle();
     for (const channel of this.#channels.keys()) {
-      channel.takeUp();
+      if (!this.#frozen) channel.takeUp();
       channel.publish();
     }
   }

@@ -35,15 +35,19 @@ export const Word = {
   CLIENT_HAS_LOOP: 4 * LINE + 1,
   /** Client: changes with each CANCEL it has set in a record. */
   CANCELS: 4 * LINE + 2,
+  /** Home: changes when it is in another context from now on, which has posted where (message 'home'). */
+  HOME_EPOCH: 4 * LINE + 3,
   /** Client: bottom halves it has scheduled in home, and those it has saved because home was busy. */
   HOME_WAKES: 5 * LINE,
   HOME_WAKES_SAVED: 5 * LINE + 1,
   /** Home: the same towards the client. */
   CLIENT_WAKES: 6 * LINE,
   CLIENT_WAKES_SAVED: 6 * LINE + 1,
-  SUBMIT_RING: 7 * LINE,
-  COMPLETE_RING: 7 * LINE + SLOTS,
-  RECORDS: 7 * LINE + 2 * SLOTS,
+  /** Client: how much it has under way on lent extents, for even epochs and, one word on, for odd ones. */
+  BORROWED: 7 * LINE,
+  SUBMIT_RING: 8 * LINE,
+  COMPLETE_RING: 8 * LINE + SLOTS,
+  RECORDS: 8 * LINE + 2 * SLOTS,
 } as const;
 
 const CHANNEL_WORDS = Word.RECORDS + SLOTS * RECORD_WORDS;
@@ -64,7 +68,8 @@ export const Field = {
   RUN_COUNT: 8,
   /** 0 or a negative errno. */
   RESULT: 9,
-  /** Block status: bit 0 data, bit 1 zero; and which layer. */
+  /** Block status: bit 0 data, bit 1 zero; and which layer. BORROW: bits of Lent, and the epoch it is true in; AT is
+   *  the place in the file. */
   STATUS: 10,
   LAYER: 11,
   /** 1: the error is on the port in full (message 'failure'). */
@@ -77,7 +82,7 @@ export const Field = {
 export const SyncState = { PENDING: 1, WAITING: 2, DONE: 3 } as const;
 
 /** What a record asks for beyond RequestKind. */
-export const ChannelKind = { STATUS: 16, DRAIN_BEGIN: 17, DRAIN_END: 18 } as const;
+export const ChannelKind = { STATUS: 16, DRAIN_BEGIN: 17, DRAIN_END: 18, BORROW: 19 } as const;
 
 /** Words of a BlockBackend, written by home. */
 export const DiskWord = {
@@ -88,8 +93,17 @@ export const DiskWord = {
   LENGTH_VERSION: 2,
   LENGTH_LOW: 3,
   LENGTH_HIGH: 4,
+  /** What clients may do on lent extents: bits of Lent. */
+  LENT: LINE,
+  /** Changes when what was lent is not true any more. */
+  LEASE_EPOCH: LINE + 1,
+  /** 1: home wants to be scheduled when somebody has nothing under way any more. */
+  LENDER_WAITS: LINE + 2,
 } as const;
-const DISK_WORDS = 16;
+const DISK_WORDS = 2 * LINE;
+
+/** NEVER, in an answer: nothing of the disk can be, in this epoch. */
+export const Lent = { READ: 1, WRITE: 2, NEVER: 4 } as const;
 
 export type SharedWords = Int32Array<SharedArrayBuffer>;
 
@@ -154,6 +168,9 @@ export interface BlkIdentity {
   readonly mutex: SharedWords;
 }
 
+/** One home of a BlockBackend told from others. */
+export type HomeName = Pick<BlkIdentity, 'homeThread' | 'id'>;
+
 /** A new channel on its way to its home. `port` goes into the transfer list. */
 export interface ChannelOffer {
   readonly words: SharedWords;
@@ -166,17 +183,37 @@ export interface BlkDescriptor extends BlkIdentity, ChannelOffer {
   readonly kind: 'blockplane-handle';
 }
 
+/** A channel on its way from one home to another: what the old one knows of it. `port` goes into the transfer list. */
+export interface MovedChannel extends ChannelOffer {
+  readonly regions: readonly { readonly id: number; readonly bytes: Uint8Array }[];
+  /** Slot numbers taken up, and answered; CANCELS as it was looked at last. */
+  readonly taken: number;
+  readonly answered: number;
+  readonly cancels: number;
+  /** Slots that were taken up and have not begun, in order. */
+  readonly waiting: readonly number[];
+  /** Drained sections of its client. */
+  readonly drains: number;
+  /** How the client's own loop is woken. */
+  readonly client: { readonly remote: RemoteContextHandle; readonly bh: RemoteBottomHalfHandle } | undefined;
+}
+
 export type ToHome =
   /** A buffer that requests may name from now on. */
   | { readonly kind: 'memory'; readonly id: number; readonly bytes: Uint8Array }
   | { readonly kind: 'forget'; readonly id: number }
   /** How the client's own loop is woken. */
   | { readonly kind: 'client'; readonly remote: RemoteContextHandle; readonly bh: RemoteBottomHalfHandle }
-  /** A channel for another thread. */
-  | { readonly kind: 'introduce'; readonly offer: ChannelOffer }
+  /** A channel for another thread, whose descriptor says that home is `home`. */
+  | { readonly kind: 'introduce'; readonly offer: ChannelOffer; readonly home: HomeName }
   | { readonly kind: 'close' };
 
 export type ToClient =
+  /** Lent extents are of the file with that descriptor; it stays open while the epoch lasts, and what was begun in
+   *  it. */
+  | { readonly kind: 'file'; readonly fd: number; readonly epoch: number }
+  /** Home is there from `epoch` (HOME_EPOCH) on. */
+  | { readonly kind: 'home'; readonly identity: BlkIdentity; readonly epoch: number }
   /** Why home serves this channel no more. */
   | { readonly kind: 'end'; readonly error: PlainError }
   /** Posted before the slot is answered: what went wrong, in full. */

@@ -4,7 +4,7 @@ import { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { RequestKind } from '../block/request.ts';
 import type { BlockStatus } from '../block/status.ts';
-import { ChannelKind } from './layout.ts';
+import { ChannelKind, type SharedWords } from './layout.ts';
 
 /** What a {@link BlkOp} can ask for. */
 export const BlkKind = {
@@ -31,6 +31,8 @@ export abstract class BlkOp {
   readonly iov = new Iov();
   /** Where the answer about block status goes. */
   status: BlockStatus | null = null;
+  /** @internal Reads what else home has answered, before `done`: `at` is where the record begins. */
+  answered: ((words: SharedWords, at: number) => void) | null = null;
   /** What went wrong in full, where home could say more than an errno. Valid in `done`. */
   failure: BlockError | null = null;
   /** @internal The slot it is in; -1 at rest, WAITING in line. */ slot = -1;

@@ -8,17 +8,21 @@
  */
 
 import type { RemoteBottomHalfHandle } from '../aio/bottom-half.ts';
+import type { RemoteContextHandle } from '../aio/context-shared.ts';
 import { spawn } from '../aio/op.ts';
 import { RemoteContext } from '../aio/remote.ts';
 import { BlockError, Errno, errnoOf } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { Drained } from '../block/drain.ts';
+import { Lendable } from '../block/lease.ts';
 import { BlockRequest, Phase, RequestKind } from '../block/request.ts';
 import { BlockStatus } from '../block/status.ts';
 import {
   ChannelKind,
   Field,
+  Lent,
+  type MovedChannel,
   REGIONS_MAX,
   RUNS_MAX,
   readHalves,
@@ -32,10 +36,12 @@ import {
   Word,
   writeHalves,
 } from './layout.ts';
+import type { Lender } from './lender.ts';
 
 const FLAGS = 0x3f;
 
-class ChannelRequest extends BlockRequest {
+/** A record that has been taken up. */
+export class ChannelRequest extends BlockRequest {
   readonly #channel: ServerChannel;
   /** Its slot of the channel. */
   readonly place: number;
@@ -46,6 +52,10 @@ class ChannelRequest extends BlockRequest {
     super();
     this.#channel = channel;
     this.place = slot;
+  }
+
+  isOf(channel: ServerChannel): boolean {
+    return channel === this.#channel;
   }
 
   done(error: number): void {
@@ -65,6 +75,7 @@ export interface ChannelOwner {
   readonly blk: BlockBackend;
   /** 0, or the errno that every record is answered with. */
   readonly refusal: number;
+  readonly lender: Lender;
   /** Answers are to be published, or records taken up, in this turn or the next. */
   schedule(): void;
   /** The last request has ended. */
@@ -88,6 +99,9 @@ export class ServerChannel {
   #dirty = false;
   #taking = false;
   #gone = false;
+  /** Which file the client was told of. */
+  #lentOf = 0;
+  #remote: RemoteContextHandle | undefined;
   #client: RemoteContext | undefined;
   #clientBh: RemoteBottomHalfHandle | undefined;
 
@@ -105,9 +119,49 @@ export class ServerChannel {
       this.#regions.set(id, this.#owner.blk.context.backend.memory(bytes));
     } else if (message.kind === 'forget') this.#regions.delete(message.id);
     else if (message.kind === 'client') {
+      this.#remote = message.remote;
       this.#client = new RemoteContext(message.remote);
       this.#clientBh = message.bh;
     }
+  }
+
+  /**
+   * Packs the channel up for another home; nothing of it is done here from then on. The root is drained; `queue` is
+   * what has waited at the BlockBackend, in order.
+   */
+  depart(queue: readonly BlockRequest[]): Omit<MovedChannel, 'words' | 'port'> {
+    const mine = queue.filter((request) => request instanceof ChannelRequest && request.isOf(this)) as ChannelRequest[];
+    const others = this.#requests.filter((request) => request?.busy && !mine.includes(request)) as ChannelRequest[];
+    // What has ended is shown by this home still.
+    this.publish();
+    for (const request of mine) request.busy = false;
+    this.inFlight -= mine.length;
+    const drains = this.#drained.length;
+    const regions = [...this.#regions].map(([id, { bytes }]) => ({ id, bytes }));
+    this.abandon();
+    return {
+      regions,
+      ...{ taken: this.#taken, answered: this.#answered, cancels: this.#cancels, drains },
+      waiting: [...mine, ...others].map(({ place }) => place),
+      client: this.#remote && this.#clientBh && { remote: this.#remote, bh: this.#clientBh },
+    };
+  }
+
+  /** Takes over what another home has packed up. {@link goOn} follows, once all channels are here. */
+  arrive({ regions, taken, answered, cancels, drains, client }: MovedChannel): void {
+    for (const { id, bytes } of regions) this.receive({ kind: 'memory', id, bytes });
+    if (client) this.receive({ kind: 'client', ...client });
+    this.#taken = taken;
+    this.#answered = answered;
+    this.#cancels = cancels;
+    for (let i = 0; i < drains; i++) this.#drained.push(this.#owner.blk.drainQuiet());
+  }
+
+  /** Begins what waited in the old home. */
+  goOn(waiting: readonly number[]): void {
+    this.#taking = true;
+    for (const slot of waiting) this.#begin(slot);
+    this.#taking = false;
   }
 
   /** Takes up all records that are there. */
@@ -149,6 +203,7 @@ export class ServerChannel {
     if (Atomics.load(words, at + Field.CANCEL) !== 0) this.finish(request, -Errno.ECANCELED);
     else if (refusal !== 0) this.finish(request, refusal);
     else if (kind === ChannelKind.STATUS) this.#status(request, at);
+    else if (kind === ChannelKind.BORROW) this.#lend(request, at);
     else if (kind === ChannelKind.DRAIN_BEGIN) spawn(this.#drain(request));
     else if (kind === ChannelKind.DRAIN_END) this.#drainEnd(request);
     else if (kind >= RequestKind.READ && kind <= RequestKind.ZERO) this.#submit(request, kind, at);
@@ -205,9 +260,8 @@ export class ServerChannel {
     const { words } = this;
     const out = new BlockStatus();
     const settle = (): void => {
-      writeHalves(words, at + Field.LENGTH_LOW, out.length);
-      words[at + Field.STATUS] = (out.data ? 1 : 0) | (out.zero ? 2 : 0);
-      words[at + Field.LAYER] = out.depth;
+      // Once it is gone, the record is another home's or nobody's.
+      if (!this.#gone) writeStatus(words, at, out);
       this.finish(request, 0);
     };
     const fail = (error: unknown): void => {
@@ -222,6 +276,50 @@ export class ServerChannel {
     } catch (error) {
       fail(error);
     }
+  }
+
+  #lend(request: ChannelRequest, at: number): void {
+    const { words } = this;
+    const { lender } = this.#owner;
+    const found = new Lendable();
+    const look = (): void => {
+      // The record is another home's by now, or nobody's.
+      if (this.#gone) {
+        this.finish(request, 0);
+        return;
+      }
+      const pending = lender.find(
+        readHalves(words, at + Field.AT_LOW),
+        readHalves(words, at + Field.LENGTH_LOW),
+        found,
+      );
+      if (pending !== undefined) {
+        pending.then(look).catch(fail);
+        return;
+      }
+      this.#lent(at, found);
+      this.finish(request, 0);
+    };
+    const fail = (error: unknown): void => this.finish(request, -errnoOf(error));
+    try {
+      look();
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  #lent(at: number, { length, at: place, leaf, mayWrite, never }: Lendable): void {
+    const { words } = this;
+    const { lender } = this.#owner;
+    const { epoch } = lender;
+    if (length > 0 && lender.generation !== this.#lentOf) {
+      this.#lentOf = lender.generation;
+      this.#link.post({ kind: 'file', fd: leaf!.impl.descriptor!, epoch });
+    }
+    writeHalves(words, at + Field.LENGTH_LOW, length);
+    writeHalves(words, at + Field.AT_LOW, place);
+    words[at + Field.STATUS] = never ? Lent.NEVER : length === 0 ? 0 : mayWrite ? Lent.READ | Lent.WRITE : Lent.READ;
+    words[at + Field.LAYER] = epoch;
   }
 
   async #drain(request: ChannelRequest): Promise<void> {
@@ -318,4 +416,11 @@ export class ServerChannel {
       if (this.#owner.blk.takeBack(request)) this.finish(request, -Errno.ECANCELED);
     }
   }
+}
+
+/** The answer about block status, in the record at `at`. */
+function writeStatus(words: SharedWords, at: number, out: BlockStatus): void {
+  writeHalves(words, at + Field.LENGTH_LOW, out.length);
+  words[at + Field.STATUS] = (out.data ? 1 : 0) | (out.zero ? 2 : 0);
+  words[at + Field.LAYER] = out.depth;
 }

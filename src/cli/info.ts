@@ -44,9 +44,9 @@ function qcow2Json(path: string, qcow2: Qcow2Info): Record<string, unknown> {
 }
 
 function specificJson(qcow2: Qcow2Info): Record<string, unknown> {
-  const { compat, bitmaps, dataFile, encryption } = qcow2;
+  const { compat, bitmaps, dataFile } = qcow2;
   const shared = { compat, 'compression-type': qcow2.compressionType };
-  const encrypt = encryption ? { encrypt: { format: encryption } } : {};
+  const encrypt = encryptionJson(qcow2);
   if (compat === '0.10') return { ...shared, 'refcount-bits': qcow2.refcountBits, ...encrypt };
   return {
     ...shared,
@@ -64,7 +64,34 @@ function specificJson(qcow2: Qcow2Info): Record<string, unknown> {
             granularity,
           })),
         }),
+    ...(qcow2.bitmapDamage === null ? {} : { 'bitmaps-damaged': qcow2.bitmapDamage }),
     ...encrypt,
+  };
+}
+
+function encryptionJson({ encryption, luks, luksDamage }: Qcow2Info): Record<string, unknown> {
+  if (encryption === null) return {};
+  if (luks === null)
+    return { encrypt: { format: encryption, ...(luksDamage === null ? {} : { damaged: luksDamage }) } };
+  const slots = luks.slots.map(({ active, keyOffset }) => ({
+    active: active !== null,
+    ...(active ? { iters: active.iterations } : {}),
+    'key-offset': keyOffset,
+    ...(active ? { stripes: active.stripes } : {}),
+  }));
+  return {
+    encrypt: {
+      'ivgen-alg': luks.ivgen,
+      'hash-alg': luks.hash,
+      'cipher-alg': luks.cipher,
+      uuid: luks.uuid,
+      ...(luks.ivgenHash === null ? {} : { 'ivgen-hash-alg': luks.ivgenHash }),
+      format: encryption,
+      'cipher-mode': luks.mode,
+      slots,
+      'payload-offset': luks.payloadOffset,
+      'master-key-iters': luks.masterKeyIterations,
+    },
   };
 }
 
@@ -96,6 +123,7 @@ function qcow2Lines(path: string, qcow2: Qcow2Info): string[] {
     lines.push(`    lazy refcounts: ${qcow2.lazyRefcounts}`, `    corrupt: ${qcow2.corrupt}`);
     lines.push(`    extended l2: ${qcow2.extendedL2}`);
   }
+  lines.push(...encryptionLines(qcow2));
   if (dataFile !== null) lines.push(`    data file: ${printable(dataFile)}`, `    data file raw: ${qcow2.dataFileRaw}`);
   for (const { name, granularity, inUse, auto } of bitmaps) {
     const flags = [inUse ? 'in-use' : '', auto ? 'auto' : ''].filter((flag) => flag !== '');
@@ -103,7 +131,25 @@ function qcow2Lines(path: string, qcow2: Qcow2Info): string[] {
       `    bitmap: ${printable(name)} (granularity ${granularity}${flags.length > 0 ? `, ${flags.join(', ')}` : ''})`,
     );
   }
+  if (qcow2.bitmapDamage !== null) lines.push(`    bitmaps: damaged (${printable(qcow2.bitmapDamage)})`);
   return lines;
+}
+
+function encryptionLines({ encryption, luks, luksDamage }: Qcow2Info): string[] {
+  if (encryption === null) return [];
+  const lines = ['encrypt:', `    format: ${encryption}`];
+  if (luksDamage !== null) lines.push(`    damaged: ${printable(luksDamage)}`);
+  if (luks !== null) {
+    lines.push(`    cipher alg: ${luks.cipher}`, `    cipher mode: ${luks.mode}`, `    ivgen alg: ${luks.ivgen}`);
+    if (luks.ivgenHash !== null) lines.push(`    ivgen hash alg: ${luks.ivgenHash}`);
+    lines.push(`    hash alg: ${luks.hash}`, `    uuid: ${printable(luks.uuid)}`);
+    lines.push(`    payload offset: ${luks.payloadOffset}`, `    master key iters: ${luks.masterKeyIterations}`);
+    luks.slots.forEach(({ active, keyOffset }, i) => {
+      const state = active ? `active, iters ${active.iterations}, stripes ${active.stripes}` : 'not in use';
+      lines.push(`    slot ${i}: ${state}, key offset ${keyOffset}`);
+    });
+  }
+  return lines.map((line) => `    ${line}`);
 }
 
 /** A name out of an image must not move the cursor of a terminal. */

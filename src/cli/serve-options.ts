@@ -34,6 +34,7 @@ export interface RawServeOptions {
   readonly detectZeroes?: string;
   readonly iothread: readonly string[];
   readonly iothreads?: string;
+  readonly clientThreads?: string;
   readonly pollMaxNs?: string;
   readonly maxConnections?: string;
   readonly handshakeSeconds?: string;
@@ -56,6 +57,8 @@ export interface ServeOptions {
   readonly images: readonly ServeImage[];
   /** Names of the threads; each image names one of them. */
   readonly threads: readonly string[];
+  /** IOThreads that serve the clients of an IOThread's images, itself included. */
+  readonly clientThreads: number;
   readonly listen: ListenAt;
   readonly format: Format | undefined;
   /** The images are trees of options as text. */
@@ -106,6 +109,12 @@ function listenAt(raw: RawServeOptions): ListenAt {
   }
   if (raw.socket !== undefined) return { kind: 'unix', path: raw.socket };
   return raw.listen === undefined ? { kind: 'private' } : parseListen(raw.listen);
+}
+
+function clientThreads(raw: RawServeOptions): number {
+  const count = raw.clientThreads === undefined ? 1 : parseCount(raw.clientThreads, '--client-threads', 1);
+  if (count > MAX_IOTHREADS) throw new UsageError(`--client-threads: ${count} is more than ${MAX_IOTHREADS}`);
+  return count;
 }
 
 function threadNames(raw: RawServeOptions, images: number): string[] {
@@ -190,6 +199,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
       thread: threads[i % threads.length]!,
     })),
     threads: [...new Set(threads)],
+    clientThreads: clientThreads(raw),
     listen: listenAt(raw),
     format: oneOf(raw.format, FORMATS, '--format'),
     bitmaps: raw.bitmap,

@@ -180,7 +180,8 @@ class ServeCommand {
       description: image.description,
       bitmaps,
     }));
-    const limits = { maxConnections, handshakeSeconds, byteBudget };
+    const iothreads = await this.#clientThreads(thread);
+    const limits = { maxConnections, handshakeSeconds, byteBudget, iothreads };
     if (fds.length > 0) {
       // Dealt out in turn; a thread with several serves the same exports on each.
       const fd = fds.filter((_, i) => i % this.#options.threads.length === index);
@@ -193,6 +194,13 @@ class ServeCommand {
       const socket = index === 0 ? path : `${path}.${thread}`;
       this.#services.push(await serveNbd(exports, { ...limits, socket }));
     }
+  }
+
+  /** The thread itself, and those that share its clients with it. */
+  async #clientThreads(own: string): Promise<IOThread[]> {
+    const names = Array.from({ length: this.#options.clientThreads - 1 }, (_, i) => `${own}.${i + 1}`);
+    await Promise.all(names.map((name) => this.#startThread(name, undefined)));
+    return [own, ...names].map((name) => this.#threads.get(name)!);
   }
 
   #announce(uris: readonly string[]): void {

@@ -53,6 +53,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--detect-zeroes <mode>', 'off (default), on or unmap')
     .option('--iothread <name>', 'IOThread of an image; repeat for each IMAGE, same name same thread', collect, [])
     .option('--iothreads <count>', 'spread the images over so many IOThreads (default: 1)')
+    .option('--client-threads <count>', 'spread the clients of an image over so many IOThreads (default: 1)')
     .option('--poll-max-ns <ns>', 'longest time an IOThread spins before it sleeps (default: 65536)')
     .option('--max-connections <count>', 'clients at a time; 0 for no limit (default: 100)')
     .option('--handshake-seconds <seconds>', 'time a client has for the handshake (default: 10)')
@@ -74,6 +75,47 @@ export function addImageVerbs(program: Command, ended: Ended): void {
   addSnapshot(program);
   addResize(program);
   addAmend(program);
+  addCopy(program);
+}
+
+function addCopy(program: Command): void {
+  program
+    .command('copy')
+    .description('copy a disk into another, whatever holds them')
+    .argument('<SOURCE>', 'the image to copy')
+    .argument('<DESTINATION>', 'where to: made when it is not there, else overwritten')
+    .option('-f, --format <format>', `of the source: ${FORMAT}`)
+    .option('-O, --output-format <format>', 'of the destination: raw or qcow2 (default: qcow2 for *.qcow2, else raw)')
+    .option('-o, --options <name=value,...>', "options of a new destination; 'create -o help' lists them", collect)
+    .option('--sparse <size>', 'leave out zeroes in units of this; 0 copies them as data (default: 4K)')
+    .option('--speed <size>', 'bytes a second at most, such as 50M')
+    .option('--cache <mode>', 'of the destination: writeback (default), none, writethrough, directsync or unsafe')
+    .option('--references <which>', REFERENCES)
+    .option('--allow-directory <path>', ALLOW, collect)
+    .option('--key-file <path>', KEY_FILE)
+    .option('--progress <mode>', 'none, line, or json for JSON lines (default: line on a terminal)')
+    .addHelpText('after', COPY_HELP)
+    .action(async (source: string, destination: string, options: RawCopyOptions) => {
+      const { copy } = await import('./copy.ts');
+      await copy(source, destination, options);
+    });
+}
+
+const COPY_HELP = `
+A destination that is there must be as large as the source; what it has beyond that stays. One that was made is
+taken away again when the copy fails or is interrupted.
+
+Examples:
+  blockplane copy disk.qcow2 disk.raw
+  blockplane copy -O qcow2 -o cluster_size=128k,compat=1.1 /dev/sdb backup.qcow2`;
+
+export interface RawCopyOptions extends RawImageOptions {
+  readonly outputFormat?: string;
+  readonly options?: readonly string[];
+  readonly sparse?: string;
+  readonly speed?: string;
+  readonly cache?: string;
+  readonly progress?: string;
 }
 
 function addCreate(program: Command): void {

@@ -114,6 +114,12 @@ export function parseLuksHeader(bytes: Uint8Array, length: Bytes): LuksHeader {
   };
 }
 
+/** Where the key material of a slot is, or would be. */
+export function slotPlace(bytes: Uint8Array, slot: number): Offset {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  return view.getUint32(At.SLOTS + slot * SLOT_BYTES + SlotAt.MATERIAL_OFFSET) * SECTOR;
+}
+
 /** Slots that are not in use have the place and the stripes of `spare`, by number. */
 export function encodeLuksHeader(header: LuksHeader, spare: (slot: number) => Offset): Uint8Array {
   const bytes = new Uint8Array(LUKS_HEADER_BYTES);
@@ -183,7 +189,7 @@ function parseSlot(
   if (stripes < 1 || stripes > STRIPES) {
     refuse(`stripes of key slot ${number} is ${stripes}; it must be 1 to ${STRIPES}`);
   }
-  const at = view.getUint32(start + SlotAt.MATERIAL_OFFSET) * SECTOR;
+  const at = slotPlace(bytes, number);
   return { iterations, salt: bytes.slice(start + SlotAt.SALT, start + SlotAt.SALT + SALT_BYTES), at, stripes };
 }
 

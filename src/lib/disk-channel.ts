@@ -1,6 +1,5 @@
 /** A disk's requests from the program's own thread: a handle, opened with the first of them, and the thread's arena. */
 import { Errno } from '../base/errors.ts';
-import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import { BlkHandle } from '../channel/handle.ts';
 import type { BlkDescriptor } from '../channel/layout.ts';
 import type { IOThread } from './iothread.ts';
@@ -12,21 +11,19 @@ export interface OpenChannel {
   readonly arena: Arena;
 }
 
+/** What it needs of its disk. */
+export interface ChannelDisk {
+  readonly id: number;
+  readonly iothread: IOThread;
+  descriptor(): Promise<BlkDescriptor>;
+}
+
 export class DiskChannel {
-  readonly #thread: IOThread;
-  readonly #disk: number;
+  readonly #disk: ChannelDisk;
   #opening: Promise<OpenChannel> | undefined;
 
-  constructor(thread: IOThread, disk: number) {
-    this.#thread = thread;
+  constructor(disk: ChannelDisk) {
     this.#disk = disk;
-  }
-
-  /** For one more thread. */
-  async descriptor(): Promise<BlkDescriptor> {
-    const { offer, port } = newOffer();
-    const identity = await this.#thread.call('share', { disk: this.#disk, offer }, [offer.port]);
-    return descriptorOf(identity, offer.words, port);
   }
 
   open(): Promise<OpenChannel> {
@@ -35,8 +32,9 @@ export class DiskChannel {
   }
 
   async #open(): Promise<OpenChannel> {
-    const handle = BlkHandle.attach(await this.descriptor());
-    const { arena } = this.#thread;
+    // It stays the memory of the thread that the disk is in now, wherever the disk goes.
+    const { arena } = this.#disk.iothread;
+    const handle = BlkHandle.attach(await this.#disk.descriptor());
     handle.register(arena.buffer);
     return { handle, arena };
   }
@@ -48,7 +46,7 @@ export class DiskChannel {
     } catch (error) {
       const { handle } = await this.open();
       if (error === handle.end && handle.end?.errno === Errno.EIO)
-        await this.#thread.call('stat', { disk: this.#disk });
+        await this.#disk.iothread.call('stat', { disk: this.#disk.id });
       throw error;
     }
   }

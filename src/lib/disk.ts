@@ -1,12 +1,14 @@
 /** A disk, in the shape of node's FileHandle, so that code written for files takes it. */
 import type { ReadableStream } from 'node:stream/web';
 import { CoMutex } from '../aio/co-mutex.ts';
+import { CoRwLock } from '../aio/co-rwlock.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
+import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import type { BlkDescriptor } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { DiskBitmaps } from './bitmaps.ts';
@@ -24,8 +26,9 @@ import { DiskChannel } from './disk-channel.ts';
 import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
 import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
-import type { IOThread, ThreadUse } from './iothread.ts';
-import type { BlockExtent, OpenReply } from './messages.ts';
+import { IOThread, type ThreadUse, useThread } from './iothread.ts';
+import type { BlockExtent, Method, MethodArgs, MethodResult, OpenReply } from './messages.ts';
+import { moveDisk } from './move-disk.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
 import { readInto, writeFrom } from './transfer.ts';
 
@@ -62,12 +65,18 @@ export class Disk {
   /** The file name it was opened by, or its driver's name. */
   readonly name: string;
   readonly readOnly: boolean;
-  readonly nodeName: string;
   /** Which parts have been written, since when. */
   readonly bitmaps: DiskBitmaps;
   /** @internal */
   readonly id: number;
-  readonly #use: ThreadUse;
+  /** Of every thread that it has been in: services of it may still be there. */
+  readonly #uses: ThreadUse[];
+  /** Threads where a guest stands for it. */
+  readonly #guests = new Set<IOThread>();
+  /** Read while its home is not to change. */
+  readonly #homeLock = new CoRwLock('home of a disk');
+  #home: IOThread;
+  #nodeName: string;
   readonly #counters: IoCounters;
   readonly #channel: DiskChannel;
   readonly #cursorLock = new CoMutex();
@@ -80,17 +89,21 @@ export class Disk {
 
   /** @internal Use open(). */
   constructor(use: ThreadUse, reply: OpenReply, name: string) {
-    this.#use = use;
+    this.#uses = [use];
+    this.#home = use.thread;
     this.id = reply.disk;
     this.name = name;
     this.readOnly = reply.readOnly;
-    this.nodeName = reply.nodeName;
+    this.#nodeName = reply.nodeName;
     this.#size = reply.size;
-    this.bitmaps = new DiskBitmaps((method, args) =>
-      this.#io(() => use.thread.call(method, { disk: this.id, ...args } as never), undefined),
-    );
+    this.bitmaps = new DiskBitmaps((method, args) => this.#call(method, { disk: this.id, ...args } as never));
     this.#counters = new IoCounters(reply.counters);
-    this.#channel = new DiskChannel(use.thread, reply.disk);
+    this.#channel = new DiskChannel(this);
+  }
+
+  /** Of its root; one that was not given a name has another after a move. */
+  get nodeName(): string {
+    return this.#nodeName;
   }
 
   /** Bytes; as of the last open, truncate or stat. */
@@ -105,7 +118,7 @@ export class Disk {
 
   /** The thread whose loop does its I/O. */
   get iothread(): IOThread {
-    return this.#use.thread;
+    return this.#home;
   }
 
   get closed(): boolean {
@@ -182,7 +195,7 @@ export class Disk {
 
   /** Every write that has returned is on stable storage after it. */
   flush(options: Abortable = {}): Promise<void> {
-    return this.#io(() => this.#use.thread.call('flush', { disk: this.id }), options.signal);
+    return this.#call('flush', { disk: this.id }, options.signal);
   }
 
   sync(): Promise<void> {
@@ -219,7 +232,7 @@ export class Disk {
     while (at < end) {
       options.signal?.throwIfAborted();
       const message = { disk: this.id, at, length: end - at, flags: 0 };
-      const extents = await this.#io(() => this.#use.thread.call('status', message), options.signal);
+      const extents = await this.#call('status', message, options.signal);
       if (extents.length === 0) return;
       for (const extent of extents) {
         yield extent;
@@ -229,7 +242,7 @@ export class Disk {
   }
 
   async stat(): Promise<DiskStat> {
-    const reply = await this.#io(() => this.#use.thread.call('stat', { disk: this.id }), undefined);
+    const reply = await this.#call('stat', { disk: this.id });
     this.#size = reply.size;
     return new DiskStat(reply);
   }
@@ -238,26 +251,26 @@ export class Disk {
   async truncate(size: number | bigint = 0, options: TruncateOptions = {}): Promise<void> {
     const { preallocation = 'off' } = options;
     const message = { disk: this.id, size: offsetOf(size, 'size'), preallocation };
-    this.#size = await this.#io(() => this.#use.thread.call('truncate', message), undefined);
+    this.#size = await this.#call('truncate', message);
   }
 
   /** Looks for damage in the image's metadata. With `repair`, leaks are given back, or everything is mended. */
   check(options: CheckOptions = {}): Promise<CheckResult> {
     const message = { disk: this.id, fix: fixOf(options) };
-    return this.#io(() => this.#use.thread.call('check', message), undefined);
+    return this.#call('check', message);
   }
 
   /** Changes the image's header. Another backing file is used from the next open on. */
   async amend(changes: AmendOptions): Promise<void> {
     const message = { disk: this.id, changes: driverOptions({ ...changes }) };
-    await this.#io(() => this.#use.thread.call('amend', message), undefined);
+    await this.#call('amend', message);
   }
 
   /** The internal snapshots of the image; ENOTSUP where its format has none. */
   get snapshots(): DiskSnapshots {
     return new DiskSnapshots(async (action, which = '') => {
       const message = { disk: this.id, action, which };
-      const reply = await this.#io(() => this.#use.thread.call('snapshots', message), undefined);
+      const reply = await this.#call('snapshots', message);
       this.#size = reply.size;
       return reply.snapshots;
     });
@@ -273,7 +286,34 @@ export class Disk {
    * ```
    */
   handle(): Promise<BlkDescriptor> {
-    return this.#io(() => this.#channel.descriptor(), undefined);
+    return this.#io(() => this.descriptor(), undefined);
+  }
+
+  /**
+   * Moves the disk into another IOThread, with all its nodes, while it is used: requests wait for the time of the move,
+   * handles of other threads and the disk itself go on with the new thread, and so do clients of services, whose
+   * connections stay in the thread of their service. Where it rejects, everything is as it was: EBUSY with what keeps
+   * it there (an export that shows bitmaps, a node that another disk uses, ...), ENOTSUP with the driver that cannot,
+   * or what went wrong in writing or opening.
+   */
+  async setAioContext(iothread: IOThread): Promise<void> {
+    if (!(iothread instanceof IOThread)) {
+      throw new BlockError(Errno.EINVAL, `iothread: expected an IOThread, not ${typeof iothread}`);
+    }
+    await this.#io(() => this.#move(iothread), undefined);
+  }
+
+  async #move(to: IOThread): Promise<void> {
+    using _alone = await this.#homeLock.writeLock();
+    const from = this.#home;
+    if (to === from) return;
+    if (!this.#uses.some(({ thread }) => thread === to)) this.#uses.push(await useThread(to, undefined));
+    await moveDisk(this.id, from, to, ({ nodeName, guest }) => {
+      this.#home = to;
+      this.#nodeName = nodeName;
+      this.#guests.delete(to);
+      if (guest) this.#guests.add(from);
+    });
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {
@@ -309,6 +349,28 @@ export class Disk {
     return () => this.#dependents.delete(stop);
   }
 
+  /** @internal For one more thread. */
+  async descriptor(): Promise<BlkDescriptor> {
+    using _stays = await this.#homeLock.readLock();
+    const { offer, port } = newOffer();
+    const identity = await this.#home.call('share', { disk: this.id, offer }, [offer.port]);
+    return descriptorOf(identity, offer.words, port);
+  }
+
+  /** @internal Runs `body` while the disk does not move; exports in `thread` can show it, wherever its home is. */
+  async shownIn<T>(thread: IOThread, body: () => Promise<T>): Promise<T> {
+    using _stays = await this.#homeLock.readLock();
+    if (thread !== this.#home && !this.#guests.has(thread)) {
+      const { offer, port } = newOffer();
+      const identity = await this.#home.call('share', { disk: this.id, offer }, [offer.port]);
+      const { optimal } = await this.#home.call('stat', { disk: this.id });
+      const descriptor = descriptorOf(identity, offer.words, port);
+      await thread.call('guest', { disk: this.id, name: this.name, descriptor, optimal }, [port]);
+      this.#guests.add(thread);
+    }
+    return await body();
+  }
+
   /** @internal The disk does not close before the answer was called. */
   hold(): () => void {
     this.#assertOpen();
@@ -331,17 +393,30 @@ export class Disk {
       await this.#idle.promise;
     }
     await attempt(this.#channel.close());
+    // A guest is gone with its thread, whatever that died of.
+    await Promise.all(
+      [...this.#guests].map((thread) => thread.call('guest-close', { disk: this.id }).catch(() => undefined)),
+    );
     // A thread that has stopped has closed its disks itself.
-    const closing = this.#use.thread.call('close', { disk: this.id }).catch((error: unknown) => {
+    const closing = this.#home.call('close', { disk: this.id }).catch((error: unknown) => {
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
     });
     await attempt(closing);
-    await attempt(this.#use.release());
+    for (const use of this.#uses) await attempt(use.release());
     if (failures.length > 0) throw failures[0];
   }
 
   #assertOpen(): void {
     if (this.#closing) throw new BlockError(Errno.EBADF, `Could not use '${this.name}': it is closed`);
+  }
+
+  /** Asks the thread that is its home by then. */
+  #call<M extends Method>(method: M, args: MethodArgs<M>, signal?: AbortSignal): Promise<MethodResult<M>> {
+    const ask = async (): Promise<MethodResult<M>> => {
+      using _stays = await this.#homeLock.readLock();
+      return await this.#home.call(method, args);
+    };
+    return this.#io(ask, signal);
   }
 
   /** Runs one request; `close` waits for it even when the caller has given it up. */
@@ -392,6 +467,6 @@ export class Disk {
     options: Abortable,
   ): Promise<void> {
     const message = { disk: this.id, at: offsetOf(position, 'position'), length: offsetOf(length, 'length'), flags };
-    await this.#io(() => this.#use.thread.call(method, message), options.signal);
+    await this.#call(method, message, options.signal);
   }
 }

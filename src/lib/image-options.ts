@@ -39,7 +39,7 @@ export interface ImageOptions {
   readonly backingFile?: string | undefined;
   /** Needed with `backingFile`, unless that ends with .qcow2. */
   readonly backingFormat?: Format | undefined;
-  /** Name of a file that holds the data; a relative name begins at the new image's directory. */
+  /** Name of a file that holds the data; a relative name begins at the current directory, also when it is opened. */
   readonly dataFile?: string | undefined;
   /** The data file is a raw image by itself. */
   readonly dataFileRaw?: boolean | undefined;

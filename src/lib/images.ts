@@ -68,8 +68,8 @@ export async function createIn(
   try {
     const file = await fileFor(path, how.overwrite ?? false, made);
     const name = whole['data-file'];
-    const dataPath = typeof name === 'string' && name !== '' ? besides(path, name) : undefined;
-    const dataFile = dataPath === undefined ? {} : { dataFile: await fileFor(dataPath, how.overwrite ?? false, made) };
+    const hasData = typeof name === 'string' && name !== '';
+    const dataFile = hasData ? { dataFile: await fileFor(name, how.overwrite ?? false, made) } : {};
     await engine.call('create', { format, file, ...dataFile, options: whole });
   } catch (error) {
     for (const one of made) await unlink(one).catch(() => undefined);

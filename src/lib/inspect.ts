@@ -2,13 +2,16 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
+import { LUKS_HEADER_BYTES } from '../codec/luks-header.ts';
+import { type LuksInfo, luksInfo } from '../codec/luks-info.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
+import { isDamage, readBitmaps } from '../drivers/qcow2/bitmap-read.ts';
 import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
-import { BitmapFlags, parseBitmapDirectory } from '../proto/qcow2/bitmap-directory.ts';
+import { BitmapFlags } from '../proto/qcow2/bitmap-directory.ts';
 import { Autoclear, Compatible, Crypt, Incompatible } from '../proto/qcow2/constants.ts';
 import { type FeatureKind, featureName } from '../proto/qcow2/features.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
-import { backingFormat, bitmapsExtension, dataFileName } from '../proto/qcow2/header-extensions.ts';
+import { backingFormat, dataFileName, encryptionExtension } from '../proto/qcow2/header-extensions.ts';
 import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
 import { assertImageFile, type Head, ImageHead } from './image-head.ts';
 import { type Format, formatByName, type HttpSettings } from './options.ts';
@@ -48,8 +51,13 @@ export interface Qcow2Info {
   readonly dataFile: string | null;
   readonly dataFileRaw: boolean;
   readonly encryption: 'aes' | 'luks' | null;
+  /** Of encryption 'luks'. Null also where it says nothing that we could use: then `luksDamage` says why. */
+  readonly luks: LuksInfo | null;
+  readonly luksDamage: string | null;
   readonly snapshots: readonly SnapshotInfo[];
   readonly bitmaps: readonly StoredBitmap[];
+  /** Why `bitmaps` is empty, where those of the image are damaged: it opens read-only only, and without them. */
+  readonly bitmapDamage: string | null;
   /** Type in hexadecimal, and bytes. */
   readonly extensions: readonly { readonly type: string; readonly length: Bytes }[];
 }
@@ -124,8 +132,9 @@ async function qcow2Info(head: Head, header: Qcow2Header): Promise<Qcow2Info> {
     dataFile: dataFileName(header) ?? null,
     dataFileRaw: hasBit(header.autoclear, Autoclear.DATA_FILE_RAW),
     encryption: header.cryptMethod === Crypt.NONE ? null : header.cryptMethod === Crypt.AES ? 'aes' : 'luks',
+    ...(await luks(head, header)),
     snapshots: await snapshots(head, header),
-    bitmaps: await bitmaps(head, header),
+    ...(await bitmaps(head, header)),
     extensions: header.extensions.map(({ type, data }) => ({ type: `0x${type.toString(16)}`, length: data.length })),
   };
 }
@@ -143,6 +152,18 @@ function features(header: Qcow2Header, kind: FeatureKind, bits: bigint): string[
   return names;
 }
 
+async function luks(head: Head, header: Qcow2Header): Promise<Pick<Qcow2Info, 'luks' | 'luksDamage'>> {
+  const place = encryptionExtension(header);
+  if (!place) return { luks: null, luksDamage: null };
+  const bytes = await head.read(place.offset, Math.min(place.length, LUKS_HEADER_BYTES));
+  try {
+    return { luks: luksInfo(bytes, Math.min(place.length, head.length - place.offset)), luksDamage: null };
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    return { luks: null, luksDamage: error.message };
+  }
+}
+
 async function snapshots(head: Head, header: Qcow2Header): Promise<SnapshotInfo[]> {
   if (header.snapshotCount === 0) return [];
   const parser = new SnapshotTableParser(header, head.length);
@@ -156,14 +177,17 @@ async function snapshots(head: Head, header: Qcow2Header): Promise<SnapshotInfo[
   return parser.entries.map((entry) => snapshotInfo(entry, header.size));
 }
 
-async function bitmaps(head: Head, header: Qcow2Header): Promise<StoredBitmap[]> {
-  const where = bitmapsExtension(header);
-  if (!where) return [];
-  const bytes = await head.read(where.directoryOffset, where.directorySize);
-  return parseBitmapDirectory(bytes, where.count, 2 ** header.clusterBits).map(({ name, granularityBits, flags }) => ({
-    name,
-    granularity: 2 ** granularityBits,
-    inUse: (flags & BitmapFlags.IN_USE) !== 0,
-    auto: (flags & BitmapFlags.AUTO) !== 0,
-  }));
+async function bitmaps(head: Head, header: Qcow2Header): Promise<Pick<Qcow2Info, 'bitmaps' | 'bitmapDamage'>> {
+  try {
+    const all = (await readBitmaps(head, header)).map(({ entry: { name, granularityBits, flags } }) => ({
+      name,
+      granularity: 2 ** granularityBits,
+      inUse: (flags & BitmapFlags.IN_USE) !== 0,
+      auto: (flags & BitmapFlags.AUTO) !== 0,
+    }));
+    return { bitmaps: all, bitmapDamage: null };
+  } catch (error) {
+    if (!isDamage(error)) throw error;
+    return { bitmaps: [], bitmapDamage: error.message };
+  }
 }

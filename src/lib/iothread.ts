@@ -183,6 +183,8 @@ export interface ThreadUse {
 
 interface Shared {
   readonly starting: Promise<IOThread>;
+  /** Once it has started. */
+  thread: IOThread | undefined;
   users: number;
 }
 
@@ -200,10 +202,15 @@ export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool
         `aio: '${aio}' was asked for, but ${given.name} runs on ${given.backend.name}`,
       );
     }
-    return { thread: given, release: () => Promise.resolve() };
+    const [key, entry] = [...shared].find(([, { thread }]) => thread === given) ?? [];
+    if (!entry) return { thread: given, release: () => Promise.resolve() };
+    return useShared(key!, entry);
   }
   const key = aio ?? '';
-  const entry = shared.get(key) ?? startShared(key, aio);
+  return useShared(key, shared.get(key) ?? startShared(key, aio));
+}
+
+async function useShared(key: string, entry: Shared): Promise<ThreadUse> {
   entry.users++;
   let released = false;
   const release = async (): Promise<void> => {
@@ -225,11 +232,14 @@ export async function useThread(given: IOThread | undefined, aio: 'ring' | 'pool
 
 function startShared(key: string, aio: 'ring' | 'pool' | undefined): Shared {
   const starting = IOThread.start({ name: `default${key && `-${key}`}`, aio }).then((thread) => thread.unref());
-  const entry: Shared = { starting, users: 0 };
+  const entry: Shared = { starting, thread: undefined, users: 0 };
   shared.set(key, entry);
   const forget = (): void => {
     if (shared.get(key) === entry) shared.delete(key);
   };
-  entry.starting.then((thread) => thread.on('crash', forget), forget);
+  entry.starting.then((thread) => {
+    entry.thread = thread;
+    thread.on('crash', forget);
+  }, forget);
   return entry;
 }

@@ -2,8 +2,10 @@
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
-import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
+import type { JobMethods } from './job-messages.ts';
+import type { MoveMethods } from './move-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 
@@ -78,6 +80,14 @@ export interface SnapshotMessage extends DiskMessage {
 export interface SnapshotReply {
   readonly snapshots: readonly SnapshotInfo[];
   readonly size: Bytes;
+}
+
+/** A disk of another thread, for users in this one. */
+export interface GuestMessage extends DiskMessage {
+  readonly name: string;
+  readonly descriptor: BlkDescriptor;
+  /** See StatReply. */
+  readonly optimal: Bytes;
 }
 
 /** A channel for a thread that wants to use the disk itself. */
@@ -175,11 +185,13 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods {
+export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   close(args: DiskMessage): void;
   share(args: ShareMessage): BlkIdentity;
+  guest(args: GuestMessage): void;
+  'guest-close'(args: DiskMessage): void;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;
@@ -194,6 +206,8 @@ export interface Methods extends BitmapMethods {
   /** Answers all of them, or the one that the action was about. */
   snapshots(args: SnapshotMessage): SnapshotReply;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
+  /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
+  'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
   'nbd-add'(args: NbdAddMessage): void;
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;

@@ -7,8 +7,9 @@ import { type Bytes, GiB, MiB } from '../base/units.ts';
 import type { Abortable } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
-import { type Listen, type ListenTarget, listenOf } from './listen.ts';
-import type { ExportMessage, NbdStartReply, NbdStats } from './messages.ts';
+import { type ListenTarget, listenOf } from './listen.ts';
+import type { ExportMessage, NbdStats } from './messages.ts';
+import { NbdMembers, type Shown } from './nbd-members.ts';
 import { PrivateDirectory } from './private-directory.ts';
 import { nbdUri } from './uri.ts';
 
@@ -22,7 +23,7 @@ export interface ExportOptions {
   /**
    * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
    * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
-   * takes disabled ones only (EINVAL).
+   * takes disabled ones only (EINVAL), and the disk has to be in the service's thread (EINVAL), where they keep it.
    */
   readonly bitmaps?: readonly string[] | undefined;
 }
@@ -33,11 +34,17 @@ export interface DiskExport extends ExportOptions {
 }
 
 export interface ServeNbdOptions extends ListenTarget, ExportOptions, Abortable {
-  /** Clients at a time, at most 10000; the next one waits. Default 100; 0 for no limit. */
+  /**
+   * The IOThreads that serve clients: each client in one of them, dealt out as they come. A thread that is not the home
+   * of a disk does that disk's I/O through a channel to its home, and where the bytes are in a file that both can use,
+   * by itself. ENOTSUP without io_uring. Default: the IOThread of the first disk.
+   */
+  readonly iothreads?: readonly IOThread[] | undefined;
+  /** Clients at a time, at most 10000, in all threads together; the next one waits. Default 100; 0 for no limit. */
   readonly maxConnections?: number | undefined;
   /** How long a client may take to say what it wants, in seconds; default 10, 0 for no limit. */
   readonly handshakeSeconds?: number | undefined;
-  /** Payload memory of all connections together, in bytes, from 32 MiB to 1 GiB; default 64 MiB. */
+  /** Payload memory of all connections of a thread, in bytes, from 32 MiB to 1 GiB; default 64 MiB. */
   readonly byteBudget?: Bytes | undefined;
 }
 
@@ -59,37 +66,63 @@ interface Offered {
   removing: { readonly mode: 'safe' | 'hard'; readonly ended: Promise<void> } | undefined;
 }
 
-/** A running NBD server. 'crash' comes when its IOThread died; 'client' and 'disconnect' when clients come and go. */
+/** A running NBD server. 'crash' comes when an IOThread of it died; 'client' and 'disconnect' with each client. */
 export class NbdService extends EventEmitter<{ crash: [Error]; client: [string]; disconnect: [string] }> {
   /** Where it listens; ports are filled in. */
   readonly addresses: readonly SocketAddress[];
-  readonly iothread: IOThread;
-  readonly #id: number;
+  /** Those that serve clients. */
+  readonly iothreads: readonly IOThread[];
+  readonly #members: NbdMembers;
   readonly #exports = new Map<string, Offered>();
   readonly #directory: PrivateDirectory | undefined;
-  readonly #onCrash = (error: Error): void => this.#crashed(error);
   /** @internal Runs once when it has ended. */
   onEnd: (() => void) | undefined;
   #stopping: Promise<void> | undefined;
   #ended = false;
-  #clients = 0;
-  #last: NbdStats | undefined;
+
+  private constructor(
+    members: NbdMembers,
+    addresses: readonly SocketAddress[],
+    directory: PrivateDirectory | undefined,
+  ) {
+    super();
+    this.#members = members;
+    this.iothreads = members.threads;
+    this.addresses = addresses;
+    this.#directory = directory;
+  }
 
   /** @internal Use serveNbd(). */
-  constructor(iothread: IOThread, reply: NbdStartReply, directory: PrivateDirectory | undefined) {
-    super();
-    this.iothread = iothread;
-    this.addresses = reply.addresses;
-    this.#id = reply.service;
-    this.#directory = directory;
-    iothread.on('crash', this.#onCrash);
-    iothread.hold();
-    iothread.listen(reply.service, (name, payload) => this.#event(name, payload));
+  static async start(
+    threads: readonly IOThread[],
+    shown: readonly Shown[],
+    message: Parameters<NbdMembers['start']>[2],
+    directory: PrivateDirectory | undefined,
+  ): Promise<NbdService> {
+    let service: NbdService | undefined;
+    const members = new NbdMembers({
+      onClient: (name, peer) => service?.emit(name as 'client' | 'disconnect', peer),
+      onCrash: (error) => {
+        if (service) service.#crashed(error);
+      },
+    });
+    try {
+      service = new NbdService(members, await members.start(threads, shown, message), directory);
+      return service;
+    } catch (error) {
+      await members.stop(0).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** The first of its IOThreads. */
+  get iothread(): IOThread {
+    return this.iothreads[0]!;
   }
 
   /** Clients connected now. */
   get clients(): number {
-    return this.#clients;
+    return this.#members.clients;
   }
 
   /** The URI of the export that was added first. */
@@ -103,25 +136,23 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   }
 
   /** Totals since it began; after `stop`, the last ones. */
-  async stats(): Promise<NbdStats> {
-    return this.#last ?? this.iothread.call('nbd-stats', { service: this.#id });
+  stats(): Promise<NbdStats> {
+    return this.#members.stats();
   }
 
-  /** Offers one more disk of the same IOThread. */
+  /** Offers one more disk. Where it has its home in another IOThread it is reached through a channel, without its
+   *  bitmaps (EINVAL). */
   async addExport(entry: DiskExport): Promise<void> {
-    if (entry.disk.iothread !== this.iothread) {
-      throw new BlockError(Errno.EINVAL, `Could not export '${entry.disk.name}': it is in another IOThread`);
-    }
     const message = exportMessage(entry);
     const { name } = message;
     // The disk stays open until it is known whether its export does.
     const release = entry.disk.hold();
     try {
-      await this.iothread.call('nbd-add', { service: this.#id, export: message });
+      await this.#members.add({ disk: entry.disk, message });
       try {
         this.attach(entry.disk, name);
       } catch (error) {
-        if (!this.#ended) await this.iothread.call('nbd-remove', { service: this.#id, name, mode: 'hard' });
+        if (!this.#ended) await this.#members.remove(name, 'hard');
         throw error;
       }
     } finally {
@@ -165,7 +196,7 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     const { name } = offered;
     try {
       if (this.#stopping) await this.#stopping;
-      else await this.iothread.call('nbd-remove', { service: this.#id, name, mode });
+      else await this.#members.remove(name, mode);
     } catch (error) {
       offered.removing = undefined;
       throw error;
@@ -189,10 +220,7 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
 
   async #stop(graceMs: number): Promise<void> {
     try {
-      this.#last = await this.iothread.call('nbd-stop', { service: this.#id, graceMs });
-    } catch (error) {
-      // The thread stops its services itself when it is stopped.
-      if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
+      await this.#members.stop(graceMs);
     } finally {
       for (const { detach } of this.#exports.values()) detach();
       this.#end();
@@ -202,23 +230,17 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   #end(): void {
     if (this.#ended) return;
     this.#ended = true;
-    this.iothread.unhold();
-    this.iothread.off('crash', this.#onCrash);
-    this.iothread.listen(this.#id, undefined);
+    this.#members.end();
     this.#directory?.remove();
     this.onEnd?.();
     this.onEnd = undefined;
   }
 
+  /** Without one of its threads it is not what was asked for: it stops in the others, too. */
   #crashed(error: Error): void {
-    this.#end();
+    if (this.#ended) return;
+    this.stop(0).catch(() => undefined);
     if (this.listenerCount('crash') > 0) this.emit('crash', error);
-  }
-
-  #event(name: string, payload: unknown): void {
-    const { peer, clients } = payload as { readonly peer: string; readonly clients: number };
-    this.#clients = clients;
-    if (name === 'client' || name === 'disconnect') this.emit(name, peer);
   }
 }
 
@@ -250,9 +272,9 @@ async function stopOnAbort(service: NbdService, signal: AbortSignal | undefined)
 }
 
 /**
- * Serves one disk, or several of one IOThread, to NBD clients; resolves once it accepts. It runs in the disks' own
- * IOThread, so that no request ever touches the program's thread. Without an address it listens on a unix socket in a
- * private directory, which is removed at the end.
+ * Serves one disk, or several, to NBD clients; resolves once it accepts. It runs in IOThreads, so that no request ever
+ * touches the program's thread. Without an address it listens on a unix socket in a private directory, which is removed
+ * at the end.
  *
  * ```ts
  * const service = await serveNbd(disk, { socket: '/run/disk.sock', exportName: 'disk' });
@@ -268,12 +290,9 @@ export async function serveNbd(
   const given = Array.isArray(disks) ? (disks as readonly (Disk | DiskExport)[]) : [disks as Disk];
   const own = { exportName, description, readOnly, bitmaps };
   const entries = given.map((entry) => ('disk' in entry ? entry : { disk: entry, ...own }));
-  const thread = entries[0]?.disk.iothread;
-  if (!thread) throw new BlockError(Errno.EINVAL, 'Could not serve: no disk was given');
+  const threads = threadsOf(entries, options.iothreads);
   for (const { disk } of entries) {
     if (disk.closed) throw new BlockError(Errno.EBADF, `Could not export '${disk.name}': it is closed`);
-    if (disk.iothread === thread) continue;
-    throw new BlockError(Errno.EINVAL, `Could not export '${disk.name}': the disks of a service share one IOThread`);
   }
   checkNumber(options, 'maxConnections');
   checkNumber(options, 'handshakeSeconds');
@@ -282,39 +301,54 @@ export async function serveNbd(
   const addresses = await listenOf(options);
   // A disk that is closed from here on closes once it is known whether it is served.
   const holds: (() => void)[] = [];
+  const directory = addresses.length > 0 ? undefined : new PrivateDirectory();
+  const listen = directory ? [{ kind: 'unix' as const, path: `${directory.path}/nbd.sock` }] : addresses;
   try {
     for (const { disk } of entries) holds.push(disk.hold());
-    return await startService(thread, entries, addresses, options);
+    return await startService(
+      threads,
+      entries,
+      { ...startOptions(options, threads.length), listen },
+      directory,
+      options,
+    );
+  } catch (error) {
+    directory?.remove();
+    throw error;
   } finally {
     for (const release of holds) release();
   }
 }
 
+function threadsOf(entries: readonly DiskExport[], given: readonly IOThread[] | undefined): readonly IOThread[] {
+  const threads = given ?? entries.slice(0, 1).map(({ disk }) => disk.iothread);
+  if (entries.length === 0) throw new BlockError(Errno.EINVAL, 'Could not serve: no disk was given');
+  if (threads.length === 0) throw new BlockError(Errno.EINVAL, 'iothreads: there is none');
+  if (new Set(threads).size < threads.length) throw new BlockError(Errno.EINVAL, 'iothreads: one is there twice');
+  return threads;
+}
+
+/** Limits of each thread. */
+function startOptions({ socketMode, maxConnections, handshakeSeconds, byteBudget }: ServeNbdOptions, threads: number) {
+  const each = maxConnections && Math.ceil(maxConnections / threads);
+  return { mode: socketMode ?? 0o600, maxConnections: each, handshakeSeconds, byteBudget };
+}
+
 async function startService(
-  thread: IOThread,
+  threads: readonly IOThread[],
   entries: readonly DiskExport[],
-  addresses: readonly Listen[],
-  options: ServeNbdOptions,
+  message: Parameters<NbdMembers['start']>[2],
+  directory: PrivateDirectory | undefined,
+  { signal }: ServeNbdOptions,
 ): Promise<NbdService> {
-  const directory = addresses.length > 0 ? undefined : new PrivateDirectory();
-  const exports = entries.map(exportMessage);
-  let service: NbdService | undefined;
+  const shown = entries.map((entry) => ({ disk: entry.disk, message: exportMessage(entry) }));
+  const service = await NbdService.start(threads, shown, message, directory);
   try {
-    const reply = await thread.call('nbd-start', {
-      listen: directory ? [{ kind: 'unix', path: `${directory.path}/nbd.sock` }] : addresses,
-      mode: options.socketMode ?? 0o600,
-      exports,
-      maxConnections: options.maxConnections,
-      handshakeSeconds: options.handshakeSeconds,
-      byteBudget: options.byteBudget,
-    });
-    service = new NbdService(thread, reply, directory);
-    for (const [i, { disk }] of entries.entries()) service.attach(disk, exports[i]!.name);
-    await stopOnAbort(service, options.signal);
+    for (const { disk, message: one } of shown) service.attach(disk, one.name);
+    await stopOnAbort(service, signal);
     return service;
   } catch (error) {
-    await service?.stop(0).catch(() => undefined);
-    directory?.remove();
+    await service.stop(0).catch(() => undefined);
     throw error;
   }
 }

@@ -148,7 +148,9 @@ class Resolver {
     const why = this.#wrongName(name);
     if (why !== undefined) throw refuse(why);
     const directories = isAbsolute(name) ? link.allowed : link.relative;
-    const real = await realpath(pathFrom(link, name)).catch(failed);
+    // A data file is looked for from the current directory, as QEMU does, which also makes it there.
+    const path = what === 'data file' ? name : pathFrom(link, name);
+    const real = await realpath(path).catch(failed);
     this.#assertAllowed(directories, real, refuse);
     // To open something else than a file can have effects by itself.
     const kind = kindOf(await lstat(real).catch(failed));

@@ -1,4 +1,5 @@
 /** The disks of an IOThread, by number. */
+import { threadId } from 'node:worker_threads';
 import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -8,8 +9,17 @@ import type { NodeOptions } from '../block/graph.ts';
 import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import { closeGuest, openGuest } from '../channel/remote-node.ts';
 import { ofImage } from './image-head.ts';
-import type { BlockExtent, OpenMessage, OpenReply, RangeMessage, StatReply, TruncateMessage } from './messages.ts';
+import type {
+  BlockExtent,
+  GuestMessage,
+  OpenMessage,
+  OpenReply,
+  RangeMessage,
+  StatReply,
+  TruncateMessage,
+} from './messages.ts';
 import { probe } from './probe.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';
@@ -19,16 +29,21 @@ const MAX_DISKS = 1024;
 /** Extents in one answer about block status. */
 const MAX_EXTENTS = 1024;
 
+/** Numbers of disks are a thread's own, and stay when the disk moves. */
+const NUMBERS = 2 ** 32;
+
 interface OpenDisk {
   readonly blk: BlockBackend;
   readonly controlMutex: CoMutex;
+  /** Of one that other threads use. */
+  host: ChannelHost | undefined;
 }
 
 export class WorkerDisks {
   readonly #context: AioContext;
   readonly #disks = new Map<number, OpenDisk>();
-  /** Of the disks that other threads use. */
-  readonly #hosts = new Map<number, ChannelHost>();
+  /** Disks that have their home in other threads, for users that stay in this one. */
+  readonly #guests = new Map<number, BlockBackend>();
   #ids = 0;
   #opening = 0;
 
@@ -42,9 +57,7 @@ export class WorkerDisks {
 
   /** Opens a channel to a disk. */
   introduce(disk: number, offer: ChannelOffer): BlkIdentity {
-    const blk = this.blk(disk);
-    const host = this.#hosts.get(disk) ?? new ChannelHost(blk);
-    this.#hosts.set(disk, host);
+    const host = this.host(disk);
     host.introduce(offer);
     return host.identity;
   }
@@ -52,6 +65,55 @@ export class WorkerDisks {
   /** Throws EBADF for a number that is none. */
   blk(disk: number): BlockBackend {
     return this.#entry(disk).blk;
+  }
+
+  host(disk: number): ChannelHost {
+    const entry = this.#entry(disk);
+    entry.host ??= new ChannelHost(entry.blk);
+    return entry.host;
+  }
+
+  /** What an export shows: the disk itself, or its guest here. EBADF where there is neither. */
+  shown(disk: number): BlockBackend {
+    return this.#guests.get(disk) ?? this.blk(disk);
+  }
+
+  guest(disk: number): BlockBackend | undefined {
+    return this.#guests.get(disk);
+  }
+
+  /** This is the disk's home from now on. */
+  put(disk: number, blk: BlockBackend, host: ChannelHost): void {
+    this.#guests.delete(disk);
+    this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host });
+  }
+
+  /** Its home is elsewhere from now on; `guest` stands for it where somebody here needs it. */
+  remove(disk: number, guest: BlockBackend | undefined): void {
+    this.#disks.delete(disk);
+    if (guest) this.#guests.set(disk, guest);
+  }
+
+  /** Opens a guest, unless the disk is here in either way. */
+  async addGuest({ disk, descriptor, name, optimal }: GuestMessage): Promise<void> {
+    if (this.#disks.has(disk) || this.#guests.has(disk)) {
+      descriptor.port.close();
+      return;
+    }
+    this.#guests.set(disk, await openGuest(this.#context, descriptor, { name, optimal }));
+  }
+
+  /** Nothing happens where there is none. */
+  async closeGuest(disk: number): Promise<void> {
+    const guest = this.#guests.get(disk);
+    this.#guests.delete(disk);
+    if (guest) await closeGuest(guest);
+  }
+
+  /** Throws EMFILE when there is no room for one more. */
+  assertRoom(name: string): void {
+    if (this.#disks.size + this.#opening < MAX_DISKS) return;
+    throw new BlockError(Errno.EMFILE, `Could not open '${name}': ${MAX_DISKS} disks are open in this IOThread`);
   }
 
   #entry(disk: number): OpenDisk {
@@ -62,14 +124,12 @@ export class WorkerDisks {
 
   async open(message: OpenMessage): Promise<OpenReply> {
     const { name } = message;
-    if (this.#disks.size + this.#opening >= MAX_DISKS) {
-      throw new BlockError(Errno.EMFILE, `Could not open '${name}': ${MAX_DISKS} disks are open in this IOThread`);
-    }
+    this.assertRoom(name);
     this.#opening++;
     try {
       const blk = await this.#open(message);
-      const disk = ++this.#ids;
-      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control') });
+      const disk = threadId * NUMBERS + ++this.#ids;
+      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
       const { length: size, readOnly: sealed, stats } = blk;
       return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
     } catch (error) {
@@ -106,10 +166,8 @@ export class WorkerDisks {
   }
 
   async close(disk: number): Promise<void> {
-    const { blk, controlMutex } = this.#entry(disk);
-    const host = this.#hosts.get(disk);
+    const { blk, controlMutex, host } = this.#entry(disk);
     this.#disks.delete(disk);
-    this.#hosts.delete(disk);
     using _turn = await controlMutex.lock();
     await host?.close();
     await blk.close();
@@ -117,7 +175,10 @@ export class WorkerDisks {
 
   /** Closes all, and rejects with the first failure after. */
   async closeAll(): Promise<void> {
-    const all = [...this.#disks.keys()].map((disk) => this.close(disk));
+    const all = [
+      ...[...this.#disks.keys()].map((disk) => this.close(disk)),
+      ...[...this.#guests.keys()].map((disk) => this.closeGuest(disk)),
+    ];
     for (const result of await Promise.allSettled(all)) if (result.status === 'rejected') throw result.reason;
   }
 

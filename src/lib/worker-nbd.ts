@@ -3,6 +3,7 @@ import type { AioSocket } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import type { BlockBackend } from '../block/backend.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions } from '../exports/nbd/server.ts';
 import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
@@ -74,7 +75,10 @@ export class WorkerNbd {
 
   add(service: number, entry: ExportMessage): void {
     const { name, description } = entry;
-    const blk = this.#disks.blk(entry.disk);
+    const blk = this.#disks.shown(entry.disk);
+    if (entry.bitmaps.length > 0 && this.#disks.guest(entry.disk)) {
+      throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
+    }
     if (entry.writable && blk.readOnly) {
       throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
     }
@@ -83,6 +87,20 @@ export class WorkerNbd {
     const common = { blk, writable, allocationDepth: true, multiConn: true };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
     server.addExport({ name, description, ...common, bitmaps });
+  }
+
+  /** True when an export shows `blk`. */
+  serves(blk: BlockBackend): boolean {
+    return [...this.#servers.values()].some((server) => server.serves(blk));
+  }
+
+  /** Exports of `from` go on with `to`. */
+  rehome(from: BlockBackend, to: BlockBackend): void {
+    for (const server of this.#servers.values()) server.rehome(from, to);
+  }
+
+  share(service: number): NbdStartMessage['listen'] {
+    return this.#server(service).share();
   }
 
   async remove(service: number, name: string, mode: 'safe' | 'hard'): Promise<void> {

@@ -7,6 +7,8 @@ import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.t
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
+import { WorkerJobs } from './worker-jobs.ts';
+import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -15,11 +17,21 @@ export function setup(thread: SetupThread): Furnished {
   builtinDrivers();
   const disks = new WorkerDisks(thread.context);
   const nbd = new WorkerNbd(thread, disks);
+  const moves = new WorkerMoves(thread, disks, nbd);
+  const jobs = new WorkerJobs(disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => loadDrivers(urls),
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
+    guest: (args) => disks.addGuest(args),
+    'guest-close': ({ disk }) => disks.closeGuest(disk),
+    'move-out': (args) => moves.run(() => moves.out(args)),
+    'move-back': ({ disk }) => moves.run(() => moves.back(disk)),
+    'move-in': (args) => moves.run(() => moves.in(args)),
+    'move-commit': (args) => moves.run(() => moves.commit(args)),
+    'move-done': ({ disk }) => moves.run(() => moves.done(disk)),
+    'move-drop': ({ disk }) => moves.run(() => moves.drop(disk)),
     flush: ({ disk }) => disks.blk(disk).flush(),
     zero: ({ disk, at, length, flags }) => disks.blk(disk).writeZeroes(at, length, flags),
     discard: ({ disk, at, length }) => disks.blk(disk).discard(at, length),
@@ -32,7 +44,9 @@ export function setup(thread: SetupThread): Furnished {
     amend: ({ disk, changes }) => disks.control(disk, (blk) => amend(blk, changes)),
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
+    ...jobs.handlers,
     'nbd-start': (args) => nbd.start(args),
+    'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
@@ -42,7 +56,9 @@ export function setup(thread: SetupThread): Furnished {
   return {
     handlers: handlers as Furnished['handlers'],
     async stop() {
+      await moves.stop();
       await nbd.stopAll();
+      await jobs.stopAll();
       await disks.closeAll();
     },
   };

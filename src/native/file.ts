@@ -30,6 +30,7 @@ export const OpenFlag = {
 /** Modes of {@link fallocate} (linux/falloc.h); 0 allocates and grows the file. */
 const F_GETFL = 3;
 const F_SETFL = 4;
+const F_DUPFD_CLOEXEC = 1030;
 const O_NONBLOCK = 0o4000;
 
 export const FallocateMode = { KEEP_SIZE: 1, PUNCH_HOLE: 2, COLLAPSE_RANGE: 8, ZERO_RANGE: 16 } as const;
@@ -114,6 +115,12 @@ export function setBlocking(fd: number): number {
   const flags = check(libc().fcntl(fd, F_GETFL, 0));
   if (flags < 0) return flags;
   return check(libc().fcntl(fd, F_SETFL, Math.floor(flags / (2 * O_NONBLOCK)) * 2 * O_NONBLOCK + (flags % O_NONBLOCK)));
+}
+
+/** Another descriptor of the same open file: locks (OFD) and flags are common to both. It closes with {@link close},
+ *  not through node:fs, which takes a worker's files for its own. A negative errno where `fd` is none. */
+export function duplicate(fd: number): number {
+  return check(libc().fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
 export function ftruncate(fd: number, size: Bytes): number {

@@ -126,6 +126,7 @@ export async function openPoolFile(loop: PoolLoop, path: string, options: OpenFi
     (options.exclusive ? constants.O_EXCL : 0);
   const what = `open '${path}'`;
   const where = { path, op: 'open' };
+  if (options.fd !== undefined) return duplicateOf(loop, path, options.fd, options.direct === true);
   const fd = await call<number>(what, where, (callback) => open(path, flags, 0o644, callback));
   try {
     const stats = fstatSync(fd);
@@ -136,11 +137,19 @@ export async function openPoolFile(loop: PoolLoop, path: string, options: OpenFi
       throw new BlockError(Errno.ENOTSUP, `Could not ${what}: It is neither a file nor a device`, { where });
     }
     if (nativeFile.available()) nativeFile.setBlocking(fd);
-    return new PoolFile(loop, path, fd, options.direct === true, stats);
+    return new PoolFile(loop, path, fd, options.direct === true, stats, false);
   } catch (error) {
     await call<void>(what, where, (callback) => close(fd, callback));
     throw error;
   }
+}
+
+function duplicateOf(loop: PoolLoop, path: string, fd: number, direct: boolean): AioFile {
+  const copy = nativeFile.available() ? nativeFile.duplicate(fd) : -Errno.ENOTSUP;
+  if (copy < 0) {
+    throw new BlockError(copy, `Could not open '${path}': ${errnoText(copy)}`, { where: { path, op: 'open' } });
+  }
+  return new PoolFile(loop, path, copy, direct, fstatSync(copy), true);
 }
 
 class PoolFile implements AioFile, OpOwner, PoolResource {
@@ -155,10 +164,13 @@ class PoolFile implements AioFile, OpOwner, PoolResource {
   readonly #deviceSize: Bytes | undefined;
   readonly #native = nativeFile.available();
   readonly #spare: FileTask[] = [];
+  /** A duplicate, which node:fs does not know of. */
+  readonly #copy: boolean;
   #closing: Promise<void> | undefined;
 
-  constructor(loop: PoolLoop, path: string, fd: number, direct: boolean, stats: Stats) {
+  constructor(loop: PoolLoop, path: string, fd: number, direct: boolean, stats: Stats, copy: boolean) {
     this.#loop = loop;
+    this.#copy = copy;
     this.path = path;
     this.fd = fd;
     this.#deviceSize = stats.isBlockDevice() ? deviceSize(fd, stats.rdev) : undefined;
@@ -252,7 +264,8 @@ class PoolFile implements AioFile, OpOwner, PoolResource {
 
   async #close(): Promise<void> {
     try {
-      await call<void>(`close '${this.path}'`, { path: this.path }, (callback) => close(this.fd, callback));
+      if (this.#copy) nativeFile.close(this.fd);
+      else await call<void>(`close '${this.path}'`, { path: this.path }, (callback) => close(this.fd, callback));
     } finally {
       this.#loop.resources.delete(this);
     }

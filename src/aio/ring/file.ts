@@ -39,6 +39,12 @@ export async function openRingFile(backend: RingBackend, path: string, options: 
     (options.create ? constants.O_CREAT : 0) |
     (options.truncate ? constants.O_TRUNC : 0) |
     (options.exclusive ? constants.O_EXCL : 0);
+  if (options.fd !== undefined) {
+    const copy = nativeFile.duplicate(options.fd);
+    if (copy < 0) throw refusal(path, copy);
+    backend.fds.add(copy);
+    return new RingFile(backend, path, copy, options.direct === true, true);
+  }
   let fd: number;
   try {
     fd = await openFd(path, flags, 0o644);
@@ -56,7 +62,7 @@ export async function openRingFile(backend: RingBackend, path: string, options: 
     await closeFd(fd);
     throw bad;
   }
-  return new RingFile(backend, path, fd, options.direct === true);
+  return new RingFile(backend, path, fd, options.direct === true, false);
 }
 
 class RingFile implements AioFile {
@@ -67,11 +73,14 @@ class RingFile implements AioFile {
   readonly canLock = true;
   readonly #backend: RingBackend;
   readonly #direct: boolean;
+  /** A duplicate, which node:fs does not know of. */
+  readonly #copy: boolean;
   /** False once the file system has refused to read without waiting. */
   #canReadNow: boolean;
 
-  constructor(backend: RingBackend, path: string, fd: number, direct: boolean) {
+  constructor(backend: RingBackend, path: string, fd: number, direct: boolean, copy: boolean) {
     this.#backend = backend;
+    this.#copy = copy;
     this.path = path;
     this.fd = fd;
     this.#direct = direct;
@@ -165,6 +174,11 @@ class RingFile implements AioFile {
   }
 
   async close(): Promise<void> {
-    await closeFd(this.fd);
+    if (!this.#copy) {
+      await closeFd(this.fd);
+      return;
+    }
+    this.#backend.fds.delete(this.fd);
+    nativeFile.close(this.fd);
   }
 }

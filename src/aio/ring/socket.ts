@@ -3,7 +3,7 @@ import { chmodSync, unlinkSync } from 'node:fs';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
-import { close, setBlocking } from '../../native/file.ts';
+import { close, duplicate, setBlocking } from '../../native/file.ts';
 import { encodeAddress, SOCKADDR_MAX } from '../../native/sockaddr.ts';
 import * as net from '../../native/socket.ts';
 import { Op } from '../../native/uring.ts';
@@ -185,6 +185,10 @@ class RingListener implements AioListener {
     this.#user = op;
     op.proxy = this.#op;
     this.#backend.begin(this.#op, Op.ACCEPT, this.#fd, null, 0, 0, 0, SOCK_CLOEXEC);
+  }
+
+  share(): number {
+    return duplicate(this.#fd);
   }
 
   /** @internal */

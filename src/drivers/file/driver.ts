@@ -26,6 +26,8 @@ export interface FileOptions {
   readonly aio?: string;
   /** See {@link identityOf}: another file than this is not opened. */
   readonly identity?: string;
+  /** Of a node that moves to another thread: its open file is used, `filename` is a name only. */
+  readonly fd?: number;
 }
 
 /** Which file it is, whatever its name: one that was looked at and one that was opened later are the same, or not. */
@@ -41,6 +43,8 @@ class FileNode implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly nativeFua: boolean;
   readonly readOnly: boolean;
+  /** Direct I/O needs memory that the others' may not be. */
+  readonly descriptor: number;
   readonly #aio: AioContext;
   readonly #file: AioFile;
   readonly #stat: FileStat;
@@ -65,6 +69,7 @@ class FileNode implements DriverNode {
     this.#locks = locks;
     this.#canZero = file.canAllocate;
     this.#canPunch = file.canAllocate;
+    this.descriptor = this.#direct ? -1 : file.fd;
     this.length = stat.size;
     this.readOnly = readOnly;
     // A durable write through the page cache reports, and so forgets, a lost write of anybody's (L6): flush() keeps it.
@@ -196,6 +201,18 @@ class FileNode implements DriverNode {
     return { filename: this.#file.path, kind, allocated, direct: this.#direct, readOnly: this.readOnly };
   }
 
+  /** Where there are locks the open file itself goes on, so that they are never let go of. */
+  inactivate(): Record<string, unknown> {
+    this.#locks?.lend();
+    const identity = this.#file.fd >= 0 ? { identity: identityOf(this.#stat) } : {};
+    return this.#locks && this.#file.fd >= 0 ? { ...identity, fd: this.#file.fd } : identity;
+  }
+
+  async activate(): Promise<void> {
+    this.#forgetData();
+    await this.#locks?.settle();
+  }
+
   async close(): Promise<void> {
     await this.#file.close();
   }
@@ -234,9 +251,18 @@ function isRefusal(result: number): boolean {
 const READ_ONLY_ERRNOS: ReadonlySet<number> = new Set([Errno.EACCES, Errno.EPERM, Errno.EROFS]);
 
 /** With auto-read-only a file that may not be written is opened for reading. */
-async function openFile(context: OpenContext, path: string): Promise<{ file: AioFile; readOnly: boolean }> {
+async function openFile(
+  context: OpenContext,
+  { filename: path, fd }: FileOptions,
+): Promise<{ file: AioFile; readOnly: boolean }> {
   const direct = context.common.cache?.direct ?? false;
   const { backend } = context.aio;
+  if (fd !== undefined) {
+    return {
+      file: await backend.openFile(path, { writable: !context.readOnly, direct, fd }),
+      readOnly: context.readOnly,
+    };
+  }
   if (!context.readOnly) {
     try {
       return { file: await backend.openFile(path, { writable: true, direct }), readOnly: false };
@@ -277,7 +303,7 @@ function checkFile(context: OpenContext, file: AioFile, stat: FileStat, readOnly
 async function open(context: OpenContext, options: FileOptions, device: boolean): Promise<DriverNode> {
   const { filename, locking = 'auto' } = options;
   if (filename === '') throw refuse('', Errno.ENOENT);
-  const { file, readOnly } = await openFile(context, filename);
+  const { file, readOnly } = await openFile(context, options);
   try {
     const stat = await file.stat();
     checkFile(context, file, stat, readOnly, device);
@@ -285,7 +311,7 @@ async function open(context: OpenContext, options: FileOptions, device: boolean)
       throw refuse(filename, Errno.EAGAIN, 'it is another file than it was a moment ago');
     }
     if (locking === 'on' && !file.canLock) throw refuse(filename, Errno.ENOTSUP, 'it cannot be locked here');
-    const locks = locking === 'off' || !file.canLock ? undefined : new ImageLocks(file);
+    const locks = locking === 'off' || !file.canLock ? undefined : new ImageLocks(file, options.fd !== undefined);
     return new FileNode(context, file, stat, readOnly, locks);
   } catch (error) {
     await file.close();
@@ -298,6 +324,7 @@ const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   locking: { type: 'enum', values: ['auto', 'on', 'off'], help: 'locks against other processes (default auto)' },
   aio: { type: 'enum', values: ['threads', 'native', 'io_uring', 'ring', 'pool'], help: 'the context decides' },
   identity: { type: 'string', help: 'device and inode that the file must have, as DEV:INO' },
+  fd: { type: 'number', help: 'descriptor of the open file, which is used in place of its name' },
 };
 
 export const fileDriver: Driver<FileOptions> = {

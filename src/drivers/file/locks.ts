@@ -16,9 +16,30 @@ export class ImageLocks {
   readonly #file: AioFile;
   #perm = 0;
   #shared = PERM_ALL;
+  /** Two nodes use the same open file, and one of them is about to end: nothing is given back. */
+  #common: boolean;
 
-  constructor(file: AioFile) {
+  /** `common`: the open file has the locks of another node already, see {@link lend}. */
+  constructor(file: AioFile, common = false) {
     this.#file = file;
+    this.#common = common;
+  }
+
+  /** From here on another node may use the same open file: what is not needed any more stays held until
+   *  {@link settle}. */
+  lend(): void {
+    this.#common = true;
+  }
+
+  /** The other node is gone: exactly the locks for what was set last are held afterwards. */
+  async settle(): Promise<void> {
+    this.#common = false;
+    const { perm, shared } = { perm: this.#perm, shared: this.#shared };
+    for (let i = 0; i < NAMES.length; i++) {
+      const bit = 1 << i;
+      await this.#byte(USED + i, undefined, (perm & bit) !== 0);
+      await this.#byte(NOT_SHARED + i, undefined, (shared & bit) === 0);
+    }
   }
 
   /** Holds the locks for these permissions, and no others; on a conflict those from before. */
@@ -46,8 +67,9 @@ export class ImageLocks {
     }
   }
 
-  async #byte(at: number, had: boolean, wants: boolean): Promise<void> {
-    if (had === wants) return;
+  /** `had`: undefined where that is not known. */
+  async #byte(at: number, had: boolean | undefined, wants: boolean): Promise<void> {
+    if (had === wants || (this.#common && !wants)) return;
     if (!(await this.#file.lock(wants ? 'read' : 'none', at, 1))) throw this.#conflict(`lock byte ${at}`);
   }
 

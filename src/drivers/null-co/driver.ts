@@ -57,6 +57,10 @@ class NullNode implements DriverNode {
     this.length = length;
   }
 
+  inactivate(): Record<string, unknown> {
+    return { size: this.length };
+  }
+
   #end(op: AioOp, result: number): void {
     if (this.#latency === 0) this.#aio.completeLater(op, result);
     else this.#aio.timer(() => op.complete(result), 'null-co').armIn(this.#latency);

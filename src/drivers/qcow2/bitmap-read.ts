@@ -1,7 +1,6 @@
 /** What an image says about its bitmaps, read and checked before anything relies on it. */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { type Bytes, MiB, type Offset } from '../../base/units.ts';
-import type { Child } from '../../block/driver.ts';
 import {
   BITMAP_ALL_SET,
   type BitmapEntry,
@@ -11,11 +10,16 @@ import {
 } from '../../proto/qcow2/bitmap-directory.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { bitmapsExtension } from '../../proto/qcow2/header-extensions.ts';
-import type { MetadataIo } from './metadata-io.ts';
 import { MetadataMap } from './overlap.ts';
 
 /** Of all tables together: they stay in memory. That is 8192 bitmaps of 16 TiB with 64 KiB granules and clusters. */
 const TABLES_BYTES_MAX = 64 * MiB;
+
+/** The file of an image. */
+interface ImageBytes {
+  readonly length: Bytes;
+  read(at: Offset, length: Bytes): Promise<Uint8Array>;
+}
 
 export interface BitmapInFile {
   /** Its flags are changed in place. */
@@ -34,7 +38,7 @@ export function tableEntries(size: Bytes, granularity: Bytes, clusterSize: Bytes
 
 /** The bitmaps of an image, none where it has none or they mean nothing any more. EINVAL for what cannot be, EFBIG for
  *  more than we take. */
-export async function readBitmaps(file: Child, io: MetadataIo, header: Qcow2Header): Promise<BitmapInFile[]> {
+export async function readBitmaps(file: ImageBytes, header: Qcow2Header): Promise<BitmapInFile[]> {
   const place = bitmapsExtension(header);
   if (!place) return [];
   const { directoryOffset, directorySize, count } = place;
@@ -42,7 +46,7 @@ export async function readBitmaps(file: Child, io: MetadataIo, header: Qcow2Head
     throw refusal(`the bitmap directory (${directorySize} bytes at ${directoryOffset}) is beyond the end of the file`);
   }
   const clusterSize = 2 ** header.clusterBits;
-  const entries = parseBitmapDirectory(await io.read(directoryOffset, directorySize), count, clusterSize);
+  const entries = parseBitmapDirectory(await file.read(directoryOffset, directorySize), count, clusterSize);
   const tables = entries.reduce((sum, { tableSize }) => sum + tableSize * 8, 0);
   if (tables > TABLES_BYTES_MAX) {
     throw refusal(`the bitmap tables have ${tables} bytes, and ${TABLES_BYTES_MAX} are the limit`, Errno.EFBIG);
@@ -50,13 +54,17 @@ export async function readBitmaps(file: Child, io: MetadataIo, header: Qcow2Head
   const seen = new MetadataMap(clusterSize, true);
   seen.add(directoryOffset, directorySize);
   const all: BitmapInFile[] = [];
-  for (const entry of entries) all.push(await readBitmap(file, io, header, entry, seen));
+  for (const entry of entries) all.push(await readBitmap(file, header, entry, seen));
   return all;
 }
 
+/** True when bitmaps could be read, and cannot be right, or are more than we take. */
+export function isDamage(error: unknown): error is BlockError {
+  return error instanceof BlockError && (error.errno === Errno.EINVAL || error.errno === Errno.EFBIG);
+}
+
 async function readBitmap(
-  file: Child,
-  io: MetadataIo,
+  file: ImageBytes,
   header: Qcow2Header,
   entry: BitmapEntry,
   seen: MetadataMap,
@@ -72,7 +80,7 @@ async function readBitmap(
     }
     const bytes = entry.tableSize * 8;
     claim(file, seen, entry, entry.tableOffset, bytes);
-    const view = new DataView((await io.read(entry.tableOffset, bytes)).buffer);
+    const view = new DataView((await file.read(entry.tableOffset, bytes)).buffer);
     const table = new Float64Array(entry.tableSize);
     for (let i = 0; i < table.length; i++) {
       const at = getBitmapTableEntry(view, i, clusterSize);
@@ -90,7 +98,7 @@ async function readBitmap(
 }
 
 /** Clusters belong to one bitmap only, so that what is read is never more than the file holds. */
-function claim(file: Child, seen: MetadataMap, entry: BitmapEntry, at: Offset, length: Bytes): void {
+function claim(file: ImageBytes, seen: MetadataMap, entry: BitmapEntry, at: Offset, length: Bytes): void {
   if (at + length > file.length) throw refusal(`bitmap '${entry.name}' uses offset ${at}, beyond the end of the file`);
   if (seen.hasAny(at, length)) throw refusal(`bitmap '${entry.name}' uses offset ${at}, which is in use already`);
   seen.add(at, length);

@@ -1,45 +1,27 @@
 /** Persistent bitmaps against QEMU, both directions: what is stored is what was dirty. */
 import assert from 'node:assert/strict';
 import { copyFileSync, readFileSync, statSync } from 'node:fs';
-import { after, before, type TestContext, test } from 'node:test';
+import { test } from 'node:test';
 import { needs, peer } from '../../../test/harness.ts';
-import { AioContext } from '../../aio/context.ts';
-import { PoolBackend } from '../../aio/pool/backend.ts';
 import { Prng } from '../../base/prng.ts';
 import { GiB, KiB, MiB } from '../../base/units.ts';
-import type { BlockBackend } from '../../block/backend.ts';
-import { registerTestDrivers, testIov } from '../../block/testing.ts';
+import { testIov } from '../../block/testing.ts';
 import type { Qcow2Node } from './driver.ts';
-import { registerQcow2 } from './testing.ts';
 import {
   checked,
   type Extents,
   extentsOf,
-  makeQcow2,
-  openQcow2,
   peerBitmaps,
   peerExtents,
   peerList,
   type Shape,
   scribble,
+  setting,
 } from './testing-bitmaps.ts';
 
 const TIB = 1024 * GiB;
 const PEERS = needs('qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo');
-
-let context: AioContext;
-
-before(() => {
-  registerTestDrivers();
-  registerQcow2();
-  context = new AioContext(new PoolBackend());
-});
-
-after(() => context.stop());
-
-const open = (path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> =>
-  openQcow2(context, path, more);
-const make = (t: TestContext, options: Shape): Promise<string> => makeQcow2(context, t, options);
+const { context, open, make } = setting();
 
 const SHAPES: readonly (readonly [Shape, number])[] = [
   [{ size: 5 * MiB + 512, 'cluster-size': 512 }, 512],

@@ -40,6 +40,7 @@ interface Holding {
 }
 
 export class Bitmaps implements BitmapStore {
+  readonly damage: string | undefined;
   readonly #image: Image;
   #all: readonly BitmapInFile[];
   /** What `load` has filled, or `store` has stored, and its generation then. */
@@ -49,9 +50,10 @@ export class Bitmaps implements BitmapStore {
   /** Clusters that a store has taken and not linked yet. */
   #taken: Run[] = [];
 
-  /** `all`: what the image holds, in the order of its directory. */
-  constructor(image: Image, all: readonly BitmapInFile[]) {
+  /** `all`: what the image holds, in the order of its directory. `damage`: see BitmapStore. */
+  constructor(image: Image, all: readonly BitmapInFile[], damage?: string) {
     this.#image = image;
+    this.damage = damage;
     this.#all = all;
   }
 

@@ -1,11 +1,18 @@
 import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { inflateRawSync } from 'node:zlib';
+import { needs, run, scratch } from '../../../test/harness.ts';
 import { AioContext } from '../../aio/context.ts';
 import { PoolBackend } from '../../aio/pool/backend.ts';
+import { Iov } from '../../base/memory.ts';
 import { KiB } from '../../base/units.ts';
+import { BlockBackend } from '../../block/backend.ts';
+import { RequestFlags } from '../../block/driver.ts';
 import { testDisk } from '../../block/testing.ts';
 import { CompressedClusters } from './compressed.ts';
+import { makeImage, registerQcow2 } from './testing.ts';
 
 test('T4 at most four clusters of an image are compressed at a time, and all of them in the end', async () => {
   const context = new AioContext(new PoolBackend());
@@ -25,6 +32,47 @@ test('T4 at most four clusters of an image are compressed at a time, and all of 
   for (const [i, bytes] of packed.entries()) {
     const plain = inflateRawSync(bytes);
     assert.ok(plain.length === 64 * KiB && plain.every((byte) => byte === i), `cluster ${i}`);
+  }
+  await context.stop();
+});
+
+const CLUSTER = 4 * KiB;
+const SIZE = 4 * CLUSTER + 512;
+/** Compressed writes, and whether they can be. */
+const WRITES: readonly (readonly [at: number, length: number, whole: boolean])[] = [
+  [0, CLUSTER, true],
+  [CLUSTER, 2 * CLUSTER, true],
+  [4 * CLUSTER, 512, true],
+  [3 * CLUSTER, CLUSTER + 512, true],
+  [0, 512, false],
+  [512, CLUSTER - 512, false],
+  [512, CLUSTER, false],
+  [CLUSTER, CLUSTER + 512, false],
+  [2 * CLUSTER + 512, 2 * CLUSTER, false],
+];
+
+test('a compressed write of a part of a cluster is refused, and nothing is written', needs('qemu-io'), async (t) => {
+  registerQcow2();
+  const path = join(scratch(t), 'image');
+  const file = { driver: 'file', filename: path };
+  const context = new AioContext(new PoolBackend());
+  for (const [at, length, whole] of WRITES) {
+    writeFileSync(path, '');
+    await makeImage(context, file, { size: SIZE, 'cluster-size': CLUSTER });
+    const { stdout, stderr } = await run('qemu-io', ['-f', 'qcow2', '-c', `write -c ${at} ${length}`, path]);
+    assert.match(stdout + stderr, whole ? /^wrote/ : /Invalid argument/, `qemu-io: ${length} at ${at}`);
+    const blk = await BlockBackend.open(context, { driver: 'qcow2', file });
+    const memory = (size: number): Iov => Iov.of(context.backend.memory(new Uint8Array(new SharedArrayBuffer(size))));
+    const bytes = memory(length);
+    bytes.fill(7);
+    const write = blk.write(at, bytes, RequestFlags.COMPRESSED);
+    if (whole) await write;
+    else await assert.rejects(write, { code: 'EINVAL', message: /clusters of 4096 bytes, not/ });
+    const disk = memory(SIZE);
+    await blk.read(0, disk);
+    const written = disk.run(0).reduce((sum, byte) => sum + (byte === 7 ? 1 : 0), 0);
+    assert.equal(written, whole ? length : 0, `${length} at ${at}`);
+    await blk.close();
   }
   await context.stop();
 });

@@ -14,7 +14,7 @@ import { Prng } from '../../base/prng.ts';
 import { KiB } from '../../base/units.ts';
 import { makeImage, registerQcow2 } from './testing.ts';
 import { CrashFailure, type CrashOptions, CrashRunner, writeFile } from './testing-crash.ts';
-import { KIND_COUNT, RANDOM } from './testing-crash-plans.ts';
+import { aceSteps, KIND_COUNT, RANDOM } from './testing-crash-plans.ts';
 import { CrashReplay, crashPoints } from './testing-crash-states.ts';
 import { IMAGE } from './testing-crash-work.ts';
 import { PeerFolder } from './testing-peer.ts';
@@ -43,6 +43,14 @@ async function withRunner(change: Partial<CrashOptions>, body: (runner: CrashRun
 test('workloads that lost something once', options, () =>
   withRunner({ statesMax: 1000 }, async (runner) => {
     for (const seed of FOUND) await runner.seed(seed);
+  }),
+);
+
+test('a disk that grows shows zeroes, whatever was behind its end, and after whatever crash', options, () =>
+  withRunner({ statesMax: 80, sample: 2 }, async (runner) => {
+    for (const name of ['v3 4k', 'v3 4k snapshot', 'backing', 'v2 backing', 'raw data file', 'subclusters']) {
+      for (const letters of ['owfig', 'ofhg']) await runner.run(aceSteps(name, letters));
+    }
   }),
 );
 

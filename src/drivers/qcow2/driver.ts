@@ -25,7 +25,7 @@ import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
-import { openImage, reread } from './open.ts';
+import { openImage, reopen, reread } from './open.ts';
 import { optionSpecs, type Qcow2Options } from './options.ts';
 import { resize } from './resize.ts';
 import { Snapshots } from './snapshots.ts';
@@ -38,17 +38,18 @@ export class Qcow2Node implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly image: Image;
   readonly snapshots: Snapshots;
-  readonly bitmaps?: BitmapStore;
   readonly #lookup: Lookup;
   readonly #writer: Writer;
   readonly #eraser: Eraser;
   readonly #opaque: OpaqueIo;
   readonly #cleaning: Timer;
+  readonly #cleanSeconds: number;
+  /** It goes on in another thread: see inactivate(). */
+  #inactive = false;
 
   constructor(image: Image, cleanSeconds: number) {
     this.image = image;
     this.snapshots = new Snapshots(image);
-    if (image.bitmaps !== null) this.bitmaps = image.bitmaps;
     this.#lookup = new Lookup(image, image.cipher !== null);
     this.#writer = new Writer(image);
     this.#eraser = new Eraser(image, this.#writer);
@@ -60,8 +61,13 @@ export class Qcow2Node implements DriverNode {
       discardAlignment: clusterSize,
       ...(image.cipher === null ? {} : { alignment: SECTOR }),
     };
-    this.#cleaning = image.aio.timer(() => this.#clean(cleanSeconds), 'qcow2 cache cleaning');
-    if (cleanSeconds > 0) this.#cleaning.armIn(cleanSeconds * NS);
+    this.#cleaning = image.aio.timer(() => this.#clean(), 'qcow2 cache cleaning');
+    this.#cleanSeconds = cleanSeconds;
+    this.#armCleaning();
+  }
+
+  get bitmaps(): BitmapStore | undefined {
+    return this.image.bitmaps ?? undefined;
   }
 
   get length(): Bytes {
@@ -104,10 +110,10 @@ export class Qcow2Node implements DriverNode {
     return this.image.sync.busy;
   }
 
-  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full'): Promise<void> {
+  async truncate(length: Bytes, preallocation: 'off' | 'falloc' | 'full', settle: () => Promise<void>): Promise<void> {
     // Their tables are for the length that the disk has now.
     await this.bitmaps?.use(this.bitmaps.stored.map(({ name }) => name));
-    await resize(this.image, { writer: this.#writer, eraser: this.#eraser }, length, preallocation);
+    await resize(this.image, { writer: this.#writer, eraser: this.#eraser, settle }, length, preallocation);
   }
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
@@ -129,18 +135,52 @@ export class Qcow2Node implements DriverNode {
     }
   }
 
+  async inactivate(): Promise<Record<string, unknown>> {
+    const { image } = this;
+    // Its mark on the disk would keep the other thread from writing, which this one may once it is repaired.
+    if (image.damage !== null) throw image.damage;
+    this.#cleaning.cancel();
+    await this.#leaveClean();
+    this.#inactive = true;
+    return { 'lazy-refcounts': image.settings.lazyRefcounts };
+  }
+
+  async activate(): Promise<void> {
+    if (!this.#inactive) return;
+    const { image } = this;
+    this.#inactive = false;
+    this.#armCleaning();
+    if (image.readOnly) return;
+    try {
+      await reopen(image);
+      await image.bitmaps?.writable();
+    } catch (error) {
+      // What the other thread has made of it is not known.
+      image.suspect('it could not be read again after another thread had it', 0);
+      throw error;
+    }
+  }
+
   async close(): Promise<void> {
     this.#cleaning.cancel();
+    if (!this.#inactive) await this.#leaveClean();
+  }
+
+  async #leaveClean(): Promise<void> {
     const { image } = this;
     if (image.readOnly || image.damage !== null) return;
     await image.sync.completeRefcounts();
     await image.mark(Incompatible.DIRTY, false);
   }
 
-  #clean(seconds: number): void {
+  #armCleaning(): void {
+    if (this.#cleanSeconds > 0) this.#cleaning.armIn(this.#cleanSeconds * NS);
+  }
+
+  #clean(): void {
     this.image.l2.clean();
     this.image.refcounts.cache.clean();
-    this.#cleaning.armIn(seconds * NS);
+    this.#armCleaning();
   }
 }
 

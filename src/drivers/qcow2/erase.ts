@@ -4,7 +4,7 @@
  */
 import type { Bytes, Offset } from '../../base/units.ts';
 import { RequestFlags, type Supported } from '../../block/driver.ts';
-import { Autoclear, EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
+import { EntryHigh, EntryLow } from '../../proto/qcow2/constants.ts';
 import { hostOf, Kind, kindOf } from './entries.ts';
 import type { Image } from './image.ts';
 import { freeEntry } from './tables.ts';
@@ -29,7 +29,7 @@ export class Eraser {
     // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
     if (image.header.version < 3 && this.#below(at)) return 'unsupported';
     // Who reads the data file without us must find the same: the file has the zeroes, the table does not know of them.
-    if (this.#isRaw) {
+    if (image.dataIsRaw) {
       await image.data.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
       return 'done';
     }
@@ -44,7 +44,7 @@ export class Eraser {
     image.assertUndamaged();
     // There is no zero flag in version 2: what is below would come to light again.
     if (image.header.version < 3 && image.backing !== null) return 'unsupported';
-    if (this.#isRaw) await image.data.discard(at, length);
+    if (image.dataIsRaw) await image.data.discard(at, length);
     else await this.#each(at, at + length, false, (position, cluster) => this.#discardEntry(position, cluster));
     return 'done';
   }
@@ -52,11 +52,6 @@ export class Eraser {
   /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
   async unmap(at: Offset, end: Offset): Promise<void> {
     await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
-  }
-
-  /** The data file is a raw image by itself. */
-  get #isRaw(): boolean {
-    return (this.#image.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n;
   }
 
   #below(at: Offset): boolean {

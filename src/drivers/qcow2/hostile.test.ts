@@ -2,7 +2,7 @@
 import { test } from 'node:test';
 import { needs, scratch } from '../../../test/harness.ts';
 import { KiB, MiB } from '../../base/units.ts';
-import { type Row, type Template, tryRows } from './testing-hostile.ts';
+import { type Poke, type Row, type Template, tryRows } from './testing-hostile.ts';
 
 const PLAIN: Template = {};
 const V2: Template = { options: { compat: '0.10' } };
@@ -17,29 +17,40 @@ const BEYOND = 'QEMU reads zeroes there; offsets of 2^53 and more are refused he
 const SHARED = 'QEMU writes to the table until something it checks for is hit; here nothing is written';
 const UNCOUNTED = 'QEMU looks at a refcount only when it allocates there; here metadata is looked up before';
 
+const invalid = (message: RegExp): Pick<Row, 'read' | 'write'> => ({ read: message, write: message });
+const BAD_L1 = invalid(/L1 entry 0 is invalid/);
+const BAD_L2 = invalid(/the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/);
+
+/** The first cluster of the disk where metadata is. */
+function dataIn(what: string, template: Template, place: (p: Poke) => number, at: number): Row {
+  return {
+    name: `data in ${what}`,
+    template,
+    poke: (p) => p.u64(p.l2, copied(place(p))),
+    write: new RegExp(`data cluster 0 of the disk is at ${at}, where metadata is`),
+  };
+}
+
 const TABLES: readonly Row[] = [
   {
     name: 'an L1 entry with a reserved bit',
     template: PLAIN,
     poke: (p) => p.u64(p.l1, copied(p.l2) | (1n << 56n)),
-    read: /L1 entry 0 is invalid/,
-    write: /L1 entry 0 is invalid/,
+    ...BAD_L1,
     qemu: { read: RESERVED, write: RESERVED },
   },
   {
     name: 'an L1 entry at an odd place',
     template: PLAIN,
     poke: (p) => p.u64(p.l1, copied(p.l2 + 512)),
-    read: /L1 entry 0 is invalid/,
-    write: /L1 entry 0 is invalid/,
+    ...BAD_L1,
   },
   { name: 'an L1 entry beyond the file', template: PLAIN, poke: (p) => p.u64(p.l1, copied(16 * MiB)) },
   {
     name: 'an L1 entry beyond 2^53',
     template: PLAIN,
     poke: (p) => p.u64(p.l1, COPIED | (1n << 55n)),
-    read: /L1 entry 0 is invalid/,
-    write: /L1 entry 0 is invalid/,
+    ...BAD_L1,
     qemu: { read: BEYOND },
   },
   {
@@ -65,31 +76,27 @@ const TABLES: readonly Row[] = [
     name: 'an L2 entry of 0xbfffffffffff0000',
     template: PLAIN,
     poke: (p) => p.u64(p.l2, 0xbfffffffffff0000n),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
     qemu: { read: RESERVED },
   },
   {
     name: 'an L2 entry at an odd place',
     template: PLAIN,
     poke: (p) => p.u64(p.l2, copied(p.data + 512)),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
   },
   {
     name: 'an L2 entry with a reserved low bit',
     template: PLAIN,
     poke: (p) => p.u64(p.l2, copied(p.data) | 2n),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
     qemu: { read: RESERVED, write: RESERVED },
   },
   {
     name: 'an L2 entry with a reserved high bit',
     template: PLAIN,
     poke: (p) => p.u64(p.l2, copied(p.data) | (1n << 56n)),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
     qemu: { read: RESERVED, write: RESERVED },
   },
   { name: 'an L2 entry beyond the file', template: PLAIN, poke: (p) => p.u64(p.l2, copied(16 * MiB)) },
@@ -97,75 +104,40 @@ const TABLES: readonly Row[] = [
     name: 'an L2 entry beyond 2^53',
     template: PLAIN,
     poke: (p) => p.u64(p.l2, COPIED | (1n << 55n)),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
     qemu: { read: BEYOND },
   },
   {
     name: 'a zero flag in version 2',
     template: V2,
     poke: (p) => p.u64(p.l2, 1),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
   },
-  {
-    name: 'data in the L1 table',
-    template: PLAIN,
-    poke: (p) => p.u64(p.l2, copied(p.l1)),
-    write: /data cluster 0 of the disk is at 3072, where metadata is/,
-  },
-  {
-    name: 'data in its L2 table',
-    template: PLAIN,
-    poke: (p) => p.u64(p.l2, copied(p.l2)),
-    write: /data cluster 0 of the disk is at 4096, where metadata is/,
-  },
-  {
-    name: 'data in the refcount block',
-    template: PLAIN,
-    poke: (p) => p.u64(p.l2, copied(p.refcounts)),
-    write: /data cluster 0 of the disk is at 2048, where metadata is/,
-  },
-  {
-    name: 'data in the refcount table',
-    template: PLAIN,
-    poke: (p) => p.u64(p.l2, copied(p.refcountTable)),
-    write: /data cluster 0 of the disk is at 1024, where metadata is/,
-  },
-  {
-    name: 'data in the snapshot table',
-    template: SNAPSHOTS,
-    poke: (p) => p.u64(p.l2, copied(p.snapshots)),
-    write: /data cluster 0 of the disk is at 140288, where metadata is/,
-  },
-  {
-    name: 'data in the L1 table of a snapshot',
-    template: SNAPSHOTS,
-    poke: (p) => p.u64(p.l2, copied(p.number(p.snapshots))),
-    write: /data cluster 0 of the disk is at 137216, where metadata is/,
-  },
+  dataIn('the L1 table', PLAIN, (p) => p.l1, 3072),
+  dataIn('its L2 table', PLAIN, (p) => p.l2, 4096),
+  dataIn('the refcount block', PLAIN, (p) => p.refcounts, 2048),
+  dataIn('the refcount table', PLAIN, (p) => p.refcountTable, 1024),
+  dataIn('the snapshot table', SNAPSHOTS, (p) => p.snapshots, 140288),
+  dataIn('the L1 table of a snapshot', SNAPSHOTS, (p) => p.number(p.snapshots), 137216),
   { name: 'data in the header, by an entry with COPIED', template: PLAIN, poke: (p) => p.u64(p.l2, COPIED) },
   {
     name: 'a subcluster allocated and zero',
     template: SUBCLUSTERS,
     poke: (p) => p.u32(p.l2 + 8, 1),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
   },
   {
     name: 'the zero flag in an extended entry',
     template: SUBCLUSTERS,
     poke: (p) => p.u64(p.l2, copied(p.data) | 1n),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
     qemu: { read: RESERVED, write: RESERVED },
   },
   {
     name: 'subclusters allocated nowhere',
     template: SUBCLUSTERS,
     poke: (p) => p.u64(p.l2, 0),
-    read: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
-    write: /the L2 entry 0x[0-9a-f]+ of the disk's cluster at 0 is invalid/,
+    ...BAD_L2,
   },
 ];
 

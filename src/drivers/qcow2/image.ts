@@ -9,12 +9,13 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import { alignUp, type Bytes, type Offset, SECTOR } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import type { SectorCipher } from '../../codec/sector-cipher.ts';
-import { EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
-import { encodeHeader, encodeIncompatible, type Qcow2Header } from '../../proto/qcow2/header.ts';
+import { Autoclear, EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
+import { encodeIncompatible, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { SnapshotEntry } from '../../proto/qcow2/snapshot-table.ts';
 import { Allocations } from './allocations.ts';
 import type { Bitmaps } from './bitmaps.ts';
 import type { CompressedClusters } from './compressed.ts';
+import { writeHeader } from './header-write.ts';
 import { MetadataIo } from './metadata-io.ts';
 import type { MetadataMap } from './overlap.ts';
 import type { Refcounts } from './refcounts.ts';
@@ -128,24 +129,24 @@ export class Image {
     return this.dataFile ?? this.file;
   }
 
+  /** The data file is a raw image by itself. */
+  get dataIsRaw(): boolean {
+    return (this.header.autoclear & BigInt(Autoclear.DATA_FILE_RAW)) !== 0n;
+  }
+
   has(incompatible: number): boolean {
     return (this.header.incompatible & incompatible) !== 0;
   }
 
-  /** Changes the header, on stable storage. Where that fails it is as it was, and will be written again. `write`: in
-   *  another way than at once. */
-  async changeHeader(
-    edit: () => void,
-    write: (bytes: Uint8Array) => Promise<void> = (bytes) => this.io.write(0, bytes),
-  ): Promise<void> {
+  /** Changes the header, on stable storage. Where that fails it is as it was, and will be written again. */
+  async changeHeader(edit: () => void): Promise<void> {
     using _held = await this.#headerMutex.lock();
     const { header } = this;
     const before = { backingFileAt: undefined, ...header, extensions: [...header.extensions] };
     try {
       edit();
-      const bytes = encodeHeader(header);
       this.headerUnsure = true;
-      await write(bytes);
+      await writeHeader(this.io, header);
       await this.file.flush();
       this.headerUnsure = false;
     } catch (error) {
@@ -158,7 +159,7 @@ export class Image {
   async rewriteHeader(): Promise<void> {
     using _held = await this.#headerMutex.lock();
     if (!this.headerUnsure) return;
-    await this.io.write(0, encodeHeader(this.header));
+    await writeHeader(this.io, this.header);
     this.headerUnsure = false;
   }
 

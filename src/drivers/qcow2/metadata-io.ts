@@ -20,6 +20,11 @@ export class MetadataIo {
     this.child = child;
   }
 
+  /** Of the file. */
+  get length(): Bytes {
+    return this.child.length;
+  }
+
   /** `length` bytes from `at`; zeroes beyond the end of the file. Bounds are the caller's business. */
   async read(at: Offset, length: Bytes): Promise<Uint8Array> {
     const bytes = kernelBytes(length);

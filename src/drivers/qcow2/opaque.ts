@@ -44,13 +44,18 @@ export class OpaqueIo {
     }
   }
 
-  /** See NodeIo.writeCompressed: at most one cluster. What does not get smaller is stored as it is. */
+  /** See NodeIo.writeCompressed. What does not get smaller is stored as it is. */
   async writeCompressed(at: Offset, iov: Iov): Promise<void> {
     const image = this.#image;
     const { clusterSize } = image.geometry;
     if (image.dataFile !== null || image.cipher !== null) {
       const why = image.cipher === null ? 'its data is in an external file' : 'it is encrypted';
       throw new BlockError(Errno.ENOTSUP, `Could not write compressed clusters to the image: ${why}`);
+    }
+    const end = at + iov.length;
+    if (at % clusterSize !== 0 || (end % clusterSize !== 0 && end !== image.size)) {
+      const what = `clusters of ${clusterSize} bytes, not ${iov.length} bytes at ${at}`;
+      throw new BlockError(Errno.EINVAL, `Could not write compressed clusters to the image: it has ${what}`);
     }
     for (let done = 0; done < iov.length; done += clusterSize) {
       const part = iov.slice(done, Math.min(clusterSize, iov.length - done));

@@ -4,11 +4,12 @@ import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import { legacyAesCipher } from '../../codec/aes-legacy.ts';
 import { luksCipher } from '../../codec/luks.ts';
+import { BitmapFlags } from '../../proto/qcow2/bitmap-directory.ts';
 import { Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../../proto/qcow2/header.ts';
 import { encryptionExtension } from '../../proto/qcow2/header-extensions.ts';
 import { checkSnapshotL1, snapshotL1Fault } from '../../proto/qcow2/snapshot-table.ts';
-import { readBitmaps } from './bitmap-read.ts';
+import { type BitmapInFile, isDamage, readBitmaps } from './bitmap-read.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { checkImage } from './check.ts';
 import { CompressedClusters } from './compressed.ts';
@@ -32,9 +33,10 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   const geometry = new Geometry(header, sliceSizeOf(options, 2 ** header.clusterBits));
   const settings = settingsOf(options, header, context.common.discard === 'unmap');
   const image = new Image(context, { file, dataFile, backing }, header, geometry, settings);
-  if ((header.incompatible & Incompatible.DIRTY) !== 0 && !context.readOnly) await repair(image);
   await readTables(image, options);
   await unlock(image, options);
+  // Last: an image that is refused was not written to.
+  if (image.has(Incompatible.DIRTY) && !context.readOnly) await repair(image);
   await image.bitmaps?.writable();
   return image;
 }
@@ -63,6 +65,7 @@ async function repair(image: Image): Promise<void> {
   const left = result.corruptions + result.checkErrors;
   if (left > 0) throw refusal(`it was not closed cleanly, and ${left} errors could not be repaired`, Errno.EIO);
   await image.mark(Incompatible.DIRTY, false);
+  await reread(image);
 }
 
 /** Reads L1, refcount table and snapshot table, and sets up what works on them. */
@@ -78,8 +81,18 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
   // Those of a snapshot's disk are not kept.
-  if (options.snapshot === undefined) image.bitmaps = new Bitmaps(image, await readBitmaps(file, image.io, header));
+  if (options.snapshot === undefined) image.bitmaps = await openBitmaps(image);
   await readRefcounts(image, slots.refcounts);
+}
+
+/** Who only reads the disk can do without bitmaps: where they are damaged there are none, and whoever asks is told. */
+async function openBitmaps(image: Image): Promise<Bitmaps> {
+  try {
+    return new Bitmaps(image, await readBitmaps(image.io, image.header));
+  } catch (error) {
+    if (!image.readOnly || !isDamage(error)) throw error;
+    return new Bitmaps(image, [], error.message);
+  }
 }
 
 /** Reads the refcount table, and notes all metadata. `slots`: of the cache. */
@@ -98,6 +111,36 @@ export async function reread(image: Image): Promise<void> {
   const bytes = await io.read(header.l1Offset, header.l1Size * 8);
   image.setL1(new DataView(bytes.buffer), header.l1Size);
   await readRefcounts(image, image.refcounts.cache.slots);
+}
+
+/**
+ * {@link reread}, and the header and bitmaps too: the image was open for a while in another thread, which has given it
+ * back. What that one wrote last may never have reached the disk, and then nobody tells of it again (L6): what it can
+ * have changed, which is the header and the marks of bitmaps in use, is written once more.
+ */
+export async function reopen(image: Image): Promise<void> {
+  const { header, io, file } = image;
+  // What a header need not have must go as well.
+  const gone = Object.fromEntries(Object.keys(header).map((name) => [name, undefined]));
+  Object.assign(header, gone, await readHeader(io));
+  if (image.bitmaps !== null) {
+    const ours = new Set(image.bitmaps.stored.filter(({ inconsistent }) => !inconsistent).map(({ name }) => name));
+    const found = await readBitmaps(io, header);
+    image.bitmaps = new Bitmaps(
+      image,
+      found.map((bitmap) => (ours.has(bitmap.entry.name) ? unmarked(bitmap) : bitmap)),
+    );
+  }
+  await reread(image);
+  image.headerUnsure = true;
+  await image.rewriteHeader();
+  await file.flush();
+}
+
+/** One whose mark is of our own other half: it holds what it should. */
+function unmarked(bitmap: BitmapInFile): BitmapInFile {
+  bitmap.entry.flags &= ~BitmapFlags.IN_USE;
+  return { ...bitmap, unusable: false };
 }
 
 /** Who only reads does not count: for such a one the table is empty. */

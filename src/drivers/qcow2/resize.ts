@@ -1,6 +1,7 @@
 /** Changing the length of the disk. Control function: no request is in flight on what comes or goes. */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { alignUp, type Bytes, MiB, type Offset, SECTOR } from '../../base/units.ts';
+import type { Child } from '../../block/driver.ts';
 import { L1_BYTES_MAX } from '../../proto/qcow2/constants.ts';
 import type { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
@@ -12,6 +13,8 @@ const STEP = 64 * MiB;
 interface Parts {
   readonly writer: Writer;
   readonly eraser: Eraser;
+  /** See NodeControl.truncate. */
+  readonly settle: () => Promise<void>;
 }
 
 export async function resize(
@@ -31,16 +34,35 @@ export async function resize(
   }
   const old = image.size;
   if (length < old) await shrink(image, parts.eraser, length);
-  else await grow(image, length);
-  if (image.dataFile !== null && (length > image.dataFile.length || length < old))
-    await image.dataFile.truncate(length);
+  else await grow(image, parts, length);
   if (length > old && preallocation !== 'off') await preallocate(image, parts, old, length);
 }
 
-async function grow(image: Image, length: Bytes): Promise<void> {
-  const entries = Math.ceil(length / image.geometry.tableSpan);
+/** The header has the new length once all that comes with it reads as zeroes, on stable storage: whatever a crash
+ *  leaves behind the old end, nobody sees it. */
+async function grow(image: Image, { eraser, settle }: Parts, length: Bytes): Promise<void> {
+  const { geometry, dataFile, size: old } = image;
+  const entries = Math.ceil(length / geometry.tableSpan);
   if (entries > image.header.l1Size) await growL1(image, entries);
-  await setSize(image, length);
+  if (dataFile !== null && image.dataIsRaw) await clear(dataFile, old, length);
+  if (dataFile !== null && dataFile.length < length) await dataFile.truncate(length);
+  image.size = length;
+  try {
+    // A shrink that did not get to its end has left them.
+    await eraser.unmap(alignUp(old, geometry.clusterSize), length);
+    await settle();
+    await image.sync.complete();
+    await setSize(image, length);
+  } catch (error) {
+    image.size = old;
+    throw error;
+  }
+}
+
+/** Zeroes for whoever reads the data file without us, as a raw image. */
+async function clear(dataFile: Child, from: Offset, to: Offset): Promise<void> {
+  const there = Math.min(to, dataFile.length) - from;
+  if (there > 0) await dataFile.writeZeroes(from, there);
 }
 
 /** A longer L1 table in new clusters; the header names it once it is on the disk. */
@@ -76,8 +98,7 @@ async function growL1(image: Image, entries: number): Promise<void> {
 
 /** The disk gets shorter first; what is behind its end then is nobody's. */
 async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void> {
-  const { geometry, sync, refcounts } = image;
-  const old = image.size;
+  const { geometry, sync, refcounts, dataFile, size: old } = image;
   await setSize(image, length);
   await eraser.unmap(alignUp(length, geometry.clusterSize), alignUp(old, geometry.clusterSize));
   await sync.complete();
@@ -94,6 +115,7 @@ async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void
   }
   await sync.completeRefcounts();
   await refcounts.trim();
+  await dataFile?.truncate(length);
 }
 
 async function setSize(image: Image, length: Bytes): Promise<void> {

@@ -16,7 +16,7 @@ import { type Change, type ImagePlan, placesOf, qemuOptions, type Side, TestImag
 import { coveringRows } from './testing-pairs.ts';
 import { describeRow, isPossible, planOfRow, SETTING_COUNTS } from './testing-plans.ts';
 
-const LONG = process.env['BLOCKPLANE_TEST_TIER'] === 'long';
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 
 const SIDES: readonly Side[] = ['us', 'QEMU'];
 

@@ -1,27 +1,24 @@
 /** For tests of persistent bitmaps: images, and what QEMU says of them. */
 import { closeSync, openSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
+import { after, type TestContext } from 'node:test';
 import { peer, scratch } from '../../../test/harness.ts';
-import type { AioContext } from '../../aio/context.ts';
+import { AioContext } from '../../aio/context.ts';
+import { PoolBackend } from '../../aio/pool/backend.ts';
 import type { Prng } from '../../base/prng.ts';
 import { KiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { testIov } from '../../block/testing.ts';
+import { registerTestDrivers, testIov } from '../../block/testing.ts';
 import { encodeHeader, parseHeader, type Qcow2Header } from '../../proto/qcow2/header.ts';
 import type { Qcow2CreateOptions } from './create-options.ts';
-import { makeImage } from './testing.ts';
+import { makeImage, registerQcow2 } from './testing.ts';
 
 /** Dirty ranges: offset and length. */
 export type Extents = readonly (readonly [number, number])[];
 
-export function openQcow2(
-  context: AioContext,
-  path: string,
-  more: Record<string, unknown> = {},
-): Promise<BlockBackend> {
+function openQcow2(context: AioContext, path: string, more: Record<string, unknown> = {}): Promise<BlockBackend> {
   const file = { driver: 'file', filename: path };
   return BlockBackend.open(context, { driver: 'qcow2', discard: 'unmap', ...more, file } as NodeOptions);
 }
@@ -29,7 +26,7 @@ export function openQcow2(
 export type Shape = Partial<Qcow2CreateOptions> & { readonly size: number };
 
 /** An image in a folder of its own; its external data file is beside it. */
-export async function makeQcow2(context: AioContext, t: TestContext, options: Shape): Promise<string> {
+async function makeQcow2(context: AioContext, t: TestContext, options: Shape): Promise<string> {
   const path = join(scratch(t), 'image.qcow2');
   writeFileSync(path, '');
   const data = options['data-file'] === undefined ? undefined : `${path}.data`;
@@ -38,6 +35,23 @@ export async function makeQcow2(context: AioContext, t: TestContext, options: Sh
   const all = { ...options, ...(data === undefined ? {} : { 'data-file': data }) } as Qcow2CreateOptions;
   await makeImage(context, { driver: 'file', filename: path }, all, dataNode);
   return path;
+}
+
+/** For a file of tests: a context that ends with them, and images in it. */
+export function setting(): {
+  readonly context: AioContext;
+  readonly open: (path: string, more?: Record<string, unknown>) => Promise<BlockBackend>;
+  readonly make: (t: TestContext, options: Shape) => Promise<string>;
+} {
+  registerTestDrivers();
+  registerQcow2();
+  const context = new AioContext(new PoolBackend());
+  after(() => context.stop());
+  return {
+    context,
+    open: (path, more) => openQcow2(context, path, more),
+    make: (t, options) => makeQcow2(context, t, options),
+  };
 }
 
 export function extentsOf(bitmap: DirtyBitmap): Extents {

@@ -23,6 +23,8 @@ export interface GuestOp {
   readonly began: number;
   /** Infinity until it has ended well. */
   ended: number;
+  /** What it has written is on stable storage when it ends. */
+  readonly stable?: boolean;
 }
 
 interface Write {
@@ -44,7 +46,7 @@ export interface GuestContent {
   readonly values: ReadonlyMap<number, SectorValue>;
 }
 
-const ALWAYS: GuestOp = { began: -1, ended: 0 };
+const ALWAYS: GuestOp = { began: -1, ended: 0, stable: true };
 
 /** Fills `target`, sectors from number `first` on, with what a write of that number puts there. One number in four is
  *  of the kind that does not compress. */
@@ -216,10 +218,12 @@ export class GuestModel {
 
   /** It may be what is there: it has begun, and nothing that is stable came after it. */
   #counts(op: GuestOp, moment: number, stable: readonly GuestOp[]): boolean {
-    return op.began <= moment && !stable.some((later) => later.ended <= moment && later.began >= op.ended);
+    return (
+      op.began <= moment && !stable.some((later) => later !== op && later.ended <= moment && later.began >= op.ended)
+    );
   }
 
   #flushed(op: GuestOp, moment: number): boolean {
-    return op === ALWAYS || this.#flushes.some((flush) => flush.ended <= moment && flush.began >= op.ended);
+    return op.stable === true || this.#flushes.some((flush) => flush.ended <= moment && flush.began >= op.ended);
   }
 }

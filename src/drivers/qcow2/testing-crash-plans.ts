@@ -121,6 +121,8 @@ function aceStep(letter: string, of: Kind): Step {
     r: { do: 'delete' },
     g: { do: 'resize', size: of.create.size + 2 * span + 3 * cluster },
     h: { do: 'resize', size: 3 * cluster },
+    // In the middle of a cluster, where clusters are larger than a sector.
+    i: { do: 'resize', size: cluster + half },
     m: { do: 'amend', changes: { 'refcount-bits': of.create['refcount-bits'] === 64 ? 16 : 64 } },
     f: { do: 'flush' },
     b: { do: 'reopen' },
@@ -128,7 +130,7 @@ function aceStep(letter: string, of: Kind): Step {
   return steps[letter]!;
 }
 
-const LETTERS = [...'pwoekxzudcCsarghmfb'];
+const LETTERS = [...'pwoekxzudcCsarghimfb'];
 
 /** What a step needs of the kind of image. */
 function possible(step: Step, of: Kind): boolean {

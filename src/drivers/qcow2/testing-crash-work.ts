@@ -253,14 +253,13 @@ export class Guest {
     model.flush(op);
   }
 
-  /** What comes is zeroes; until then what is below may be seen there, and the rest of the last cluster that went. */
+  /** What comes is zeroes as soon as it is seen. Of what goes the rest of the last cluster stays, behind the end. */
   async #resize(size: Bytes, op: GuestOp): Promise<void> {
     const { model } = this;
     const old = model.size;
     const cluster = this.format.create['cluster-size']!;
-    const below = Math.min(size, this.format.backing ?? 0) - old;
-    if (below > 0) model.write({ began: op.began, ended: op.began }, old, below, BACKING);
-    if (size > old) model.write(op, old, size - old, 0);
+    const { began } = op;
+    if (size > old) model.write({ began, ended: began, stable: true }, old, size - old, 0);
     else if (alignUp(size, cluster) < old) model.write(op, alignUp(size, cluster), old - alignUp(size, cluster), 0);
     model.resize(op, size);
     await this.blk.truncate(size);

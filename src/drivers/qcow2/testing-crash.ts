@@ -84,6 +84,8 @@ interface Examined {
   readonly code: number;
   readonly output: string;
   readonly found: readonly Found[];
+  /** A sector that holds something when the disk grows after the crash. */
+  readonly grown: number | undefined;
 }
 
 export interface FaultOutcome {
@@ -120,8 +122,13 @@ export class CrashRunner {
   }
 
   /** Runs the workload of a seed and examines its states. CrashFailure names the one that is wrong. */
-  async seed(seed: number): Promise<void> {
-    const plan = planOfSeed(seed);
+  seed(seed: number): Promise<void> {
+    return this.run(planOfSeed(seed));
+  }
+
+  /** As {@link seed}, of any workload. */
+  async run(plan: Plan): Promise<void> {
+    const { seed } = plan;
     const prepared = await this.#prepare(plan);
     const guest = new Guest(plan.format, prepared, seed, 1000);
     await guest.open();
@@ -172,7 +179,9 @@ export class CrashRunner {
         const state = replay.build(points[next++]!);
         const isNew = !known.has(state.hash);
         if (isNew) known.set(state.hash, this.#examine(plan, state, folder));
-        const examined = await known.get(state.hash)!;
+        const examined = await known.get(state.hash)!.catch((error: Error) => {
+          throw fail(plan, guest, state, `it cannot be used: ${error.message}`);
+        });
         if (isNew) this.#count(examined);
         const problem = this.#problem(guest, state.point, examined);
         if (problem !== undefined) throw fail(plan, guest, state, problem);
@@ -192,6 +201,7 @@ export class CrashRunner {
     const image = paths.get(IMAGE)!;
     const dirty = isDirty(state.files.get(IMAGE)!);
     const found = [await look(format, state.files)];
+    let grown: number | undefined;
     // What comes out here does not matter where the dirty bit is set, as long as all is well after the repair.
     let { code, output } = await folder.run('check', ...(dirty ? ['-r', 'all'] : []), '-f', 'qcow2', image);
     const copied = format.create.compat === '0.10' && code === CHECK_CORRUPT && onlyCopied(output);
@@ -205,11 +215,12 @@ export class CrashRunner {
       found.push({ content: await this.#peerReads(format, image, folder), snapshots: found[0]!.snapshots });
     } else if (number % this.#options.sample === 1 && code !== CHECK_CORRUPT) {
       const after = await goOn(format, state.files);
-      writeFile(folder.path, IMAGE, after.get(IMAGE)!);
+      grown = after.grown;
+      writeFile(folder.path, IMAGE, after.image);
       ({ code, output } = await folder.run('check', '-f', 'qcow2', image));
       this.totals.continued++;
     }
-    return { dirty, copied, code, output, found };
+    return { dirty, copied, code, output, found, grown };
   }
 
   async #peerReads(format: CrashFormat, image: string, folder: PeerFolder): Promise<GuestContent> {
@@ -236,9 +247,10 @@ export class CrashRunner {
   }
 
   #problem({ model }: Guest, { moment }: CrashPoint, examined: Examined): string | undefined {
-    const { copied, code, output, found } = examined;
+    const { copied, code, output, found, grown } = examined;
     if (copied && !model.shares(moment)) return 'COPIED flags do not fit';
     if (code !== 0 && code !== CHECK_LEAKS) return `qemu-img check ends with ${code}: ${output}`;
+    if (grown !== undefined) return `when the disk grows after that, sector ${grown} is not zeroes`;
     for (const { content, snapshots } of found) {
       const problem = model.problem(moment, content) ?? model.snapshotProblem(moment, snapshots);
       if (problem !== undefined) return problem;
@@ -329,20 +341,31 @@ function worldOf(files: ReadonlyMap<string, PageStore>): { sim: Sim; context: Ai
   return { sim, context: new AioContext(sim.backend()) };
 }
 
-/** Whoever opens the image after the crash can go on with it. */
-async function goOn(
-  format: CrashFormat,
-  files: ReadonlyMap<string, PageStore>,
-): Promise<ReadonlyMap<string, PageStore>> {
+interface Continued {
+  readonly image: PageStore;
+  readonly grown: number | undefined;
+}
+
+/** Whoever opens the image after the crash can go on with it, and the disk can grow. */
+async function goOn(format: CrashFormat, files: ReadonlyMap<string, PageStore>): Promise<Continued> {
   const { sim, context } = worldOf(files);
   const blk = await sim.complete(openGuest(sim, context, nodeOf(format)));
   const cluster = format.create['cluster-size']!;
   const bytes = new Uint8Array(new SharedArrayBuffer(SECTOR)).fill(1);
   const at = [0, 3, 7, 11, 12].map((n) => n * cluster).filter((n) => n + SECTOR <= blk.length);
   for (const place of at) await sim.complete(blk.write(place, Iov.of(context.backend.memory(bytes))));
+  const { snapshots } = blk.root!.impl as unknown as Qcow2Node;
+  const old = blk.length;
+  let grown: number | undefined;
+  if (format.create.compat !== '0.10' || snapshots.list().length === 0) {
+    const size = Math.max(old, ...format.regions.map((region) => region.at + region.length));
+    await sim.complete(blk.truncate(size));
+    const { values } = await sim.complete(readContent(blk, format.regions));
+    for (const [sector, value] of values) if (sector * SECTOR >= old && value !== 0) grown ??= sector;
+  }
   await sim.complete(blk.close());
   await context.stop();
-  return new Map([...sim.disk.files].map(([path, file]) => [path, file.cached] as const));
+  return { image: sim.disk.files.get(IMAGE)!.cached, grown };
 }
 
 /** Puts a file of a state into a folder; returns its path. */

@@ -303,9 +303,10 @@ export class TestImage {
     const counts = {
       'image-end-offset': ours.imageEndOffset,
       'total-clusters': ours.totalClusters,
-      // QEMU 7.2 does not count the cluster at the beginning of a data file.
-      ...(this.plan.create['data-file'] === undefined ? { 'allocated-clusters': ours.allocatedClusters } : {}),
-      'fragmented-clusters': ours.fragmentedClusters,
+      // QEMU 7.2 does not count the cluster at the beginning of a data file, nor that the next one is elsewhere.
+      ...(this.plan.create['data-file'] === undefined
+        ? { 'allocated-clusters': ours.allocatedClusters, 'fragmented-clusters': ours.fragmentedClusters }
+        : {}),
       'compressed-clusters': ours.compressedClusters,
     };
     for (const [name, count] of Object.entries(counts)) assert.equal(count, theirs[name] ?? 0, name);

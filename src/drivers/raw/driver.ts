@@ -33,6 +33,10 @@ class RawNode implements DriverNode {
 
   grew(_end: Offset): void {}
 
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
     if (this.#size !== undefined) throw new BlockError(Errno.ENOTSUP, "Could not resize: the option 'size' fixes it");
     await this.#file.truncate(length + this.#offset, prealloc);

@@ -1,6 +1,6 @@
 /** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
 import { BlockError } from '../../base/errors.ts';
-import { type Bytes, KiB } from '../../base/units.ts';
+import { type Bytes, KiB, type Offset } from '../../base/units.ts';
 import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { BlockStatus } from '../../block/status.ts';
 import { AllocationFlag, Chunk, CommandFlag, DIRTY, ReplyFlag } from '../../proto/nbd/constants.ts';
@@ -17,6 +17,7 @@ import {
   encodeExtentExt,
 } from '../../proto/nbd/reply.ts';
 import type { ByteBudget } from './budget.ts';
+import type { NbdExport } from './export-list.ts';
 import type { Negotiated } from './handshake.ts';
 import { contextCount } from './meta-context.ts';
 import type { NbdRequest } from './request.ts';
@@ -86,23 +87,34 @@ async function collect(
   allocation: Run[],
   depth: Run[],
 ): Promise<void> {
-  const { blk } = negotiated.export;
+  const entry = negotiated.export;
   const longest = longestExtent(negotiated);
   const end = request.at + request.length;
   const found = new BlockStatus();
   // Each step may be a look at the file system: others get their turn in between.
-  await blk.context.yield();
+  await entry.blk.context.yield();
   let steps = 0;
   for (let at = request.at; at < end; ) {
-    const pending = blk.blockStatus(at, end - at, found);
-    if (pending !== undefined) await pending;
+    await statusOf(entry, at, end - at, found);
     const length = Math.min(found.length, end - at, longest);
     const flags = (found.data ? 0 : AllocationFlag.HOLE) | (found.zero ? AllocationFlag.ZERO : 0);
     // Both contexts describe the same range: when one is full, the other one ends there too.
     const fits = add(allocation, length, flags, max, longest);
     if (!add(depth, length, found.depth, max, longest) || !fits) break;
     at += length;
-    if (++steps % STEPS_PER_TURN === 0) await blk.context.yield();
+    if (++steps % STEPS_PER_TURN === 0) await entry.blk.context.yield();
+  }
+}
+
+/** Asked again where the export has got another BlockBackend while it waited. */
+async function statusOf(entry: NbdExport, at: Offset, length: Bytes, out: BlockStatus): Promise<void> {
+  for (;;) {
+    const { blk } = entry;
+    try {
+      return await blk.blockStatus(at, length, out);
+    } catch (error) {
+      if (entry.blk === blk) throw error;
+    }
   }
 }
 

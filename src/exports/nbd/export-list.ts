@@ -11,7 +11,8 @@ export interface NbdExport {
   readonly name: string;
   /** For people; '' for none. At most 4096 bytes of UTF-8. */
   readonly description: string;
-  readonly blk: BlockBackend;
+  /** Where its next request goes: see NbdServer.rehome. */
+  blk: BlockBackend;
   readonly writable: boolean;
   /** Offer `qemu:allocation-depth`. */
   readonly allocationDepth: boolean;

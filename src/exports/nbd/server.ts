@@ -5,10 +5,10 @@
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { Gate, WaitOp } from '../../aio/op.ts';
-import { BlockError, Errno } from '../../base/errors.ts';
+import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
-import type { BackendUser } from '../../block/backend.ts';
+import type { BackendUser, BlockBackend } from '../../block/backend.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -134,6 +134,8 @@ export class NbdServer {
       onDrainEnd: () => {
         for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
       },
+      cannotMove: () =>
+        (entry.bitmaps?.list.length ?? 0) > 0 ? `NBD export '${entry.name}' shows dirty bitmaps` : undefined,
     };
     entry.blk.users.add(user);
     this.#users.set(entry, user);
@@ -156,6 +158,23 @@ export class NbdServer {
     this.#letGo(entry);
   }
 
+  /** True when an export shows `blk`. */
+  serves(blk: BlockBackend): boolean {
+    return this.exports.some((entry) => entry.blk === blk);
+  }
+
+  /** Exports of `from` go on with `to`, which shows the same disk, from their next request on. Those under way end
+   *  where they are. */
+  rehome(from: BlockBackend, to: BlockBackend): void {
+    for (const [entry, user] of this.#users) {
+      if (entry.blk !== from) continue;
+      from.users.delete(user);
+      entry.blk = to;
+      to.users.add(user);
+      if (to.quiesce === 0) user.onDrainEnd?.();
+    }
+  }
+
   /** Begins to accept clients there; resolves to where it really listens. */
   async listen(address: SocketAddress | ListenFd, options?: ListenOptions): Promise<SocketAddress> {
     this.#assertNotStopping();
@@ -175,6 +194,15 @@ export class NbdServer {
       this.#notify();
     });
     return listener.address;
+  }
+
+  /** Its listening sockets once more, for a server in another thread. ENOTSUP where the backend cannot. */
+  share(): ListenFd[] {
+    return [...this.#listeners].map((listener) => {
+      const fd = listener.share?.() ?? -Errno.ENOTSUP;
+      if (fd >= 0) return { kind: 'fd', fd };
+      throw new BlockError(-fd, `Could not serve in several threads: ${errnoText(-fd)}`);
+    });
   }
 
   /** Serves one connected socket to its end, and closes it. For sockets that came otherwise than by {@link listen}. */

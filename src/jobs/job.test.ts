@@ -1,0 +1,159 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { AioContext } from '../aio/context.ts';
+import { Gate } from '../aio/op.ts';
+import { Sim } from '../aio/sim/sim.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Bytes } from '../base/units.ts';
+import { Job, type JobOptions } from './job.ts';
+import { TRANSITIONS, VERBS } from './job-states.ts';
+
+class TestJob extends Job {
+  readonly type = 'test';
+  readonly steps: readonly (Bytes | Gate | BlockError)[];
+  readonly times: number[] = [];
+
+  constructor(context: AioContext, steps: readonly (Bytes | Gate | BlockError)[], options: JobOptions) {
+    super(context, options);
+    this.steps = steps;
+  }
+
+  protected async run(): Promise<void> {
+    for (const step of this.steps) {
+      if (step instanceof BlockError) throw step;
+      if (step instanceof Gate) await step.promise;
+      else {
+        await this.pausePoint(step);
+        this.times.push(this.context.now());
+      }
+    }
+  }
+
+  stop(): void {
+    this.hold();
+  }
+
+  go(): void {
+    this.release();
+  }
+}
+
+async function inSim(body: (context: AioContext) => Promise<void>): Promise<void> {
+  const sim = new Sim(1);
+  const context = new AioContext(sim.backend());
+  await sim.complete(body(context));
+}
+
+function watched(): { readonly seen: string[]; readonly options: JobOptions } {
+  const seen: string[] = [];
+  return { seen, options: { id: 'j', onStatus: (job) => seen.push(job.status) } };
+}
+
+test('J1 the table of states: what has concluded comes back from nowhere, and every state can be reached', () => {
+  const reached = new Set<string>(['undefined']);
+  for (const after of Object.values(TRANSITIONS)) for (const status of after) reached.add(status);
+  assert.deepEqual([...reached].sort(), Object.keys(TRANSITIONS).sort());
+  assert.deepEqual(TRANSITIONS.concluded, ['null']);
+  assert.deepEqual(TRANSITIONS.null, []);
+  assert.deepEqual(VERBS.complete, ['ready', 'standby']);
+  assert.deepEqual(VERBS.finalize, ['pending']);
+  assert.deepEqual(VERBS.dismiss, ['concluded']);
+});
+
+test('J1 J3 a job ends through waiting and pending, one that fails through aborting; each is told of', () =>
+  inSim(async (context) => {
+    const well = watched();
+    const job = new TestJob(context, [10, 10], well.options);
+    job.start();
+    await job.ended;
+    assert.deepEqual(well.seen, ['created', 'running', 'waiting', 'pending', 'concluded']);
+    assert.equal(job.error, undefined);
+
+    const badly = watched();
+    const failing = new TestJob(context, [10, new BlockError(Errno.EIO, 'Could not: test')], badly.options);
+    failing.start();
+    await failing.ended;
+    assert.deepEqual(badly.seen, ['created', 'running', 'aborting', 'concluded']);
+    assert.equal(failing.error?.errno, Errno.EIO);
+  }));
+
+test('a paused job rests at its next pause point until it is resumed; a held one whoever resumes it', () =>
+  inSim(async (context) => {
+    const { seen, options } = watched();
+    const gate = new Gate();
+    const job = new TestJob(context, [gate, 1, 1], options);
+    job.start();
+    job.pause();
+    assert.throws(() => job.pause(), { errno: Errno.EINVAL, message: /paused already/ });
+    job.stop();
+    gate.open();
+    await Promise.resolve();
+    job.resume();
+    assert.throws(() => job.resume(), { errno: Errno.EINVAL, message: /not paused/ });
+    const rested = new Gate();
+    context.timer(() => rested.open(), 'rest').armIn(1_000_000);
+    await rested.promise;
+    assert.equal(job.status, 'paused');
+    assert.deepEqual(job.times, []);
+    job.go();
+    await job.ended;
+    assert.deepEqual(seen, ['created', 'running', 'paused', 'running', 'waiting', 'pending', 'concluded']);
+  }));
+
+test('a cancelled job ends with ECANCELED: before it began, where it rests, and at its next pause point', () =>
+  inSim(async (context) => {
+    const early = new TestJob(context, [1], { id: 'early' });
+    early.cancel();
+    await early.ended;
+    assert.deepEqual([early.status, early.error?.errno, early.times], ['concluded', Errno.ECANCELED, []]);
+
+    const resting = new TestJob(context, [1, 1], { id: 'resting' });
+    resting.pause();
+    resting.start();
+    await Promise.resolve();
+    assert.equal(resting.status, 'paused');
+    resting.cancel();
+    await resting.ended;
+    assert.equal(resting.error?.errno, Errno.ECANCELED);
+
+    const gate = new Gate();
+    const working = new TestJob(context, [1, gate, 1], { id: 'working' });
+    working.start();
+    working.cancel();
+    gate.open();
+    await working.ended;
+    assert.deepEqual([working.error?.errno, working.times.length], [Errno.ECANCELED, 1]);
+  }));
+
+test('J1 what is asked of a job in a state that does not accept it is refused', () =>
+  inSim(async (context) => {
+    const job = new TestJob(context, [1], { id: 'j' });
+    job.start();
+    await job.ended;
+    for (const verb of ['cancel', 'pause', 'resume'] as const) {
+      assert.throws(() => job[verb](), { errno: Errno.EINVAL, message: /it is concluded, which does not accept/ });
+    }
+    assert.throws(() => job.setSpeed(1), { errno: Errno.EINVAL });
+  }));
+
+test('a job does not go faster than its speed, and at once as fast as it is told', () =>
+  inSim(async (context) => {
+    const job = new TestJob(context, new Array(20).fill(1000) as Bytes[], { id: 'j', speed: 10_000 });
+    const begun = context.now();
+    job.start();
+    await job.ended;
+    const seconds = (job.times.at(-1)! - begun) / 1e9;
+    assert.ok(seconds > 1.7 && seconds < 2.1, `20,000 bytes took ${seconds} s`);
+
+    const slow = new TestJob(context, [1000, 1000, 1000], { id: 'slow', speed: 1 });
+    slow.start();
+    const later = new Gate();
+    context.timer(() => later.open(), 'later').armIn(5e9);
+    await later.promise;
+    assert.equal(slow.status, 'running');
+    assert.throws(() => slow.setSpeed(-1), { errno: Errno.EINVAL });
+    const at = context.now();
+    slow.setSpeed(0);
+    await slow.ended;
+    assert.equal(slow.times.at(-1), at);
+  }));

@@ -1,0 +1,175 @@
+/**
+ * The servers of one NBD service: one in each of its IOThreads. All accept from the same listening sockets, so that the
+ * kernel deals the clients out, and each serves its own.
+ */
+import type { SocketAddress } from '../aio/backend.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Disk } from './disk.ts';
+import type { IOThread } from './iothread.ts';
+import type { ExportMessage, NbdStartMessage, NbdStats } from './messages.ts';
+
+interface Member {
+  readonly thread: IOThread;
+  readonly service: number;
+  readonly onCrash: (error: Error) => void;
+  clients: number;
+}
+
+export interface MemberEvents {
+  /** A client has come ('client') or gone ('disconnect'). */
+  readonly onClient: (name: string, peer: string) => void;
+  readonly onCrash: (error: Error) => void;
+}
+
+/** A disk and how it is exported. */
+export interface Shown {
+  readonly disk: Disk;
+  readonly message: ExportMessage;
+}
+
+export class NbdMembers {
+  readonly #members: Member[] = [];
+  /** By name. */
+  readonly #shown = new Map<string, Shown>();
+  readonly #events: MemberEvents;
+  #last: NbdStats | undefined;
+
+  constructor(events: MemberEvents) {
+    this.#events = events;
+  }
+
+  get clients(): number {
+    return this.#members.reduce((sum, { clients }) => sum + clients, 0);
+  }
+
+  get threads(): readonly IOThread[] {
+    return this.#members.map(({ thread }) => thread);
+  }
+
+  /** Starts a server in each thread. The first makes the listening sockets; answers where they are. */
+  async start(
+    threads: readonly IOThread[],
+    shown: readonly Shown[],
+    message: Omit<NbdStartMessage, 'exports'>,
+  ): Promise<readonly SocketAddress[]> {
+    for (const one of shown) this.#shown.set(one.message.name, one);
+    const exports = shown.map((one) => one.message);
+    const disks = new Set(shown.map((one) => one.disk));
+    const addresses: SocketAddress[] = [];
+    for (const thread of threads) {
+      const first = this.#members[0];
+      const listen = first ? await first.thread.call('nbd-share', { service: first.service }) : message.listen;
+      const reply = await showAll(disks, thread, () => thread.call('nbd-start', { ...message, listen, exports }));
+      this.#join(thread, reply.service);
+      if (!first) addresses.push(...reply.addresses);
+    }
+    return addresses;
+  }
+
+  #join(thread: IOThread, service: number): void {
+    const onCrash = (error: Error): void => {
+      this.#leave(member);
+      this.#events.onCrash(error);
+    };
+    const member: Member = { thread, service, onCrash, clients: 0 };
+    this.#members.push(member);
+    thread.on('crash', onCrash);
+    thread.hold();
+    thread.listen(service, (name, payload) => {
+      const { peer, clients } = payload as { readonly peer: string; readonly clients: number };
+      member.clients = clients;
+      this.#events.onClient(name, peer);
+    });
+  }
+
+  #leave(member: Member): void {
+    const index = this.#members.indexOf(member);
+    if (index < 0) return;
+    this.#members.splice(index, 1);
+    member.thread.unhold();
+    member.thread.off('crash', member.onCrash);
+    member.thread.listen(member.service, undefined);
+  }
+
+  /** Offers a disk in every server, or in none. */
+  async add(one: Shown): Promise<void> {
+    const { name } = one.message;
+    const added: Member[] = [];
+    try {
+      for (const member of this.#members) {
+        await this.#addTo(member, one);
+        added.push(member);
+      }
+      this.#shown.set(name, one);
+    } catch (error) {
+      await Promise.allSettled(added.map((member) => this.#removeFrom(member, name, 'hard')));
+      throw error;
+    }
+  }
+
+  /** Takes an export away from every server; where one refuses ('safe': EBUSY), from none. */
+  async remove(name: string, mode: 'safe' | 'hard'): Promise<void> {
+    const removed: Member[] = [];
+    try {
+      for (const member of [...this.#members]) {
+        await this.#removeFrom(member, name, mode);
+        removed.push(member);
+      }
+    } catch (error) {
+      const one = this.#shown.get(name);
+      if (one) await Promise.allSettled(removed.map((member) => this.#addTo(member, one)));
+      throw error;
+    }
+    this.#shown.delete(name);
+  }
+
+  async #addTo({ thread, service }: Member, { disk, message }: Shown): Promise<void> {
+    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: message }));
+  }
+
+  #removeFrom({ thread, service }: Member, name: string, mode: 'safe' | 'hard'): Promise<void> {
+    return thread.call('nbd-remove', { service, name, mode });
+  }
+
+  /** Of all servers together; of what they were when they have stopped. */
+  async stats(): Promise<NbdStats> {
+    if (this.#last) return this.#last;
+    return sum(await Promise.all(this.#members.map(({ thread, service }) => thread.call('nbd-stats', { service }))));
+  }
+
+  /** Stops all of them; throws what failed first. */
+  async stop(graceMs: number): Promise<void> {
+    const members = [...this.#members];
+    const stopping = members.map(({ thread, service }) => thread.call('nbd-stop', { service, graceMs }));
+    const results = await Promise.allSettled(stopping);
+    for (const member of members) this.#leave(member);
+    this.#last = sum(results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : [])));
+    for (const result of results) {
+      // A thread stops its services itself when it is stopped.
+      if (result.status === 'rejected' && !isStopped(result.reason)) throw result.reason;
+    }
+  }
+
+  /** Nothing of it is needed any more. */
+  end(): void {
+    for (const member of [...this.#members]) this.#leave(member);
+  }
+}
+
+/** Runs `body` while every disk can be shown in `thread` and none of them moves. */
+function showAll<T>(disks: ReadonlySet<Disk>, thread: IOThread, body: () => Promise<T>): Promise<T> {
+  return [...disks].reduce((inner, disk) => () => disk.shownIn(thread, inner), body)();
+}
+
+function isStopped(error: unknown): boolean {
+  return error instanceof BlockError && error.errno === Errno.ESHUTDOWN;
+}
+
+const NONE: NbdStats = { clients: 0, connections: 0, requests: 0, errors: 0, bytesIn: 0, bytesOut: 0 };
+
+export function sum(all: readonly NbdStats[]): NbdStats {
+  const names = Object.keys(NONE) as (keyof NbdStats)[];
+  const total = { ...NONE } as { -readonly [name in keyof NbdStats]: number };
+  for (const stats of all) for (const name of names) total[name] += stats[name];
+  return total;
+}
