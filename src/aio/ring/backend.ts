@@ -32,6 +32,7 @@ import type {
 } from '../backend.ts';
 import { SharedWord } from '../context-shared.ts';
 import { type AioOp, Gate, takeResumed } from '../op.ts';
+import { anyReady, armAll, pollAll } from '../pollers.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
@@ -46,8 +47,12 @@ const STAY_NS = 1_000_000;
 const USER_WAKE = 0x7fff0001;
 const USER_LIBUV = 0x7fff0002;
 const USER_CANCEL = 0x7fff0003;
+/** What a write to an eventfd adds: 1. */
+const ONE = new Uint32Array(new SharedArrayBuffer(8));
+ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
+const POLLIN = 1;
 const CANCEL_ALL = 1;
 const CANCEL_ANY = 4;
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
@@ -68,6 +73,7 @@ export class RingBackend implements AioBackend {
   readonly wakeHandle: WakeHandle;
   readonly ring: Uring;
   readonly iovs: IovTable;
+  readonly #one: Memory;
   /** Descriptors that Node.js does not know of, for {@link abandon}. */
   readonly fds = new Set<number>();
   readonly #uv: UvLoop;
@@ -104,6 +110,7 @@ export class RingBackend implements AioBackend {
     this.ring = ring;
     this.detail = 'io_uring';
     this.iovs = new IovTable(this);
+    this.#one = memoryOf(new Uint8Array(ONE.buffer));
     this.#eventfd = eventfd.create();
     if (this.#eventfd < 0) {
       ring.close();
@@ -190,22 +197,26 @@ export class RingBackend implements AioBackend {
     offset: number,
     flags: number,
   ): void {
-    assert(op.slot < 0, 'an operation was started twice');
-    if (this.#stopping || !this.room()) {
-      this.#host.completeLater(op, this.#stopping ? -Errno.ECANCELED : -Errno.EAGAIN);
-      return;
-    }
-    const slot = this.#take(op);
-    if (slot < 0) {
-      this.#host.completeLater(op, -Errno.EAGAIN);
-      return;
-    }
+    const slot = this.#admit(op);
+    if (slot < 0) return;
     if (WORKER_OPS.has(code)) {
       this.#byWorker[slot] = 1;
       this.#workerOps++;
     }
     this.ring.prepare(code, fd, memory, memoryAt, length, offset, flags, slot);
-    this.#host.stats.operations++;
+  }
+
+  /** A slot for an operation that is to be prepared; -1 when it ends at once. */
+  #admit(op: AioOp): number {
+    assert(op.slot < 0, 'an operation was started twice');
+    if (this.#stopping || !this.room()) {
+      this.#host.completeLater(op, this.#stopping ? -Errno.ECANCELED : -Errno.EAGAIN);
+      return -1;
+    }
+    const slot = this.#take(op);
+    if (slot < 0) this.#host.completeLater(op, -Errno.EAGAIN);
+    else this.#host.stats.operations++;
+    return slot;
   }
 
   /** Makes room for one more submission entry; false when the kernel takes none. */
@@ -237,6 +248,16 @@ export class RingBackend implements AioBackend {
 
   pollFd(op: AioOp, fd: number, events: number): void {
     this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
+  }
+
+  watchFd(op: AioOp, fd: number): void {
+    this.begin(op, Op.POLL_ADD, fd, null, 0, POLL_MULTISHOT, 0, POLLIN);
+  }
+
+  signalFd(op: AioOp, fd: number): void {
+    // No matter for a thread of the kernel's, unlike other writes.
+    const slot = this.#admit(op);
+    if (slot >= 0) this.ring.prepare(Op.WRITE, fd, this.#one, 0, 8, 0, 0, slot);
   }
 
   openFile(path: string, options: OpenFileOptions): Promise<AioFile> {
@@ -312,6 +333,7 @@ export class RingBackend implements AioBackend {
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
       if (this.#host.dispatch()) progress = true;
+      if (pollAll(this.#host.pollers)) progress = true;
       if (takeResumed() || !this.#running || this.#visitLibuv) return;
       if (progress || this.ring.toSubmit > 0 || this.ring.completed) {
         this.#spunNs = 0;
@@ -340,7 +362,7 @@ export class RingBackend implements AioBackend {
     const end = Math.min(begin + limit, deadline);
     for (;;) {
       for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
-        if (this.ring.completed || host.remotePending()) {
+        if (this.ring.completed || host.remotePending() || anyReady(host.pollers)) {
           host.stats.pollHits++;
           host.polling.adjust(Math.min(this.now() - begin, limit));
           return true;
@@ -371,6 +393,10 @@ export class RingBackend implements AioBackend {
       this.#visitLibuv = true;
       this.#spunNs = 0;
       if (this.ring.toSubmit > 0) this.#submit(false, 0);
+      return;
+    }
+    if (!nested && armAll(host.pollers)) {
+      this.#spunNs = 0;
       return;
     }
     Atomics.store(host.shared, SharedWord.SLEEPING, 1);
@@ -425,6 +451,11 @@ export class RingBackend implements AioBackend {
         continue;
       }
       const op = this.#slots[user]!;
+      if ((flags & CQE_F_MORE) !== 0) {
+        // A watch, which goes on.
+        op.complete(result);
+        continue;
+      }
       this.#slots[user] = undefined;
       this.#free.give(user);
       op.slot = -1;
@@ -454,13 +485,13 @@ export class RingBackend implements AioBackend {
   // Multishot polls report every write to the eventfd, so that its count need not be read.
   #armWake(): void {
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
+    this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, POLLIN, USER_WAKE);
   }
 
   // One-shot, armed anew after each visit: it then tells what libuv has left undone as well as what is new.
   #armLibuv(): void {
     this.#libuvArmed = true;
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, 0, 0, 1, USER_LIBUV);
+    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, 0, 0, POLLIN, USER_LIBUV);
   }
 }
