@@ -47,7 +47,7 @@ export { type CheckImageOptions, type CreateOptions, check, create, type EngineO
 export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './lib/inspect.ts';
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { ListenTarget } from './lib/listen.ts';
-export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
+export type { BlockExtent, NbdStats, ThreadStats, VhostUserStats } from './lib/messages.ts';
 export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';
 export { type OpenOptions, open } from './lib/open.ts';
 export type {
@@ -68,3 +68,4 @@ export type {
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';
+export { type ServeVhostUserOptions, serveVhostUser, VhostUserService } from './lib/vhost-user.ts';

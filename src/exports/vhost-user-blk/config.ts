@@ -1,9 +1,10 @@
 /** What the device offers, and its configuration space. */
+
+import { type Bytes, KiB } from '../../base/units.ts';
 import type { Limits } from '../../block/driver.ts';
+import { ProtocolFeature } from '../../proto/vhost-user/constants.ts';
 import { type BlkConfig, encodeBlkConfig } from '../../proto/virtio-blk/config.ts';
 import { BLK_SECTOR, BlkFeature, HighFeature, RingFeature } from '../../proto/virtio-blk/constants.ts';
-import { ProtocolFeature } from '../../proto/vhost-user/constants.ts';
-import { type Bytes, KiB } from '../../base/units.ts';
 import { MAX_RANGE_SECTORS } from './request.ts';
 
 /** Segments in a request that fit, with header and status, in a queue of 128: the smallest that anybody makes. */
@@ -19,7 +20,10 @@ export function offeredFeatures(writable: boolean): { readonly low: number; read
   const { LOG_ALL, INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES } = RingFeature;
   const device = sizeMax | segMax | BLK_SIZE | TOPOLOGY | FLUSH | CONFIG_WCE | MQ;
   const access = writable ? BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES : BlkFeature.RO;
-  return { low: device | access | LOG_ALL | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES, high: HighFeature.VERSION_1 };
+  return {
+    low: device | access | LOG_ALL | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES,
+    high: HighFeature.VERSION_1,
+  };
 }
 
 export const PROTOCOL_FEATURES =

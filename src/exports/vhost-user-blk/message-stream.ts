@@ -87,7 +87,8 @@ export class MessageStream {
       }
       if (typeof received === 'number') return undefined;
       fds?.push(...received.fds);
-      if (received.truncated) throw new BlockError(Errno.EPROTO, 'Could not read a message: it has too many descriptors');
+      if (received.truncated)
+        throw new BlockError(Errno.EPROTO, 'Could not read a message: it has too many descriptors');
       if (received.bytes.length === 0) return undefined;
       bytes.set(received.bytes, done);
       done += received.bytes.length;

@@ -3,15 +3,16 @@
  * is a poller, so it sees new chains without being told while the loop is awake, and asks for a notification only when
  * the loop goes to sleep. What ended in a turn is shown at once and costs one interrupt at most.
  */
+
+import type { Poller } from '../../aio/backend.ts';
 import { FdSignal, FdWatch } from '../../aio/fd-watch.ts';
 import { Gate } from '../../aio/op.ts';
-import type { Poller } from '../../aio/backend.ts';
 import type { Bytes } from '../../base/units.ts';
 import { close } from '../../native/file.ts';
-import { RingFeature } from '../../proto/virtio-blk/constants.ts';
-import { availBytes, DESCRIPTOR_BYTES, usedBytes } from '../../proto/virtio-blk/split-ring.ts';
 import { VRING_LOG } from '../../proto/vhost-user/constants.ts';
 import type { VringAddress } from '../../proto/vhost-user/message.ts';
+import { RingFeature } from '../../proto/virtio-blk/constants.ts';
+import { availBytes, DESCRIPTOR_BYTES, usedBytes } from '../../proto/virtio-blk/split-ring.ts';
 import { Chain, ChainResult, MAX_CHAIN_BYTES } from './chain.ts';
 import type { BlkDevice } from './device.ts';
 import type { InflightQueue } from './inflight.ts';
@@ -211,7 +212,8 @@ export class BlkQueue implements Poller, RequestOwner {
   #begin(ring: SplitRing, head: number): boolean {
     if (head >= ring.size) return this.#fail(`head ${head} is beyond its end`);
     const chain = this.#chain;
-    const request = (this.#requests[head] ??= new BlkRequest(this.#device, this, head));
+    this.#requests[head] ??= new BlkRequest(this.#device, this, head);
+    const request = this.#requests[head];
     if (request.busy) return this.#fail(`head ${head} is in use`);
     const result = chain.walk(ring, head, (this.#device.features & RingFeature.INDIRECT_DESC) !== 0);
     if (result === ChainResult.BROKEN) return this.#fail(`the chain at ${head} is broken`);

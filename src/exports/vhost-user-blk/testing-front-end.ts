@@ -200,7 +200,14 @@ export class FrontEnd {
   }
 
   /** Makes a request available in the usual shape: header, data, status. */
-  push(slot: number, type: number, sector: number, length: number, writable: boolean, driver = this.drivers[0]!): number {
+  push(
+    slot: number,
+    type: number,
+    sector: number,
+    length: number,
+    writable: boolean,
+    driver = this.drivers[0]!,
+  ): number {
     const at = this.slotAt(slot);
     const { view } = this.memory;
     view.setUint32(at, type, true);
