@@ -1,11 +1,12 @@
 /**
- * A front-end without a virtual machine: one queue on a back-end's socket, driven as a guest would. A program of its own,
- * since it spins and blocks: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a VhostResult as JSON.
+ * A front-end without a virtual machine: one queue on a back-end's socket, driven as a guest would. A program of its
+ * own, since it spins and blocks: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a VhostResult as JSON.
  */
 import { Prng } from '../src/base/prng.ts';
 import * as eventfd from '../src/native/eventfd.ts';
 import { ftruncate } from '../src/native/file.ts';
-import { NativeMemory } from '../src/native/memory.ts';
+import { libc } from '../src/native/lib.ts';
+import { memoryOf, NativeMemory } from '../src/native/memory.ts';
 import { addSeals, memfdCreate, Seal } from '../src/native/mmap.ts';
 import { connect, recvFds, sendFds, socket } from '../src/native/socket.ts';
 import { FrontRequest, HEADER_BYTES } from '../src/proto/vhost-user/constants.ts';
@@ -37,6 +38,7 @@ export interface VhostResult {
   readonly operations: number;
 }
 
+const PPOLL = process.arch === 'x64' ? 271 : 73;
 const USER = 0x7f00_0000_0000;
 const SIZE = 128;
 const SLOTS_AT = 65536;
@@ -45,8 +47,9 @@ class Client {
   readonly #fd: number;
   readonly #memory: NativeMemory;
   readonly #kick = eventfd.create();
-  /** One that is read by waiting. */
-  readonly #call = eventfd.create(false);
+  readonly #call = eventfd.create();
+  /** struct pollfd of it. */
+  readonly #poll = memoryOf(new Uint8Array(new SharedArrayBuffer(8)));
   readonly #driver: SplitDriver;
   readonly #load: VhostLoad;
   readonly #slotBytes: number;
@@ -60,12 +63,13 @@ class Client {
     this.#fd = socket(address);
     if (connect(this.#fd, address) < 0) throw new Error(`Could not connect to '${path}'`);
     const bytes = Math.ceil((SLOTS_AT + load.depth * this.#slotBytes) / 4096) * 4096;
+    this.#poll.view.setInt32(0, this.#call, true);
+    this.#poll.view.setInt16(4, 1, true);
     const memfd = memfdCreate('bench');
     ftruncate(memfd, bytes);
     addSeals(memfd, Seal.SHRINK);
     this.#memory = NativeMemory.ofFile(memfd, bytes) as NativeMemory;
-    const wanted =
-      RingFeature.EVENT_IDX | RingFeature.INDIRECT_DESC | RingFeature.PROTOCOL_FEATURES | BlkFeature.FLUSH;
+    const wanted = RingFeature.EVENT_IDX | RingFeature.INDIRECT_DESC | RingFeature.PROTOCOL_FEATURES | BlkFeature.FLUSH;
     const offered = decodeBits(this.#ask(FrontRequest.GET_FEATURES))!;
     const features = offered.low & wanted;
     this.#ask(FrontRequest.GET_PROTOCOL_FEATURES);
@@ -127,7 +131,10 @@ class Client {
         for (let i = 0; i < 50; i++) if (driver.hasUsed) return;
       } while (performance.now() < end);
     }
-    while (!driver.arm()) eventfd.drain(this.#call);
+    while (!driver.arm()) {
+      libc().syscall(PPOLL, this.#poll.address, 1, 0, 0, 0, 0);
+      eventfd.drain(this.#call);
+    }
   }
 
   run(seconds: number): VhostResult {

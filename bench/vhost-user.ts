@@ -49,7 +49,10 @@ const daemon = (name: string, pollMaxNs: string): BackEnd => ({
     ...['--object', `iothread,id=io0${pollMaxNs}`],
     ...['--blockdev', `driver=file,node-name=file,filename=${image},aio=io_uring,discard=unmap`],
     ...['--blockdev', `driver=${format},node-name=disk,file=file`],
-    ...['--export', `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,addr.type=unix,addr.path=${socket}`],
+    ...[
+      '--export',
+      `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,addr.type=unix,addr.path=${socket}`,
+    ],
   ],
 });
 
@@ -135,7 +138,10 @@ async function main(): Promise<number> {
     for (const [name, load] of chosen) {
       for (let turn = 0; turn < running.length; turn++) {
         const { name: who, child, socket } = running[(turn + round) % running.length]!;
-        samples.get(name)!.get(who)!.push(await sample(child.pid!, socket, load));
+        samples
+          .get(name)!
+          .get(who)!
+          .push(await sample(child.pid!, socket, load));
       }
     }
   }
@@ -151,8 +157,7 @@ function report(samples: ReadonlyMap<string, ReadonlyMap<string, readonly Sample
   const rows: string[][] = [];
   for (const [load, byName] of samples) {
     for (const [name, list] of byName) {
-      const of = (field: keyof Sample, who: string): number =>
-        median((byName.get(who) ?? []).map((one) => one[field]));
+      const of = (field: keyof Sample, who: string): number => median((byName.get(who) ?? []).map((one) => one[field]));
       const rival = name.replace('ours', 'qsd');
       const ratio = rival === name ? '' : (of('iops', name) / of('iops', rival)).toFixed(2);
       rows.push([load, name, figure(median(list.map((one) => one.iops))), ratio, figure(of('perCpuSecond', name))]);

@@ -29,6 +29,9 @@ export interface LoopHost {
   remotePending(): boolean;
   /** What is looked at in every turn, and before sleeping. */
   readonly pollers: readonly Poller[];
+  /** True when code that is not the engine's own runs in callbacks here (drivers of the program's): it may give work to
+   *  libuv at any time. */
+  readonly foreign: boolean;
   /** Queues the end of `op` for the next dispatch: for results that are known inside the call that started the op. */
   completeLater(op: AioOp, result: number): void;
   /** Shared words: see context-shared.ts. Index SLEEPING is 1 while the thread sleeps and must be woken. */
@@ -38,7 +41,7 @@ export interface LoopHost {
 }
 
 /** Somebody whose work comes through memory that others write, without a completion that would tell of it: the rings of
- *  a guest. Only the ring backend asks pollers. Home thread only. */
+ *  a guest. Only the ring backend asks pollers. They are as quiet as AioOp.quiet says. Home thread only. */
 export interface Poller {
   /** Takes up what is there; true when there was anything. Comes in every turn. */
   poll(): boolean;
@@ -112,8 +115,8 @@ export interface AioBackend {
    *  {@link cancel}. ENOTSUP where there is no native layer. */
   pollFd(op: AioOp, fd: number, events: number): void;
   /** Only ring: completes `op` again and again, each time that something is added to the eventfd `fd`, which nobody
-   *  needs to read. Once `op.slot` is -1 in `complete` it has ended: after {@link cancel}, with an error, or because the
-   *  kernel wants to be asked anew. */
+   *  needs to read. Once `op.slot` is -1 in `complete` it has ended: after {@link cancel}, with an error, or because
+   *  the kernel wants to be asked anew. */
   watchFd?(op: AioOp, fd: number): void;
   /** Only ring: adds 1 to the eventfd `fd`. Where its count is full this waits, and the loop does not. */
   signalFd?(op: AioOp, fd: number): void;

@@ -31,6 +31,7 @@ export class AioContext implements LoopHost {
   readonly stats = new LoopCounters();
   /** Who comes or goes does so here. */
   readonly pollers: Poller[] = [];
+  foreign = false;
   readonly #bottomHalves: BottomHalfList;
   readonly #timers: TimerHeap;
   readonly #late = new Fifo<AioOp>(64);

@@ -35,6 +35,9 @@ export abstract class AioOp {
   slot = -1;
   /** The backend's own operation that stands for this one while it is in flight, where there is one. */
   proxy: AioOp | null = null;
+  /** `complete` gives nothing to libuv but through a promise of the engine's: no handle, no immediate, no timer of
+   *  Node's. The ring's loop may then sleep without a visit to libuv. */
+  quiet = false;
   /** The result: a count of bytes or 0, or a negative errno. Runs once, in the home context; must not throw. */
   abstract complete(result: number): void;
 }

@@ -20,7 +20,10 @@ export function setup(thread: SetupThread): Furnished {
   const nbd = new WorkerNbd(thread, disks, newId);
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
   const handlers: Handlers = {
-    drivers: ({ urls }) => loadDrivers(urls),
+    drivers: ({ urls }) => {
+      thread.context.foreign = true;
+      return loadDrivers(urls);
+    },
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),

@@ -95,6 +95,10 @@ export class RingBackend implements AioBackend {
   /** See UvLoop.activity: its value when the loop was about to sleep last. */
   #activity = -1;
   #visitLibuv = false;
+  /** Something has run since the last visit to libuv that may have given it work. */
+  #loud = false;
+  /** When libuv has to be visited, as of the last visit; -1: not asked since. */
+  #libuvDueNs: Nanoseconds = -1;
   #spunNs = 0;
 
   /** Throws BlockError (EPERM, ENOSYS...) where io_uring cannot be used. */
@@ -325,29 +329,31 @@ export class RingBackend implements AioBackend {
   #stay(): void {
     const leave = this.now() + STAY_NS;
     let looks = 0;
-    let fresh = true;
+    this.#loud = false;
+    this.#libuvDueNs = -1;
     for (;;) {
       this.#host.stats.turns++;
       this.#host.timePasses();
       // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
-      if (this.#host.dispatch()) progress = true;
+      if (this.#host.dispatch()) {
+        progress = true;
+        this.#loud = true;
+      }
       if (pollAll(this.#host.pollers)) progress = true;
+      if (progress && this.#host.foreign) this.#loud = true;
       if (takeResumed() || !this.#running || this.#visitLibuv) return;
       if (progress || this.ring.toSubmit > 0 || this.ring.completed) {
         this.#spunNs = 0;
-        fresh = false;
         // The clock is looked at now and then only: its value is a number on the heap.
         if (++looks % TURNS_PER_CLOCK === 0 && this.now() > leave) return;
         continue;
       }
       if (this.#spin()) continue;
-      // libuv gets its turn before every sleep: what JavaScript gave it since the last visit is not yet in its epoll
-      // set.
-      if (!fresh) return;
+      // libuv gets its turn before a sleep: what JavaScript gave it since the last visit is not yet in its epoll set.
+      if (this.#loud) return;
       this.#sleep();
-      fresh = false;
     }
   }
 
@@ -362,14 +368,8 @@ export class RingBackend implements AioBackend {
     const end = Math.min(begin + limit, deadline);
     for (;;) {
       for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
+        if (!this.ring.completed && this.ring.taskWork) this.#submit(false, 0);
         if (this.ring.completed || host.remotePending() || anyReady(host.pollers)) {
-          host.stats.pollHits++;
-          host.polling.adjust(Math.min(this.now() - begin, limit));
-          return true;
-        }
-        if (this.ring.taskWork) {
-          this.#submit(false, 0);
-          if (!this.ring.completed) continue;
           host.stats.pollHits++;
           host.polling.adjust(Math.min(this.now() - begin, limit));
           return true;
@@ -414,12 +414,14 @@ export class RingBackend implements AioBackend {
    * libuv (a descriptor to watch, a handle to close, an immediate) is taken up in the next visit only.
    */
   #libuvDeadline(now: Nanoseconds): Nanoseconds {
+    if (this.#libuvDueNs >= 0) return this.#libuvDueNs;
     const activity = this.#uv.activity();
     if (activity !== this.#activity) {
       this.#activity = activity;
       return now;
     }
-    return now + this.#uv.timerDueMs() * 1e6;
+    this.#libuvDueNs = now + this.#uv.timerDueMs() * 1e6;
+    return this.#libuvDueNs;
   }
 
   #submit(wait: boolean, timeoutNs: number, gather = 1): void {
@@ -456,6 +458,7 @@ export class RingBackend implements AioBackend {
         op.complete(result);
         continue;
       }
+      if (!op.quiet) this.#loud = true;
       this.#slots[user] = undefined;
       this.#free.give(user);
       op.slot = -1;

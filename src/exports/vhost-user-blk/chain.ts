@@ -1,6 +1,6 @@
 /**
- * One chain of descriptors, as runs of guest memory. What a guest can do wrong in it (loops, tables in tables, addresses
- * outside its memory, lengths beyond reason) is found here.
+ * One chain of descriptors, as runs of guest memory. What a guest can do wrong in it (loops, tables in tables,
+ * addresses outside its memory, lengths beyond reason) is found here.
  */
 import { Iov, type Memory } from '../../base/memory.ts';
 import { MiB } from '../../base/units.ts';

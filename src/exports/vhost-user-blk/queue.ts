@@ -1,6 +1,6 @@
 /**
- * One virtqueue: takes chains, makes requests of them, shows what is done. All in turns of its context's loop: the queue
- * is a poller, so it sees new chains without being told while the loop is awake, and asks for a notification only when
+ * One virtqueue: takes chains, makes requests of them, shows what is done. All in turns of its context's loop: the
+ * queue is a poller, so it sees new chains without being told while the loop is awake, and asks for a notification only when
  * the loop goes to sleep. What ended in a turn is shown at once and costs one interrupt at most.
  */
 

@@ -46,6 +46,7 @@ export class BlkRequest extends BlockRequest {
 
   constructor(device: BlkDevice, owner: RequestOwner, head: number) {
     super();
+    this.quiet = true;
     this.#device = device;
     this.#owner = owner;
     this.head = head;

@@ -2,8 +2,8 @@
  * The device's side of a split virtqueue, in memory that the guest writes to at the same time. Every field is read once
  * and then believed or refused; indices go through Atomics, which are also the barriers that the standard asks for.
  *
- * Where the memory may vanish (see GuestMemory), `local` is a copy of the ring: `pull` and `push` keep the two together,
- * and everything else works on the copy.
+ * Where the memory may vanish (see GuestMemory), `local` is a copy of the ring: `pull` and `push` keep the two
+ * together, and everything else works on the copy.
  */
 import type { Memory } from '../../base/memory.ts';
 import { memoryOf } from '../../native/memory.ts';

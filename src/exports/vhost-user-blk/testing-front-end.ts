@@ -33,7 +33,7 @@ const DATA_AT = MiB;
 /** Room of one request: header, status and segment in the first part, data after. */
 const SLOT = 64 * 1024;
 const DATA_IN_SLOT = 4096;
-const TURNS_MAX = 200_000;
+const TURNS_MAX = 5000;
 
 export interface Reply {
   readonly payload: Uint8Array;
@@ -83,6 +83,11 @@ export class FrontEnd {
     // Who has said that the seals are final cannot be asked to seal more.
     addSeals(memfd, sealed ? Seal.SHRINK : Seal.SEAL);
     return new FrontEnd(context, ours, served, memfd, bytes);
+  }
+
+  /** All that it has. */
+  get allFds(): readonly number[] {
+    return [this.memfd, ...this.kicks, ...this.calls].filter((fd) => fd !== undefined);
   }
 
   get region(): MemoryRegion {
@@ -260,7 +265,7 @@ export class FrontEnd {
     close(this.fd);
     await this.served;
     this.memory.release();
-    for (const fd of [this.memfd, ...this.kicks, ...this.calls]) if (fd !== undefined) close(fd);
+    for (const fd of this.allFds) close(fd);
   }
 }
 
