@@ -116,7 +116,8 @@ test('a guest boots, sees its disks as they are, and has its data right', { skip
 
 const RESTARTED = `#!/bin/sh
 fio --name=v --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --bs=4k --size=32m --rw=randwrite \\
-  --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal --loops=100000 --time_based --runtime=$(($1 * 3)) >/tmp/out 2>&1 &
+  --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal --loops=100000 --time_based --runtime=$(($1 * 3)) \\
+  >/tmp/out 2>&1 &
 pid=$!
 i=0
 while [ $i -lt $1 ]; do

@@ -1,8 +1,6 @@
 /** An eventfd of somebody else's that is watched, or signalled, on the ring, and closed when the ring has let go. */
 import { assert } from '../base/assert.ts';
 import { Errno } from '../base/errors.ts';
-import { signal } from '../native/eventfd.ts';
-import { isNonblocking } from '../native/file.ts';
 import type { AioBackend } from './backend.ts';
 import { AioOp } from './op.ts';
 
@@ -44,13 +42,12 @@ export class FdWatch extends AioOp {
   }
 }
 
-/** Adds to an eventfd without ever waiting: at once where a write does not wait either, else by the ring; what is asked
- *  for while that is under way is one signal more. */
+/** Adds to an eventfd by the ring: whoever else has the descriptor may fill its count and make it block, at any time, and
+ *  the loop must not wait for that. What is asked for while a signal is under way is one signal more. */
 export class FdSignal extends AioOp {
   readonly fd: number;
   readonly #backend: AioBackend;
   readonly #closeFd: (fd: number) => void;
-  readonly #direct: boolean;
   #busy = false;
   #again = false;
   #closing = false;
@@ -62,14 +59,9 @@ export class FdSignal extends AioOp {
     this.fd = fd;
     this.#backend = backend;
     this.#closeFd = closeFd;
-    this.#direct = isNonblocking(fd);
   }
 
   signal(): void {
-    if (this.#direct) {
-      signal(this.fd);
-      return;
-    }
     if (this.#busy) {
       this.#again = true;
       return;

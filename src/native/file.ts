@@ -103,12 +103,6 @@ export function setBlocking(fd: number): number {
   return check(libc().fcntl(fd, F_SETFL, Math.floor(flags / (2 * O_NONBLOCK)) * 2 * O_NONBLOCK + (flags % O_NONBLOCK)));
 }
 
-/** True when reads and writes of `fd` answer EAGAIN instead of waiting. */
-export function isNonblocking(fd: number): boolean {
-  const flags = check(libc().fcntl(fd, F_GETFL, 0));
-  return flags >= 0 && Math.floor(flags / O_NONBLOCK) % 2 === 1;
-}
-
 export function ftruncate(fd: number, size: Bytes): number {
   return check(libc().ftruncate(fd, size));
 }

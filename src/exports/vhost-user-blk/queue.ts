@@ -22,6 +22,8 @@ import { type RingSpans, SplitRing } from './split-ring.ts';
 /** More waiting chains than this are taken in halves, so that the guest goes on with the first half while the kernel
  *  works on the second. */
 const WHOLE_BATCH = 8;
+/** A turn ends when its chains have had so many runs (some 0.2 ms): the loop has others to look after. */
+const RUNS_A_TURN = 4096;
 /** What transfers of one queue may hold besides the guest's memory: two of the largest. */
 const ASIDE_BYTES = 2 * MAX_CHAIN_BYTES;
 
@@ -188,10 +190,12 @@ export class BlkQueue implements Poller, RequestOwner {
       return true;
     }
     ring.begin();
-    for (let left = waiting <= WHOLE_BATCH ? waiting : (waiting + 1) >> 1; left > 0; left--) {
+    let runs = 0;
+    for (let left = waiting <= WHOLE_BATCH ? waiting : (waiting + 1) >> 1; left > 0 && runs < RUNS_A_TURN; left--) {
       const { head } = ring;
       if (!this.#begin(ring, head)) break;
       ring.take();
+      runs += this.#chain.readable.count + this.#chain.writable.count;
     }
     return true;
   }
