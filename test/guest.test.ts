@@ -42,7 +42,8 @@ async function hookFor(t: TestContext, folder: string, answer: (words: readonly 
   await once(server, 'listening');
   t.after(() => server.close());
   const hook = join(folder, 'hook');
-  const call = `require('net').connect('${path}').on('data', () => process.exit(0)).write(process.argv.slice(1).join(' '))`;
+  const words = "process.argv.slice(1).join(' ')";
+  const call = `require('net').connect('${path}').on('data', () => process.exit(0)).write(${words})`;
   writeFileSync(hook, `#!/bin/sh\nexec ${process.execPath} -e "${call}" -- "$@"\n`);
   chmodSync(hook, 0o755);
   return hook;
@@ -84,7 +85,7 @@ umount /mnt
 e2fsck -fn /dev/vda
 cmp -s -n 1048576 /dev/vdb /dev/zero && exit 1
 fio --name=v --filename=/dev/vdb --direct=1 --ioengine=libaio --iodepth=16 --bsrange=4k-64k --offset=8m --size=16m \\
-  --rw=randwrite --verify=crc32c --do_verify=1 --verify_fatal=1 --numjobs=1 --minimal >/tmp/out || { cat /tmp/out; exit 1; }
+  --rw=randwrite --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >/tmp/out || { cat /tmp/out; exit 1; }
 dd if=/dev/zero of=/dev/vdc bs=4k count=1 oflag=direct && exit 1
 [ "$(cat /sys/block/vdb/size)" = 131072 ]
 hostcall grow

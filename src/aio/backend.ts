@@ -55,6 +55,10 @@ export interface Poller {
 export interface PollPolicy {
   /** How long to spin before the next sleep; 0 for not at all. */
   readonly pollNs: Nanoseconds;
+  /** True while spinning would only take the processor from the other side. */
+  readonly rests: boolean;
+  /** To be told after spinning, before {@link adjust}. */
+  spun(hit: boolean): void;
   /** To be told after every wait: how long it lasted in all, spinning included. */
   adjust(blockNs: Nanoseconds): void;
 }

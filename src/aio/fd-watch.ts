@@ -42,8 +42,8 @@ export class FdWatch extends AioOp {
   }
 }
 
-/** Adds to an eventfd by the ring: whoever else has the descriptor may fill its count and make it block, at any time, and
- *  the loop must not wait for that. What is asked for while a signal is under way is one signal more. */
+/** Adds to an eventfd by the ring: whoever else has the descriptor may fill its count and make it block, at any time,
+ *  and the loop must not wait for that. What is asked for while a signal is under way is one signal more. */
 export class FdSignal extends AioOp {
   readonly fd: number;
   readonly #backend: AioBackend;

@@ -3,6 +3,9 @@
  *
  * A wait that ended within the spinning keeps the length; one that took longer than `maxNs` shrinks it, because
  * spinning could not have caught it; one in between grows it. After {@link POLL_IDLE_NS} without a hit spinning stops.
+ *
+ * Where the other side shares our processor, it goes on only once we sleep: every spin then misses, and what comes right
+ * after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each time.
  */
 import type { Nanoseconds } from '../base/units.ts';
 import type { PollPolicy } from './backend.ts';
@@ -11,6 +14,10 @@ export const POLL_MAX_NS_DEFAULT = 32_768;
 /** The first length that is tried. */
 export const POLL_START_NS = 4_000;
 export const POLL_IDLE_NS = 7_000_000_000;
+
+export const MISSES_TO_REST = 4;
+/** In waits; a sleep and a wake-up take some 10 µs, so a few milliseconds. */
+export const REST_MAX = 256;
 
 export interface PollOptions {
   /** Longest spin in ns; 0 turns polling off. Default 32768. */
@@ -27,6 +34,8 @@ export class AdaptivePolling implements PollPolicy {
   readonly #shrink: number;
   pollNs: Nanoseconds = 0;
   #sinceHitNs = 0;
+  #misses = 0;
+  #rest = 0;
 
   constructor(options: PollOptions = {}) {
     this.maxNs = options.pollMaxNs ?? POLL_MAX_NS_DEFAULT;
@@ -34,8 +43,18 @@ export class AdaptivePolling implements PollPolicy {
     this.#shrink = options.pollShrink ?? 0;
   }
 
+  get rests(): boolean {
+    return this.#rest > 0;
+  }
+
+  spun(hit: boolean): void {
+    this.#misses = hit ? 0 : this.#misses + 1;
+    if (this.#misses >= MISSES_TO_REST) this.#rest = Math.min(2 ** (this.#misses - MISSES_TO_REST), REST_MAX);
+  }
+
   adjust(blockNs: Nanoseconds): void {
     if (this.maxNs === 0) return;
+    if (this.#rest > 0) this.#rest--;
     if (blockNs <= this.pollNs) {
       this.#sinceHitNs = 0;
       return;

@@ -62,9 +62,8 @@ const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, 
  *  kernel's ends one after the other, and waking for each would take more time from it than they take. */
 const GATHER_PART = 4;
 const GATHER_US = 60;
-/** How many busy turns between two looks at the clock. */
+/** How many busy turns, and how many looks at the ring while spinning, between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
-/** How many looks at the ring between two looks at the clock while spinning. */
 const LOOKS_PER_CLOCK = 32;
 
 export class RingBackend implements AioBackend {
@@ -360,8 +359,8 @@ export class RingBackend implements AioBackend {
   /** Spins as long as the policy says; true when something came. */
   #spin(): boolean {
     const host = this.#host;
-    const limit = host.polling.pollNs;
-    if (limit === 0 || this.#spunNs > 0 || this.#workerOps > 0) return false;
+    const { pollNs: limit, rests } = host.polling;
+    if (limit === 0 || rests || this.#spunNs > 0 || this.#workerOps > 0) return false;
     const begin = this.now();
     const deadline = host.nextDeadline();
     if (deadline <= begin) return true;
@@ -371,6 +370,7 @@ export class RingBackend implements AioBackend {
         if (!this.ring.completed && this.ring.taskWork) this.#submit(false, 0);
         if (this.ring.completed || host.remotePending() || anyReady(host.pollers)) {
           host.stats.pollHits++;
+          host.polling.spun(true);
           host.polling.adjust(Math.min(this.now() - begin, limit));
           return true;
         }
@@ -379,6 +379,7 @@ export class RingBackend implements AioBackend {
       if (now >= end) {
         this.#spunNs = now - begin;
         host.stats.pollMisses++;
+        host.polling.spun(false);
         return false;
       }
     }
@@ -391,11 +392,9 @@ export class RingBackend implements AioBackend {
     const until = nested ? host.nextDeadline() : Math.min(host.nextDeadline(), this.#libuvDeadline(begin));
     if (until <= begin) {
       this.#visitLibuv = true;
-      this.#spunNs = 0;
       if (this.ring.toSubmit > 0) this.#submit(false, 0);
-      return;
     }
-    if (!nested && armAll(host.pollers)) {
+    if (until <= begin || (!nested && armAll(host.pollers))) {
       this.#spunNs = 0;
       return;
     }

@@ -1,7 +1,7 @@
 /**
  * One virtqueue: takes chains, makes requests of them, shows what is done. All in turns of its context's loop: the
- * queue is a poller, so it sees new chains without being told while the loop is awake, and asks for a notification only when
- * the loop goes to sleep. What ended in a turn is shown at once and costs one interrupt at most.
+ * queue is a poller, so it sees new chains without being told while the loop is awake, and asks for a notification only
+ * when the loop goes to sleep. What ended in a turn is shown at once and costs one interrupt at most.
  */
 
 import type { Poller } from '../../aio/backend.ts';
