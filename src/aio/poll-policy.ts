@@ -4,8 +4,8 @@
  * A wait that ended within the spinning keeps the length; one that took longer than `maxNs` shrinks it, because
  * spinning could not have caught it; one in between grows it. After {@link POLL_IDLE_NS} without a hit spinning stops.
  *
- * Where the other side shares our processor, it goes on only once we sleep: every spin then misses, and what comes right
- * after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each time.
+ * Where the other side shares our processor, it goes on only once we sleep: every spin then misses, and what comes
+ * right after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each time.
  */
 import type { Nanoseconds } from '../base/units.ts';
 import type { PollPolicy } from './backend.ts';
