@@ -22,7 +22,7 @@ export function offeredFeatures(writable: boolean): { readonly low: number; read
   const access = writable ? BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES : BlkFeature.RO;
   return {
     low: device | access | LOG_ALL | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES,
-    high: HighFeature.VERSION_1,
+    high: HighFeature.VERSION_1 | HighFeature.RING_PACKED,
   };
 }
 

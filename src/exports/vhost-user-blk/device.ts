@@ -55,6 +55,8 @@ export class BlkDevice {
   readonly scratch: Memory = lasting(new Uint8Array(SCRATCH_BYTES));
   /** Taken by the driver: the low word. */
   features = 0;
+  /** Its rings are packed. */
+  packed = false;
   /** Size of the disk in whole blocks. */
   bytes: Bytes = 0;
   /** Writes may stay in a cache until they are flushed. */

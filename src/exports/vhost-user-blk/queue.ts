@@ -12,10 +12,12 @@ import { close } from '../../native/file.ts';
 import { VRING_LOG } from '../../proto/vhost-user/constants.ts';
 import type { VringAddress } from '../../proto/vhost-user/message.ts';
 import { RingFeature } from '../../proto/virtio-blk/constants.ts';
+import { EVENT_BYTES } from '../../proto/virtio-blk/packed-ring.ts';
 import { availBytes, DESCRIPTOR_BYTES, usedBytes } from '../../proto/virtio-blk/split-ring.ts';
 import { Chain, ChainResult, MAX_CHAIN_BYTES } from './chain.ts';
 import type { BlkDevice } from './device.ts';
 import type { InflightQueue } from './inflight.ts';
+import { PackedRing } from './packed-ring.ts';
 import { BlkRequest, type RequestOwner } from './request.ts';
 import { type RingSpans, SplitRing } from './split-ring.ts';
 
@@ -27,6 +29,8 @@ const RUNS_A_TURN = 4096;
 /** What transfers of one queue may hold besides the guest's memory: two of the largest. */
 const ASIDE_BYTES = 2 * MAX_CHAIN_BYTES;
 
+type Ring = SplitRing | PackedRing;
+
 export class BlkQueue implements Poller, RequestOwner {
   readonly index: number;
   readonly #device: BlkDevice;
@@ -36,7 +40,7 @@ export class BlkQueue implements Poller, RequestOwner {
   base = 0;
   addresses: VringAddress | undefined;
   #enabled = false;
-  #ring: SplitRing | null = null;
+  #ring: Ring | null = null;
   #inflight: InflightQueue | null = null;
   #requests: (BlkRequest | undefined)[] = [];
   #kick: FdWatch | null = null;
@@ -95,13 +99,13 @@ export class BlkQueue implements Poller, RequestOwner {
     const { addresses, size } = this;
     if (size === 0) return 'SET_VRING_NUM is missing';
     if (!addresses) return 'SET_VRING_ADDR is missing';
-    const { guest } = this.#device;
+    const { guest, packed } = this.#device;
     const descriptors = guest.spanOfUser(addresses.descriptors, size * DESCRIPTOR_BYTES);
-    const avail = guest.spanOfUser(addresses.available, availBytes(size));
-    const used = guest.spanOfUser(addresses.used, usedBytes(size));
+    const avail = guest.spanOfUser(addresses.available, packed ? EVENT_BYTES : availBytes(size));
+    const used = guest.spanOfUser(addresses.used, packed ? EVENT_BYTES : usedBytes(size));
     if (!descriptors || !avail || !used) return 'the ring is not in the memory of the guest';
     const spans = { descriptors, avail, used };
-    return SplitRing.aligned(spans) ? spans : 'the parts of the ring are not aligned';
+    return (packed ? PackedRing : SplitRing).aligned(spans) ? spans : 'the parts of the ring are not aligned';
   }
 
   /** Starts the ring, or places a started one anew. A text when that cannot be done. */
@@ -112,15 +116,16 @@ export class BlkQueue implements Poller, RequestOwner {
     const device = this.#device;
     const eventIdx = (device.features & RingFeature.EVENT_IDX) !== 0;
     if (running && running.staged > 0) this.#publish(running);
-    const base = running ? running.lastAvail : this.base;
-    const ring = new SplitRing(spans, this.size, base, eventIdx, device.guest.guarded);
-    if (running) ring.usedIndex = running.usedIndex;
+    const base = running ? running.base : this.base;
+    const Ring = device.packed ? PackedRing : SplitRing;
+    const ring = new Ring(spans, this.size, base, eventIdx, device.guest.guarded);
     this.#ring = ring;
     if (running) return undefined;
     this.#broken = false;
     this.#paused = false;
     this.#requests = new Array(this.size).fill(undefined);
-    this.#inflight = device.inflightOf(this.index, this.size);
+    // What a packed ring had in flight cannot be told from the ring: a restart of ours loses it.
+    this.#inflight = ring.packed ? null : device.inflightOf(this.index, this.size);
     if (this.#inflight) {
       this.#replay = this.#inflight.recover(ring.usedIndex);
       ring.lastAvail = (ring.usedIndex + this.#replay.length) & 0xffff;
@@ -156,7 +161,7 @@ export class BlkQueue implements Poller, RequestOwner {
     this.#inflight = null;
     this.#requests = [];
     this.#replay = [];
-    this.base = ring.lastAvail;
+    this.base = ring.base;
     return this.base;
   }
 
@@ -194,7 +199,7 @@ export class BlkQueue implements Poller, RequestOwner {
     for (let left = waiting <= WHOLE_BATCH ? waiting : (waiting + 1) >> 1; left > 0 && runs < RUNS_A_TURN; left--) {
       const { head } = ring;
       if (!this.#begin(ring, head)) break;
-      ring.take();
+      ring.take(this.#chain.slots);
       runs += this.#chain.readable.count + this.#chain.writable.count;
     }
     return true;
@@ -213,18 +218,21 @@ export class BlkQueue implements Poller, RequestOwner {
   }
 
   /** Begins the chain at `head`; false when it has to wait, or the queue is broken. */
-  #begin(ring: SplitRing, head: number): boolean {
-    if (head >= ring.size) return this.#fail(`head ${head} is beyond its end`);
+  #begin(ring: Ring, head: number): boolean {
     const chain = this.#chain;
-    this.#requests[head] ??= new BlkRequest(this.#device, this, head);
-    const request = this.#requests[head];
-    if (request.busy) return this.#fail(`head ${head} is in use`);
-    const result = chain.walk(ring, head, (this.#device.features & RingFeature.INDIRECT_DESC) !== 0);
+    const indirect = (this.#device.features & RingFeature.INDIRECT_DESC) !== 0;
+    const result = ring.packed ? chain.walkPacked(ring, indirect) : chain.walk(ring, head, indirect);
     if (result === ChainResult.BROKEN) return this.#fail(`the chain at ${head} is broken`);
+    const { id } = chain;
+    if (id >= ring.size) return this.#fail(`the chain at ${head} has the id ${id}`);
+    this.#requests[id] ??= new BlkRequest(this.#device, this, id);
+    const request = this.#requests[id];
+    if (request.busy) return this.#fail(`the chain at ${head} is in use`);
+    request.slots = chain.slots;
     if (this.#device.guest.guarded && !this.#hasRoom(chain.readable.length + chain.writable.length)) return false;
     request.busy = true;
     this.#busy++;
-    this.#inflight?.begin(head);
+    this.#inflight?.begin(id);
     request.begin(chain, result === ChainResult.GOOD);
     if (request.busy) {
       request.heldBytes = request.asideBytes;
@@ -234,7 +242,7 @@ export class BlkQueue implements Poller, RequestOwner {
   }
 
   /** Begins what a back-end before us had begun; true when that was anything. */
-  #beginReplay(ring: SplitRing): boolean {
+  #beginReplay(ring: Ring): boolean {
     if (this.#replay.length === 0) return false;
     let begun = false;
     ring.begin();
@@ -256,21 +264,21 @@ export class BlkQueue implements Poller, RequestOwner {
     this.#aside -= request.heldBytes;
     request.heldBytes = 0;
     this.#stalled = false;
-    this.#inflight?.stage(request.head);
-    this.#ring!.stage(request.head, request.usedBytes);
+    this.#inflight?.stage(request.id);
+    this.#ring!.stage(request.id, request.usedBytes, request.slots);
     if (this.#busy === 0 && this.#idle) {
       this.#idle.open();
       this.#idle = undefined;
     }
   }
 
-  #publish(ring: SplitRing): void {
+  #publish(ring: Ring): void {
     const count = ring.staged;
     const interrupt = ring.publish();
     this.#inflight?.commit(count, ring.usedIndex);
     const { log } = this.#device;
     if (log !== null && this.addresses && (this.addresses.flags & VRING_LOG) !== 0) {
-      log.mark(this.addresses.log, usedBytes(ring.size));
+      log.mark(this.addresses.log, ring.packed ? ring.size * DESCRIPTOR_BYTES : usedBytes(ring.size));
     }
     if (interrupt) this.#call?.signal();
   }

@@ -29,9 +29,12 @@ export interface RequestOwner {
   requestDone(request: BlkRequest): void;
 }
 
-/** One for each head of a queue, used again and again. */
+/** One for each head, or id, of a queue, used again and again. */
 export class BlkRequest extends BlockRequest {
-  readonly head: number;
+  /** The head of its chain, or the id that a packed ring has for it. */
+  readonly id: number;
+  /** Places of a packed ring that it took. */
+  slots = 1;
   readonly #owner: RequestOwner;
   readonly #device: BlkDevice;
   busy = false;
@@ -44,12 +47,12 @@ export class BlkRequest extends BlockRequest {
   /** The guest's memory of a transfer whose data goes through memory of ours; its length is 0 otherwise. */
   readonly #aside = new Iov();
 
-  constructor(device: BlkDevice, owner: RequestOwner, head: number) {
+  constructor(device: BlkDevice, owner: RequestOwner, id: number) {
     super();
     this.quiet = true;
     this.#device = device;
     this.#owner = owner;
-    this.head = head;
+    this.id = id;
   }
 
   /** Bytes that a transfer holds besides the guest's. */

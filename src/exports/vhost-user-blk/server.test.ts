@@ -5,6 +5,7 @@ import { AioContext } from '../../aio/context.ts';
 import { RingBackend } from '../../aio/ring/backend.ts';
 import { whyNoRing } from '../../aio/select.ts';
 import { Errno } from '../../base/errors.ts';
+import { Prng } from '../../base/prng.ts';
 import { MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import { registerTestDrivers, settle, type TestDisk, testDisk, until } from '../../block/testing.ts';
@@ -72,22 +73,27 @@ function onServer(title: string, body: (rig: Rig) => Promise<void>, options: Rig
   });
 }
 
-async function ready(server: VhostUserBlkServer, sealed = true, without = 0): Promise<FrontEnd> {
+async function ready(server: VhostUserBlkServer, sealed = true, without = 0, packed = false): Promise<FrontEnd> {
   const front = await FrontEnd.connect(server, sealed);
+  front.packed = packed;
   await front.negotiate(without);
   await front.shareMemory();
   await front.startRing(0);
   return front;
 }
 
-for (const [name, sealed, without] of [
-  ['sealed memory', true, 0],
-  ['sealed memory, without events and tables', true, PLAIN],
-  ['memory that may shrink', false, 0],
-  ['memory that may shrink, without events and tables', false, PLAIN],
-] as const) {
+const SHAPES = [true, false].flatMap((sealed) =>
+  [0, PLAIN].flatMap((without) =>
+    [false, true].map((packed) => {
+      const words = [packed ? 'packed ring' : 'split ring', sealed ? 'sealed memory' : 'memory that may shrink'];
+      return [[...words, ...(without === 0 ? [] : ['no events'])].join(', '), sealed, without, packed] as const;
+    }),
+  ),
+);
+
+for (const [name, sealed, without, packed] of SHAPES) {
   onServer(`every request of the device does what it says: ${name}`, async ({ server, disk }) => {
-    const front = await ready(server, sealed, without);
+    const front = await ready(server, sealed, without, packed);
     front.dataOf(0, 8192).fill(0x5a);
     assert.equal(await front.request(OUT, 8, 8192, false), BlkStatus.OK);
     assert.ok(disk.bytes.subarray(4096, 4096 + 8192).every((byte) => byte === 0x5a));
@@ -108,6 +114,44 @@ for (const [name, sealed, without] of [
     assert.ok(disk.log.some((entry) => entry.startsWith('zero 4096+4096')));
     assert.equal(await front.request(DISCARD, 0, 16, false, 3), BlkStatus.OK);
     assert.ok(disk.log.includes('discard 4096+4096'));
+    await front.close();
+  });
+}
+
+for (const [name, sealed, without, packed] of SHAPES) {
+  onServer(`many requests at a time, round and round the ring: ${name}`, async ({ server, disk }) => {
+    const front = await ready(server, sealed, without, packed);
+    for (let i = 0; i < 64; i++) disk.bytes.fill(i + 1, i * 512, i * 512 + 512);
+    const slotOf = new Map<number, number>();
+    const free = Array.from({ length: 40 }, (_, i) => i);
+    const prng = new Prng(5);
+    let left = 1000;
+    let stopped = false;
+    while (left > 0 || slotOf.size > 0) {
+      for (let n = prng.below(12); n > 0 && left > 0 && free.length > 0; n--, left--) {
+        const slot = free.pop()!;
+        // Now and then one without data, so that chains are of two lengths.
+        const sector = prng.below(64);
+        const empty = prng.chance(0.2);
+        front.dataOf(slot, 512).fill(0);
+        const head = front.push(slot, empty ? FLUSH : IN, sector, empty ? 0 : 512, true);
+        assert.ok(!slotOf.has(head));
+        slotOf.set(head, slot * 100 + (empty ? 0 : sector + 1));
+      }
+      front.publish();
+      if (left < 500 && !stopped) {
+        // In the middle of it all the ring stops, and goes on where it was.
+        stopped = true;
+        await front.startRing(0, 128, await front.stopRing(0), false);
+      }
+      if (slotOf.size === 0) continue;
+      const head = await front.used();
+      const [slot, byte] = [Math.floor(slotOf.get(head)! / 100), slotOf.get(head)! % 100];
+      assert.equal(front.status(slot), BlkStatus.OK);
+      assert.deepEqual([front.dataOf(slot, 512)[0], front.dataOf(slot, 512)[511]], [byte, byte]);
+      slotOf.delete(head);
+      free.push(slot);
+    }
     await front.close();
   });
 }

@@ -37,7 +37,7 @@ import {
   encodeVringState,
 } from '../../proto/vhost-user/message.ts';
 import { CONFIG_WRITEBACK_AT } from '../../proto/virtio-blk/config.ts';
-import { BlkFeature, MAX_QUEUE_SIZE, RingFeature } from '../../proto/virtio-blk/constants.ts';
+import { BlkFeature, HighFeature, MAX_QUEUE_SIZE, RingFeature } from '../../proto/virtio-blk/constants.ts';
 import { CONFIG_SPACE_BYTES, offeredFeatures, PROTOCOL_FEATURES } from './config.ts';
 import type { BlkDevice } from './device.ts';
 import { MAX_REGIONS } from './guest-memory.ts';
@@ -116,6 +116,7 @@ export class Session {
     device.dropInflight();
     device.dropLog();
     device.features = 0;
+    device.packed = false;
     device.writeback = true;
     if (this.#channel >= 0) close(this.#channel);
     this.#channel = -1;
@@ -187,7 +188,12 @@ export class Session {
     const { low, high } = found(decodeBits(payload));
     const offered = offeredFeatures(this.#device.writable);
     if ((low & ~offered.low) !== 0 || (high & ~offered.high) !== 0) throw bad('it takes features that are not offered');
+    const packed = (high & HighFeature.RING_PACKED) !== 0;
+    if (packed !== this.#device.packed && this.#device.queues.some((queue) => queue.started)) {
+      throw bad('queues of another layout are running', Errno.EBUSY);
+    }
     this.#device.features = low;
+    this.#device.packed = packed;
     this.#device.writeback = (low & (BlkFeature.CONFIG_WCE | BlkFeature.FLUSH)) !== 0;
     // Without protocol features there is nobody to enable them.
     if ((low & RingFeature.PROTOCOL_FEATURES) === 0) for (const queue of this.#device.queues) queue.enabled = true;
@@ -305,7 +311,7 @@ export class Session {
     const { index, value } = found(decodeVringState(payload));
     const queue = this.#queue(index);
     if (queue.started) throw bad(`queue ${index} is running`, Errno.EBUSY);
-    if (value > 0xffff) throw bad(`${value} is no index`);
+    if (value > 0xffff && !this.#device.packed) throw bad(`${value} is no index`);
     queue.base = value;
   }
 

@@ -41,12 +41,13 @@ function localCopy(size: number): Local {
 }
 
 export class SplitRing {
+  readonly packed = false;
   readonly size: number;
   /** Where the table of descriptors is read. */
   readonly table: DataView;
   readonly tableAt: number;
   readonly spans: RingSpans;
-  /** The next to take; the next to fill. */
+  /** The next to take, and the next to show. */
   lastAvail: number;
   usedIndex = 0;
   /** Elements filled and not published. */
@@ -88,6 +89,11 @@ export class SplitRing {
     return descriptors.at % 16 === 0 && avail.at % 2 === 0 && used.at % 4 === 0;
   }
 
+  /** Where it is, for the next start. */
+  get base(): number {
+    return this.lastAvail;
+  }
+
   #check(result: number): void {
     if (result < 0) this.lost = true;
   }
@@ -126,12 +132,12 @@ export class SplitRing {
     return this.#avail[AVAIL_HEADS + (this.lastAvail & this.#mask)]!;
   }
 
-  take(): void {
+  take(_slots: number): void {
     this.lastAvail = (this.lastAvail + 1) & 0xffff;
   }
 
   /** Fills in the element of a chain that is done. */
-  stage(head: number, length: number): void {
+  stage(head: number, length: number, _slots: number): void {
     const at = USED_ELEMENTS + 2 * ((this.usedIndex + this.staged) & this.#mask);
     this.#usedWords[at] = head;
     this.#usedWords[at + 1] = length;

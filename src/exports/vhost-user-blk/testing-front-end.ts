@@ -22,6 +22,8 @@ import {
   type MemoryRegion,
 } from '../../proto/vhost-user/message.ts';
 import { BlkFeature, HighFeature, RingFeature } from '../../proto/virtio-blk/constants.ts';
+import { PackedDriver } from '../../proto/virtio-blk/packed-driver.ts';
+import { packedParts } from '../../proto/virtio-blk/packed-ring.ts';
 import { SplitDriver, splitParts } from '../../proto/virtio-blk/split-driver.ts';
 import type { VhostUserBlkServer } from './server.ts';
 
@@ -60,7 +62,12 @@ export class FrontEnd {
   readonly memory: NativeMemory;
   readonly kicks: number[] = [];
   readonly calls: number[] = [];
+  /** Of split rings; packed ones are {@link packedDrivers}. */
   readonly drivers: SplitDriver[] = [];
+  readonly packedDrivers: PackedDriver[] = [];
+  /** The base of a packed ring that is new. */
+  static readonly PACKED_BASE = 0x8000_8000;
+  packed = false;
   features = 0;
   #closed = false;
 
@@ -150,7 +157,11 @@ export class FrontEnd {
   }
 
   async setFeatures(more = 0): Promise<void> {
-    await this.acked(FrontRequest.SET_FEATURES, encodeBits(this.features | more, HighFeature.VERSION_1));
+    await this.acked(FrontRequest.SET_FEATURES, encodeBits(this.features | more, this.#high));
+  }
+
+  get #high(): number {
+    return HighFeature.VERSION_1 | (this.packed ? HighFeature.RING_PACKED : 0);
   }
 
   async shareMemory(): Promise<void> {
@@ -163,22 +174,23 @@ export class FrontEnd {
   }
 
   addressOf(index: number, size: number, flags = 0, log = 0): Uint8Array {
-    const parts = splitParts(size);
     const at = USER + this.ringAt(index);
+    const [split, packed] = [splitParts(size), packedParts(size)];
     return encodeVringAddress({
       ...{ index, flags, log, descriptors: at },
-      available: at + parts.avail,
-      used: at + parts.used,
+      available: at + (this.packed ? packed.driver : split.avail),
+      used: at + (this.packed ? packed.device : split.used),
     });
   }
 
   /** Sets up ring `index` with the driver's side, and starts it. */
-  async startRing(index: number, size = 128, base = 0, fresh = true): Promise<SplitDriver> {
-    if (fresh) {
-      const at = this.ringAt(index);
-      this.memory.bytes.fill(0, at, at + splitParts(size).bytes);
-      this.drivers[index] = this.#newDriver(index, size);
-    }
+  async startRing(
+    index: number,
+    size = 128,
+    base = this.packed ? FrontEnd.PACKED_BASE : 0,
+    fresh = true,
+  ): Promise<void> {
+    if (fresh) this.#newDriver(index, size);
     this.kicks[index] ??= eventfd.create();
     this.calls[index] ??= eventfd.create();
     await this.acked(FrontRequest.SET_VRING_NUM, encodeVringState({ index, value: size }));
@@ -187,11 +199,18 @@ export class FrontEnd {
     await this.acked(FrontRequest.SET_VRING_CALL, encodeU64(index), [this.calls[index]!]);
     await this.acked(FrontRequest.SET_VRING_KICK, encodeU64(index), [this.kicks[index]!]);
     await this.acked(FrontRequest.SET_VRING_ENABLE, encodeVringState({ index, value: 1 }));
-    return this.drivers[index]!;
   }
 
-  #newDriver(index: number, size: number): SplitDriver {
-    return new SplitDriver(this.memory, this.ringAt(index), size, (this.features & RingFeature.EVENT_IDX) !== 0);
+  #newDriver(index: number, size: number): void {
+    const at = this.ringAt(index);
+    const eventIdx = (this.features & RingFeature.EVENT_IDX) !== 0;
+    this.memory.bytes.fill(0, at, at + splitParts(size).bytes);
+    if (this.packed) this.packedDrivers[index] = new PackedDriver(this.memory, at, size, eventIdx);
+    else this.drivers[index] = new SplitDriver(this.memory, at, size, eventIdx);
+  }
+
+  driver(index = 0): SplitDriver | PackedDriver {
+    return (this.packed ? this.packedDrivers[index] : this.drivers[index])!;
   }
 
   /** Where slot `slot` of requests is, from the start of the memory. */
@@ -205,14 +224,8 @@ export class FrontEnd {
   }
 
   /** Makes a request available in the usual shape: header, data, status. */
-  push(
-    slot: number,
-    type: number,
-    sector: number,
-    length: number,
-    writable: boolean,
-    driver = this.drivers[0]!,
-  ): number {
+  push(slot: number, type: number, sector: number, length: number, writable: boolean): number {
+    const driver = this.driver();
     const at = this.slotAt(slot);
     const { view } = this.memory;
     view.setUint32(at, type, true);
@@ -236,12 +249,12 @@ export class FrontEnd {
 
   /** Shows what was made available, and notifies if the device wants that. */
   publish(index = 0): void {
-    if (this.drivers[index]!.publish()) this.kick(index);
+    if (this.driver(index).publish()) this.kick(index);
   }
 
   /** The head of the next used chain. */
   used(index = 0): Promise<number> {
-    const driver = this.drivers[index]!;
+    const driver = this.driver(index);
     return turnsUntil(() => (driver.hasUsed ? driver.collect() : undefined), 'a used chain');
   }
 

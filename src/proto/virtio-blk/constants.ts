@@ -24,7 +24,7 @@ export const RingFeature = {
 } as const;
 
 /** Bits of the high word. */
-export const HighFeature = { VERSION_1: 1 << 0 } as const;
+export const HighFeature = { VERSION_1: 1 << 0, RING_PACKED: 1 << 2 } as const;
 
 export const BlkRequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const;
 
