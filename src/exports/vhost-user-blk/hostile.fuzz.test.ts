@@ -27,8 +27,9 @@ import {
   encodeVringState,
 } from '../../proto/vhost-user/message.ts';
 import { BlkRequestType, BlkStatus } from '../../proto/virtio-blk/constants.ts';
+import { PackedFlag } from '../../proto/virtio-blk/packed-ring.ts';
 import { VhostUserBlkServer } from './server.ts';
-import { FrontEnd, GUEST, USER } from './testing-front-end.ts';
+import { FrontEnd, GUEST, PLAIN, USER } from './testing-front-end.ts';
 
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const RUNS = Number(process.env.BLOCKPLANE_FUZZ_RUNS ?? 300) * (LONG ? 2.5 : 1);
@@ -95,25 +96,40 @@ function hostileMessage(prng: Prng, front: FrontEnd): void {
 function hostileRing(prng: Prng, front: FrontEnd): void {
   const driver = front.drivers[0]!;
   const { descriptors, avail } = driver;
-  const address = (): number => (prng.chance(0.7) ? GUEST + prng.below(front.bytes + 4096) : edge(prng));
   const count = prng.between(1, 6);
   for (let i = 0; i < count; i++) {
     const at = prng.below(driver.size) * 4;
-    const where = address();
-    descriptors[at] = where % 2 ** 32;
-    descriptors[at + 1] = Math.floor(where / 2 ** 32);
-    descriptors[at + 2] = prng.chance(0.7) ? prng.pick([0, 1, 16, 17, 512, 528]) : edge(prng) % 2 ** 32;
+    hostileDescriptor(prng, front, descriptors, at);
     descriptors[at + 3] = prng.below(8) + (prng.chance(0.8) ? prng.below(driver.size) : prng.below(65536)) * 65536;
     avail[2 + ((avail[1]! + i) % driver.size)] = prng.chance(0.95) ? at / 4 : prng.below(65536);
-    // Something that can be read as a header, or a table.
-    if (where >= GUEST && where + 64 < GUEST + front.bytes && where >= GUEST + MiB) {
-      const words = new DataView(front.memory.bytes.buffer, where - GUEST, 64);
-      words.setUint32(0, prng.below(16), true);
-      for (let word = 4; word < 64; word += 4) words.setUint32(word, edge(prng) % 2 ** 32, true);
-    }
   }
   Atomics.store(avail, 1, avail[1]! + (prng.chance(0.95) ? count : prng.below(65536)));
   front.kick();
+}
+
+/** The same in a packed ring, from the first descriptor on: the wrap counter is 1 there. */
+function hostilePacked(prng: Prng, front: FrontEnd): void {
+  const { descriptors, size } = front.packedDrivers[0]!;
+  for (let i = prng.below(4), count = prng.between(1, 6); count > 0; i++, count--) {
+    const at = (i % size) * 4;
+    hostileDescriptor(prng, front, descriptors, at);
+    const id = prng.chance(0.9) ? prng.below(size) : prng.below(65536);
+    const flags = prng.chance(0.8) ? prng.below(8) + PackedFlag.AVAIL : prng.below(65536);
+    descriptors[at + 3] = id + flags * 65536;
+  }
+  front.kick();
+}
+
+/** An address and a length, and often something behind it that can be read as a header, or as a table. */
+function hostileDescriptor(prng: Prng, front: FrontEnd, descriptors: Uint32Array, at: number): void {
+  const where = prng.chance(0.7) ? GUEST + prng.below(front.bytes + 4096) : edge(prng);
+  descriptors[at] = where % 2 ** 32;
+  descriptors[at + 1] = Math.floor(where / 2 ** 32);
+  descriptors[at + 2] = prng.chance(0.7) ? prng.pick([0, 1, 16, 17, 512, 528]) : edge(prng) % 2 ** 32;
+  if (where < GUEST + MiB || where + 64 >= GUEST + front.bytes) return;
+  const words = new DataView(front.memory.bytes.buffer, where - GUEST, 64);
+  words.setUint32(0, prng.below(16), true);
+  for (let word = 4; word < 64; word += 4) words.setUint32(word, edge(prng) % 2 ** 32, true);
 }
 
 function resources(): number[] {
@@ -124,7 +140,8 @@ function resources(): number[] {
 /** One front-end: so many sequences, then it leaves. */
 async function round(prng: Prng, server: VhostUserBlkServer): Promise<void> {
   const front = await FrontEnd.connect(server, prng.chance(0.8));
-  await front.negotiate();
+  front.packed = prng.chance(0.4);
+  await front.negotiate(prng.chance(0.3) ? PLAIN : 0);
   await front.shareMemory();
   await front.startRing(0, 64);
   const rings = prng.chance(0.6);
@@ -134,7 +151,8 @@ async function round(prng: Prng, server: VhostUserBlkServer): Promise<void> {
       if (i % 5 === 4) await server.context.yield();
       continue;
     }
-    hostileRing(prng, front);
+    if (front.packed) hostilePacked(prng, front);
+    else hostileRing(prng, front);
     for (let turn = 0; turn < 3; turn++) await server.context.yield();
     if (i % 4 !== 3) continue;
     // The queue may be broken by now.

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Memory } from '../../base/memory.ts';
 import { decodeBlkConfig, encodeBlkConfig } from './config.ts';
+import { PackedDriver } from './packed-driver.ts';
+import { isAvailable, isUsed, PackedFlag, packedParts, withWrap } from './packed-ring.ts';
 import { SplitDriver, splitParts } from './split-driver.ts';
 import { AVAIL_HEADS, availBytes, DescriptorFlag, passedEvent, usedBytes } from './split-ring.ts';
 
@@ -79,4 +81,50 @@ test('the driver of a split ring makes chains available in order and has its des
   assert.deepEqual([...words.subarray(0, 3)], [4096, 1, 16]);
   assert.equal(words[3]! & 0xffff, DescriptorFlag.NEXT);
   assert.equal(driver.descriptors[(words[3]! >>> 16) * 4 + 3], DescriptorFlag.WRITE);
+});
+
+test('the driver of a packed ring shows the first descriptor of a batch last, and has its descriptors back', () => {
+  const size = 8;
+  const { device, bytes } = packedParts(size);
+  const memory = memoryOf(bytes);
+  const driver = new PackedDriver(memory, 0, size, true);
+  const words = new Uint16Array(memory.bytes.buffer);
+  const flagsOf = (index: number): number => words[index * 8 + 7]!;
+  let [index, wrap] = [0, 1];
+  for (let round = 0; round < 1000; round++) {
+    driver.add(4096, 16, false);
+    driver.add(8192, 512, true);
+    const first = driver.end();
+    driver.add(4096, 16, true);
+    const second = driver.end();
+    assert.equal(driver.room, size - 3);
+    assert.equal(isAvailable(flagsOf(index), wrap), false);
+    // The device wants to be told of the second chain only.
+    const told = (index + 2) % size;
+    const toldWrap = index + 2 >= size ? wrap ^ 1 : wrap;
+    memory.view.setUint16(device, withWrap(told, toldWrap), true);
+    memory.view.setUint16(device + 2, 2, true);
+    assert.equal(driver.publish(), true, `round ${round}`);
+    assert.equal(driver.publish(), false);
+    for (let i = 0; i < 3; i++) {
+      const at = (index + i) % size;
+      assert.equal(isAvailable(flagsOf(at), index + i >= size ? wrap ^ 1 : wrap), true, `round ${round} at ${at}`);
+    }
+    assert.equal(words[((index + 1) % size) * 8 + 6], first);
+    assert.equal(words[told * 8 + 6], second);
+    // The second is used first: one element each, at the places where chains of that length would begin.
+    const use = (id: number, slots: number): void => {
+      assert.equal(driver.hasUsed, false);
+      words[index * 8 + 6] = id;
+      words[index * 8 + 7] = wrap === 1 ? PackedFlag.AVAIL | PackedFlag.USED : 0;
+      assert.equal(isUsed(flagsOf(index), wrap), true);
+      index += slots;
+      if (index >= size) [index, wrap] = [index - size, wrap ^ 1];
+      assert.equal(driver.collect(), id);
+      assert.equal(driver.collect(), -1);
+    };
+    use(second, 1);
+    use(first, 2);
+    assert.equal(driver.room, size);
+  }
 });
