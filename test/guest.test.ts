@@ -34,8 +34,11 @@ async function hookFor(t: TestContext, folder: string, answer: (words: readonly 
   const path = join(folder, 'hook.sock');
   const server = createServer((socket) => {
     socket.once('data', async (data) => {
-      await answer(data.toString().trim().split(' '));
-      socket.end('done');
+      const why = await answer(data.toString().trim().split(' ')).then(
+        () => '',
+        (error: Error) => error.message,
+      );
+      socket.end(why === '' ? 'done' : why);
     });
   });
   server.listen(path);
@@ -43,8 +46,11 @@ async function hookFor(t: TestContext, folder: string, answer: (words: readonly 
   t.after(() => server.close());
   const hook = join(folder, 'hook');
   const words = "process.argv.slice(1).join(' ')";
-  const call = `require('net').connect('${path}').on('data', () => process.exit(0)).write(${words})`;
-  writeFileSync(hook, `#!/bin/sh\nexec ${process.execPath} -e "${call}" -- "$@"\n`);
+  const call = `require('net').connect('${path}').on('data', (text) => {
+    if (text != 'done') console.error(String(text));
+    process.exit(text == 'done' ? 0 : 1);
+  }).write(${words})`;
+  writeFileSync(hook, `#!/bin/sh\nexec ${process.execPath} -e "${call.replaceAll('\n', ' ')}" -- "$@"\n`);
   chmodSync(hook, 0o755);
   return hook;
 }
@@ -122,7 +128,7 @@ fio --name=v --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --bs=
 pid=$!
 i=0
 while [ $i -lt $1 ]; do
-  hostcall restart
+  hostcall restart || { echo "restart failed"; exit 1; }
   dd if=/dev/vda of=/dev/null bs=4k count=1 skip=1000 iflag=direct 2>/dev/null || { echo "read failed"; exit 1; }
   sleep 0.$((i % 7)); i=$((i + 1))
 done
@@ -140,8 +146,14 @@ test('a guest goes on when its daemon is killed and started again', { skip, time
       daemon.kill('SIGKILL');
       await once(daemon, 'exit');
     }
-    daemon = spawn(process.execPath, [MAIN, 'serve', '--vhost-user', socket, image], { stdio: ['ignore', 'pipe', 2] });
-    await once(daemon.stdout!, 'data');
+    const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
+    daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const words = daemon.stderr!.setEncoding('utf8').toArray();
+    const ended = once(daemon, 'exit').then(async () => {
+      throw new Error(`the daemon has ended: ${(await words).join('')}`);
+    });
+    ended.catch(() => undefined);
+    await Promise.race([once(daemon.stdout!, 'data'), ended]);
   };
   t.after(() => daemon?.kill());
   await restart();
