@@ -20,6 +20,8 @@ import {
   encodeVringState,
 } from '../src/proto/vhost-user/message.ts';
 import { BlkFeature, BlkRequestType, BlkStatus, HighFeature, RingFeature } from '../src/proto/virtio-blk/constants.ts';
+import { PackedDriver } from '../src/proto/virtio-blk/packed-driver.ts';
+import { packedParts } from '../src/proto/virtio-blk/packed-ring.ts';
 import { SplitDriver, splitParts } from '../src/proto/virtio-blk/split-driver.ts';
 
 export interface VhostLoad {
@@ -31,6 +33,8 @@ export interface VhostLoad {
   readonly seconds: number;
   /** Microseconds to look at the ring before waiting for an interrupt. */
   readonly spinUs: number;
+  /** With a packed ring, where the back-end has them. */
+  readonly packed: boolean;
 }
 
 export interface VhostResult {
@@ -50,7 +54,8 @@ class Client {
   readonly #call = eventfd.create();
   /** struct pollfd of it. */
   readonly #poll = memoryOf(new Uint8Array(new SharedArrayBuffer(8)));
-  readonly #driver: SplitDriver;
+  readonly #packed: boolean;
+  readonly #driver: SplitDriver | PackedDriver;
   readonly #load: VhostLoad;
   readonly #slotBytes: number;
   readonly #prng = new Prng(7);
@@ -75,18 +80,22 @@ class Client {
     this.#ask(FrontRequest.GET_PROTOCOL_FEATURES);
     this.#send(FrontRequest.SET_PROTOCOL_FEATURES, encodeU64(0));
     this.#send(FrontRequest.SET_OWNER);
-    this.#send(FrontRequest.SET_FEATURES, encodeBits(features, HighFeature.VERSION_1));
+    this.#packed = load.packed && (offered.high & HighFeature.RING_PACKED) !== 0;
+    const high = HighFeature.VERSION_1 | (this.#packed ? HighFeature.RING_PACKED : 0);
+    this.#send(FrontRequest.SET_FEATURES, encodeBits(features, high));
     const region = { guest: 0, user: USER, length: bytes, offset: 0 };
     this.#send(FrontRequest.SET_MEM_TABLE, encodeMemoryTable([region]), [memfd]);
-    this.#driver = new SplitDriver(this.#memory, 0, SIZE, (features & RingFeature.EVENT_IDX) !== 0);
+    const Driver = this.#packed ? PackedDriver : SplitDriver;
+    this.#driver = new Driver(this.#memory, 0, SIZE, (features & RingFeature.EVENT_IDX) !== 0);
     this.#startRing();
   }
 
   #startRing(): void {
-    const { avail, used } = splitParts(SIZE);
+    const [split, packed] = [splitParts(SIZE), packedParts(SIZE)];
+    const [avail, used] = this.#packed ? [packed.driver, packed.device] : [split.avail, split.used];
     const index = 0;
     this.#send(FrontRequest.SET_VRING_NUM, encodeVringState({ index, value: SIZE }));
-    this.#send(FrontRequest.SET_VRING_BASE, encodeVringState({ index, value: 0 }));
+    this.#send(FrontRequest.SET_VRING_BASE, encodeVringState({ index, value: this.#packed ? 0x8000_8000 : 0 }));
     const parts = { descriptors: USER, available: USER + avail, used: USER + used };
     this.#send(FrontRequest.SET_VRING_ADDR, encodeVringAddress({ index, flags: 0, log: 0, ...parts }));
     this.#send(FrontRequest.SET_VRING_CALL, encodeU64(index), [this.#call]);

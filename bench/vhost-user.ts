@@ -82,16 +82,24 @@ async function idleShare(pid: number): Promise<number> {
   return (cpuSeconds(pid) - before) / 2;
 }
 
-function loads(bytes: number, seconds: number): Map<string, VhostLoad> {
+function loads(bytes: number, seconds: number, packed: boolean): Map<string, VhostLoad> {
   const all = new Map<string, VhostLoad>();
   for (const [front, spinUs] of [
     ['wait', 0],
     ['spin', 50],
   ] as const) {
     for (const depth of [1, 4, 32]) {
-      all.set(`randread-4k-qd${depth}-${front}`, { write: false, depth, blockBytes: 4096, bytes, seconds, spinUs });
+      all.set(`randread-4k-qd${depth}-${front}`, {
+        write: false,
+        depth,
+        blockBytes: 4096,
+        bytes,
+        seconds,
+        spinUs,
+        packed,
+      });
     }
-    all.set(`randwrite-4k-qd32-${front}`, { write: true, depth: 32, blockBytes: 4096, bytes, seconds, spinUs });
+    all.set(`randwrite-4k-qd32-${front}`, { write: true, depth: 32, blockBytes: 4096, bytes, seconds, spinUs, packed });
   }
   return all;
 }
@@ -105,6 +113,7 @@ async function main(): Promise<number> {
     format: { type: 'string', default: 'raw', help: 'raw or qcow2' },
     size: { type: 'string', default: '512', help: 'size of each image in MiB' },
     dir: { type: 'string', default: tmpdir(), help: 'folder for the images' },
+    packed: { type: 'boolean', help: 'packed rings, where the back-end has them' },
     smoke: { type: 'boolean', help: 'one short round on small images: does it still work' },
   });
   if (!hasProgram('qemu-storage-daemon')) {
@@ -132,7 +141,9 @@ async function main(): Promise<number> {
     running.push({ name: one.name, child, socket });
   }
   const only = new RegExp(String(given.get('only')));
-  const chosen = [...loads(bytes, number('seconds', 0.2))].filter(([name]) => only.test(name));
+  const chosen = [...loads(bytes, number('seconds', 0.2), given.get('packed') === true)].filter(([name]) =>
+    only.test(name),
+  );
   const samples = new Map(chosen.map(([name]) => [name, new Map(found.map((one) => [one.name, [] as Sample[]]))]));
   for (let round = 0; round < number('rounds', 1); round++) {
     for (const [name, load] of chosen) {

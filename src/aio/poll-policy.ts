@@ -5,7 +5,8 @@
  * spinning could not have caught it; one in between grows it. After {@link POLL_IDLE_NS} without a hit spinning stops.
  *
  * Where the other side shares our processor, it goes on only once we sleep: every spin then misses, and what comes
- * right after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each time.
+ * right after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each
+ * time.
  */
 import type { Nanoseconds } from '../base/units.ts';
 import type { PollPolicy } from './backend.ts';
