@@ -170,7 +170,7 @@ function report(samples: ReadonlyMap<string, ReadonlyMap<string, readonly Sample
     for (const [name, list] of byName) {
       const of = (field: keyof Sample, who: string): number => median((byName.get(who) ?? []).map((one) => one[field]));
       const rival = name.replace('ours', 'qsd');
-      const ratio = rival === name ? '' : (of('iops', name) / of('iops', rival)).toFixed(2);
+      const ratio = rival === name || !byName.has(rival) ? '' : (of('iops', name) / of('iops', rival)).toFixed(2);
       rows.push([load, name, figure(median(list.map((one) => one.iops))), ratio, figure(of('perCpuSecond', name))]);
     }
   }
