@@ -144,7 +144,19 @@ export async function ensureDebian() {
 }
 
 /** The benchmarks are the files of bench/ that run by themselves. */
-const SHARED = new Set(['channel-client', 'common', 'fio', 'nbd-client', 'peers', 'rounds']);
+const SHARED = new Set([
+  ...[
+    'channel-client',
+    'client-reader',
+    'common',
+    'fio',
+    'http-server',
+    'nbd-client',
+    'peers',
+    'rounds',
+    'vhost-user-client',
+  ],
+]);
 
 /** Names of the benchmarks, in the order they run. */
 export function benchmarks() {

@@ -116,7 +116,8 @@ export interface Limits {
 
 /** How a node answers a block-status question about itself; for protocol nodes. */
 export interface StatusResult {
-  kind: 'data' | 'zero';
+  /** `hole`: there is no data, and what it reads as is not known. */
+  kind: 'data' | 'zero' | 'hole';
   length: Bytes;
 }
 
@@ -138,8 +139,8 @@ export interface NodeIo {
   map?(at: Offset, want: Bytes, why: MapReason, out: Mapping): MaybePromise<void>;
   reserve?(at: Offset, want: Bytes, flags: number): MaybePromise<Reservation>;
 
-  /** Callback style, for protocols: completes `op` with bytes done or a negative errno; may be short (block/ goes on),
-   *  0 bytes read is the end. Never completes inside the call. */
+  /** Callback style, for protocols: completes `op` with bytes done or a negative errno, of which `op.failure` may say
+   *  more; may be short (block/ goes on), 0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
   /** For protocols: the descriptor of the file whose bytes are the node's, for other threads of this process; -1 where
@@ -158,6 +159,8 @@ export interface NodeIo {
   /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
   discard?(at: Offset, length: Bytes): MaybePromise<Supported>;
+  /** Advisory: the range will be read soon. Whatever comes of it, nobody is told. */
+  prefetch?(at: Offset, length: Bytes): MaybePromise<void>;
   /** Everything completed before is on stable storage after. Children are flushed by block/ after it. */
   flush?(): MaybePromise<void>;
   /** A write by someone with the permission to resize has ended at `end`, beyond `length`. A node without this refuses

@@ -15,6 +15,7 @@ import { discardNode, zeroNode } from './emulate.ts';
 import { flushNode } from './flush.ts';
 import { readNode, writeNode } from './io.ts';
 import type { BlockNode } from './node.ts';
+import { canPrefetch, prefetchNode } from './prefetch.ts';
 import { type BlockRequest, Phase, RequestKind } from './request.ts';
 import { begin, end } from './tracked.ts';
 
@@ -34,7 +35,7 @@ export function start(request: BlockRequest, root: BlockNode): void {
   } else if (request.kind === RequestKind.FLUSH && root.clean) {
     end0(request);
     return;
-  } else if (request.kind === RequestKind.CACHE) {
+  } else if (request.kind === RequestKind.CACHE && !canPrefetch(root)) {
     end0(request);
     return;
   }
@@ -229,6 +230,8 @@ function perform(request: BlockRequest, root: BlockNode): Promise<void> {
       return discardNode(root, at, length);
     case RequestKind.FLUSH:
       return flushNode(root);
+    case RequestKind.CACHE:
+      return prefetchNode(root, at, length);
     default:
       throw new Bug(`unknown request kind ${request.kind}`);
   }

@@ -17,7 +17,7 @@ export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
 /** The driver's own options out of all that were given; EINVAL names the one that is wrong. */
 export function ownOptions(driver: Driver, options: Readonly<Record<string, unknown>>): Record<string, unknown> {
   const own: Record<string, unknown> = {};
-  for (const [name, value] of Object.entries(options)) {
+  for (const [name, value] of Object.entries(flattened(driver, options))) {
     if (value === undefined) continue;
     if (name === 'cache') {
       checkCache(driver, value);
@@ -40,6 +40,25 @@ export function ownOptions(driver: Driver, options: Readonly<Record<string, unkn
     throw invalid(driver, "'force-share' needs 'read-only'");
   }
   return own;
+}
+
+/** Options whose names have a dot may come as an object: `server: { type: 'unix' }` is `'server.type': 'unix'`. */
+function flattened(driver: Driver, options: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const flat: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(options)) {
+    const group = typeof value === 'object' && value !== null && isGroup(driver, name);
+    const members = group ? Object.entries(value).map(([member, own]) => [`${name}.${member}`, own] as const) : [];
+    for (const [full, own] of group ? members : ([[name, value]] as const)) {
+      if (Object.hasOwn(flat, full)) throw invalid(driver, `option '${full}' is given twice`);
+      flat[full] = own;
+    }
+  }
+  return flat;
+}
+
+/** True for the first part of a driver's options with a dot in their name. */
+export function isGroup(driver: Driver, name: string): boolean {
+  return Object.keys(driver.options).some((option) => option.startsWith(`${name}.`));
 }
 
 /** What an image is made with, checked against the driver's creation options; undefined values are left out. EINVAL

@@ -115,15 +115,15 @@ function ownStatus(node: BlockNode, at: Offset, want: Bytes, out: BlockStatus): 
   const settle = (): void => {
     let length = Math.min(result.length - before, want);
     const over = (before + length) % unit;
-    let zero = result.kind === 'zero';
+    let { kind } = result;
     if (over !== 0 && length < want) {
       length -= over;
       if (length <= 0) {
         length = Math.min(unit - before, want);
-        zero = false;
+        kind = 'data';
       }
     }
-    out.set(Math.max(length, Math.min(1, want)), !zero, zero, 1);
+    out.set(Math.max(length, Math.min(1, want)), kind === 'data', kind === 'zero', 1);
   };
   const pending = node.impl.status(at - before, want + before, result);
   if (pending !== undefined) return pending.then(settle);

@@ -46,6 +46,16 @@ test("a driver's own option with a dot is no child", () => {
     driver: 'texted',
     'key.data': 'x',
   });
+  // One that nobody knows is kept, so that the node refuses it by name.
+  assert.deepEqual(plain(typedOptions(parseTextOptions('driver=texted,key.data=x,key.other=y'))), {
+    driver: 'texted',
+    'key.data': 'x',
+    'key.other': 'y',
+  });
+  assert.throws(
+    () => typedOptions(parseTextOptions('driver=texted,key.data.more=x')),
+    /unknown option 'key.data.more'/,
+  );
 });
 
 test('each mistake is one error that names the option', () => {

@@ -4,9 +4,9 @@
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import { parseBytes } from '../base/units.ts';
-import type { OptionSpec } from './driver.ts';
+import type { Driver, OptionSpec } from './driver.ts';
 import type { NodeOptions } from './graph.ts';
-import { COMMON_OPTIONS } from './options.ts';
+import { COMMON_OPTIONS, isGroup } from './options.ts';
 import { driverByName } from './registry.ts';
 
 /** Strings and trees of them, by name. */
@@ -80,26 +80,29 @@ export function typedOptions(tree: TextTree): NodeOptions {
   for (const [option, value] of Object.entries(tree)) {
     if (option === 'driver') continue;
     if (typeof value !== 'string') {
-      result[option] = Object.hasOwn(driver.children ?? {}, option) ? typedOptions(value) : typedGroup(option, value);
+      if (Object.hasOwn(driver.children ?? {}, option)) result[option] = typedOptions(value);
+      else if (isGroup(driver, option)) Object.assign(result, typedMembers(driver, option, value));
+      else result[option] = typedGroup(option, value);
       continue;
     }
     const own = Object.hasOwn(driver.options, option) ? driver.options[option] : undefined;
     result[option] = typedValue(option, value, own ?? commonOption(option));
-  }
-  // Names with a dot are a driver's own: encrypt.key.
-  for (const option of Object.keys(driver.options)) {
-    const [group, member, ...more] = option.split('.');
-    if (member === undefined || more.length > 0) continue;
-    const value = (tree[group!] as TextTree | undefined)?.[member];
-    if (typeof value !== 'string') continue;
-    result[option] = typedValue(option, value, driver.options[option]);
-    delete result[group!];
   }
   return result as NodeOptions;
 }
 
 function commonOption(name: string): OptionSpec | undefined {
   return Object.hasOwn(COMMON_OPTIONS, name) ? COMMON_OPTIONS[name] : undefined;
+}
+
+/** A driver's own options with a dot in their names: encrypt.key. */
+function typedMembers(driver: Driver, group: string, tree: TextTree): Record<string, unknown> {
+  const entries = Object.entries(tree).map(([member, value]) => {
+    const name = `${group}.${member}`;
+    if (typeof value !== 'string') throw refusal(`unknown option '${name}.${Object.keys(value)[0]}'`);
+    return [name, typedValue(name, value, Object.hasOwn(driver.options, name) ? driver.options[name] : undefined)];
+  });
+  return Object.fromEntries(entries);
 }
 
 /** cache.direct and cache.no-flush. */

@@ -6,6 +6,7 @@ import { parseListen, type RawServeOptions, serveOptions } from './serve-options
 
 const NONE: RawServeOptions = {
   exportName: [],
+  vhostUser: [],
   description: [],
   bitmap: [],
   iothread: [],

@@ -1,4 +1,4 @@
-/** `blockplane serve`: images over NBD until a signal comes. */
+/** `blockplane serve`: images over NBD, or as vhost-user-blk devices, until a signal comes. */
 import { EventEmitter, once } from 'node:events';
 import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
@@ -6,8 +6,9 @@ import type { JobProgress } from '../lib/job-messages.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
+import { serveVhostUser, type VhostUserService } from '../lib/vhost-user.ts';
 import { activatedFds } from './activation.ts';
-import { howTo } from './banner.ts';
+import { howTo, howToBoot } from './banner.ts';
 import { Progress } from './progress.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import { type RawServeOptions, type ServeImage, type ServeOptions, serveOptions } from './serve-options.ts';
@@ -31,6 +32,7 @@ class ServeCommand {
   readonly #disks = new Map<ServeImage, Disk>();
   readonly #services: NbdService[] = [];
   readonly #prefetched = new Map<Disk, JobProgress>();
+  readonly #devices: VhostUserService[] = [];
   #directory: PrivateDirectory | undefined;
   readonly #over = new EventEmitter();
   /** Settles when something says that it is over: a signal, or a dead thread. */
@@ -64,7 +66,7 @@ class ServeCommand {
   async run(early: EarlyThread | undefined): Promise<number> {
     const signals = this.#catchSignals();
     const progress = new Progress(this.#services, this.#options.progress, this.#prefetched);
-    this.#starting = this.#start(early);
+    this.#starting = this.#start(early).then(() => this.#startPrefetch());
     this.#starting.catch(() => undefined);
     try {
       await Promise.race([this.#starting, this.#ending]);
@@ -112,6 +114,7 @@ class ServeCommand {
     if (this.#ended) return;
     const opened = await Promise.allSettled(images.map((image) => this.#open(image)));
     for (const result of opened) if (result.status === 'rejected') throw result.reason;
+    if (images[0]?.vhostUser !== undefined) return this.#serveDevices();
     for (const [i, name] of threads.entries()) {
       if (this.#ended) return;
       await this.#serve(i, name, fds);
@@ -119,7 +122,6 @@ class ServeCommand {
     if (this.#ended) return;
     const uris = new Map(this.#services.flatMap((service) => service.uris.map((uri) => [uri, service] as const)));
     this.#announce(this.#inOrder([...uris.keys()]));
-    if (this.#options.prefetch) for (const disk of this.#disks.values()) void this.#prefetch(disk);
   }
 
   /** The sockets that systemd has handed over: at least one for each thread, or none at all. */
@@ -151,12 +153,12 @@ class ServeCommand {
   }
 
   async #open(image: ServeImage): Promise<void> {
-    const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2 } = this.#options;
+    const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2, http } = this.#options;
     const thread = this.#threads.get(image.thread)!;
     const path = image.path ?? (await this.#temporaryImage(thread));
     const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
     const disk = await open(target, {
-      ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, ...references },
+      ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, http, ...references },
       overlay: image.overlay,
       iothread: thread,
     });
@@ -207,6 +209,11 @@ class ServeCommand {
     return [own, ...names].map((name) => this.#threads.get(name)!);
   }
 
+  #startPrefetch(): void {
+    if (this.#ended || !this.#options.prefetch) return;
+    for (const disk of this.#disks.values()) void this.#prefetch(disk);
+  }
+
   /** Goes on until it is done or the disk is closed; what was not copied then is the next run's. */
   async #prefetch(disk: Disk): Promise<void> {
     try {
@@ -217,17 +224,39 @@ class ServeCommand {
     }
   }
 
+  /** A device for each image, in order. */
+  async #serveDevices(): Promise<void> {
+    for (const image of this.#options.images) {
+      if (this.#ended) return;
+      const { vhostUser: socket, exportName: serial } = image;
+      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues: this.#options.queues });
+      device.on('disconnect', (why) => {
+        if (why !== undefined) process.stderr.write(errorLine(`${device.socket}: ${why}`));
+      });
+      this.#devices.push(device);
+    }
+    process.stdout.write(`${this.#devices.map((device) => device.socket).join('\n')}\n`);
+    process.stdout.write(howToBoot(this.#devices[0]!.socket, [...this.#threads.values()], this.#temporary));
+  }
+
+  /** Where the image is that will be removed at the end, if there is one. */
+  get #temporary(): string | undefined {
+    return this.#options.images[0]?.path === undefined ? this.#temporaryPath : undefined;
+  }
+
   #announce(uris: readonly string[]): void {
     process.stdout.write(`${uris.join('\n')}\n`);
-    const temporary = this.#options.images[0]?.path === undefined ? this.#temporaryPath : undefined;
-    const text = howTo(uris, [...this.#threads.values()], temporary);
+    const text = howTo(uris, [...this.#threads.values()], this.#temporary);
     // A program that reads JSON lines gets nothing else after the URIs.
     (this.#options.progress === 'json' ? process.stderr : process.stdout).write(text);
   }
 
   /** Clients first, then everything to stable storage, then the threads. A failure is told after all is done. */
   async #stop(progress: Progress): Promise<void> {
-    await Promise.all(this.#services.map((service) => service.stop(GRACE_MS)));
+    await Promise.all([
+      ...this.#services.map((service) => service.stop(GRACE_MS)),
+      ...this.#devices.map((device) => device.stop()),
+    ]);
     await progress.stop();
     const closed = await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.all([...this.#threads.values()].map((thread) => thread.stop()));
@@ -238,6 +267,7 @@ class ServeCommand {
   async #abandon(): Promise<void> {
     await this.#starting.catch(() => undefined);
     await Promise.allSettled(this.#services.map((service) => service.stop(GRACE_MS)));
+    await Promise.allSettled(this.#devices.map((device) => device.stop()));
     await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.allSettled([...this.#threads.values()].map((thread) => thread.stop()));
   }

@@ -1,6 +1,8 @@
 import { registerDriver } from '../block/registry.ts';
 import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
+import { ftpDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
+import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
@@ -10,7 +12,11 @@ export function builtinDrivers(): void {
   registerDriver(nullDriver, 'null-aio');
   registerDriver(fileDriver);
   registerDriver(hostDeviceDriver);
+  registerDriver(nbdDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
   registerDriver(copyOnReadDriver);
+  registerDriver(httpDriver);
+  registerDriver(httpsDriver);
+  registerDriver(ftpDriver, 'ftps');
 }

@@ -11,11 +11,39 @@ export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
   return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
 }
 
+/** An image that is open for being looked at, wherever it is. */
+export abstract class Head implements AsyncDisposable {
+  /** What it is called in messages. */
+  abstract readonly path: string;
+  /** Bytes; of a device its capacity. */
+  abstract readonly length: Bytes;
+  /** Bytes that it takes on the disk; null where that cannot be known. */
+  abstract readonly allocated: Bytes | null;
+
+  /** Fewer bytes where the file ends. */
+  abstract read(at: Offset, length: Bytes): Promise<Uint8Array>;
+  abstract [Symbol.asyncDispose](): Promise<void>;
+
+  /** The format that the first bytes are of; undefined where they are of none that is known. */
+  async magic(): Promise<string | undefined> {
+    return magicOf(await this.read(0, MAGIC_BYTES));
+  }
+
+  /** The header of a qcow2 image. Errors as parseHeader has them, with the file's name. */
+  async qcow2Header(): Promise<Qcow2Header> {
+    try {
+      const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
+      return parseHeader(await this.read(0, clusterSize), this.length);
+    } catch (error) {
+      throw ofImage(error, this.path);
+    }
+  }
+}
+
 /** A file that is open for being looked at. */
-export class ImageHead implements AsyncDisposable {
+export class ImageHead extends Head {
   readonly path: string;
   readonly kind: 'file' | 'block' | 'other';
-  /** Bytes; of a device its capacity. */
   readonly length: Bytes;
   readonly allocated: Bytes;
   readonly dev: number;
@@ -28,6 +56,7 @@ export class ImageHead implements AsyncDisposable {
     handle: FileHandle,
     about: Pick<ImageHead, 'kind' | 'length' | 'allocated' | 'dev' | 'ino'>,
   ) {
+    super();
     this.path = path;
     this.#handle = handle;
     this.fd = handle.fd;
@@ -60,7 +89,6 @@ export class ImageHead implements AsyncDisposable {
     }
   }
 
-  /** Fewer bytes where the file ends. */
   async read(at: Offset, length: Bytes): Promise<Uint8Array> {
     const bytes = new Uint8Array(Math.max(0, Math.min(length, this.length - at)));
     let done = 0;
@@ -75,21 +103,6 @@ export class ImageHead implements AsyncDisposable {
       throw new BlockError(errno, `Could not read '${this.path}': ${errnoText(errno)}`, { cause: error });
     }
     return bytes.subarray(0, done);
-  }
-
-  /** The format that the first bytes are of; undefined where they are of none that is known. */
-  async magic(): Promise<string | undefined> {
-    return magicOf(await this.read(0, MAGIC_BYTES));
-  }
-
-  /** The header of a qcow2 image. Errors as parseHeader has them, with the file's name. */
-  async qcow2Header(): Promise<Qcow2Header> {
-    try {
-      const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
-      return parseHeader(await this.read(0, clusterSize), this.length);
-    } catch (error) {
-      throw ofImage(error, this.path);
-    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -4,6 +4,7 @@ import { type Bytes, KiB } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
 import { LUKS_HEADER_BYTES } from '../codec/luks-header.ts';
 import { type LuksInfo, luksInfo } from '../codec/luks-info.ts';
+import { isRemoteUrl } from '../drivers/http/location.ts';
 import { isDamage, readBitmaps } from '../drivers/qcow2/bitmap-read.ts';
 import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
 import { BitmapFlags } from '../proto/qcow2/bitmap-directory.ts';
@@ -12,8 +13,10 @@ import { type FeatureKind, featureName } from '../proto/qcow2/features.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName, encryptionExtension } from '../proto/qcow2/header-extensions.ts';
 import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
-import { assertImageFile, ImageHead } from './image-head.ts';
-import { type Format, formatByName } from './options.ts';
+import { assertImageFile, type Head, ImageHead } from './image-head.ts';
+import { type Format, formatByName, type HttpSettings } from './options.ts';
+import { RemoteHead } from './remote-head.ts';
+import { isNbdUri } from './uri.ts';
 
 /** Plain data. */
 export interface ImageInfo {
@@ -24,8 +27,8 @@ export interface ImageInfo {
   readonly virtualSize: Bytes | null;
   /** Of the file, or the device. */
   readonly fileSize: Bytes;
-  /** Bytes that the file takes on the disk. */
-  readonly allocatedSize: Bytes;
+  /** Bytes that the file takes on the disk; null for one on a server. */
+  readonly allocatedSize: Bytes | null;
   readonly qcow2?: Qcow2Info;
 }
 
@@ -71,31 +74,44 @@ export interface StoredBitmap {
 }
 
 /**
- * What an image says of itself: its header, features, snapshots, bitmaps and the names of other files in it. Only the
- * image is opened, read-only and without a lock: no name in it is followed. Memory is bounded by what the format allows
- * its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features that are not known.
+ * What an image in a file, or at a URL (NBD, http), says of itself: its header, features, snapshots, bitmaps and the
+ * names of other files in it. Only the image is opened, read-only and without a lock: no name in it is followed. Memory
+ * is bounded by what the format allows its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features
+ * that are not known.
  */
 export async function inspect(
   path: string,
-  options: { readonly format?: Format | undefined } = {},
+  options: { readonly format?: Format | undefined; readonly http?: HttpSettings | undefined } = {},
 ): Promise<ImageInfo> {
   if (typeof path !== 'string' || path === '' || path.includes('\0')) {
     throw new BlockError(Errno.EINVAL, 'Could not inspect the image: expected a file name');
   }
-  await using head = await ImageHead.open(path);
-  assertImageFile(head);
+  await using head = await openHead(path, options.http);
   // Looking does no harm: here the content may say what it is.
-  const format = options.format ?? formatByName(path) ?? (await head.magic()) ?? 'raw';
+  const byName = isNbdUri(path) ? undefined : formatByName(path);
+  const format = options.format ?? byName ?? (await head.magic()) ?? 'raw';
   const header = format === 'qcow2' ? await head.qcow2Header() : undefined;
   return {
-    ...{ filename: path, format },
+    ...{ filename: head.path, format },
     virtualSize: header?.size ?? (format === 'raw' ? head.length : null),
     ...{ fileSize: head.length, allocatedSize: head.allocated },
     ...(header ? { qcow2: await qcow2Info(head, header) } : {}),
   };
 }
 
-async function qcow2Info(head: ImageHead, header: Qcow2Header): Promise<Qcow2Info> {
+async function openHead(path: string, http: HttpSettings | undefined): Promise<Head> {
+  if (isRemoteUrl(path) || isNbdUri(path)) return RemoteHead.openUrl(path, http);
+  const head = await ImageHead.open(path);
+  try {
+    assertImageFile(head);
+    return head;
+  } catch (error) {
+    await head[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function qcow2Info(head: Head, header: Qcow2Header): Promise<Qcow2Info> {
   const has = (bit: number): boolean => (header.incompatible & bit) !== 0;
   return {
     compat: header.version === 2 ? '0.10' : '1.1',
@@ -138,7 +154,7 @@ function features(header: Qcow2Header, kind: FeatureKind, bits: bigint): string[
   return names;
 }
 
-async function luks(head: ImageHead, header: Qcow2Header): Promise<Pick<Qcow2Info, 'luks' | 'luksDamage'>> {
+async function luks(head: Head, header: Qcow2Header): Promise<Pick<Qcow2Info, 'luks' | 'luksDamage'>> {
   const place = encryptionExtension(header);
   if (!place) return { luks: null, luksDamage: null };
   const bytes = await head.read(place.offset, Math.min(place.length, LUKS_HEADER_BYTES));
@@ -150,7 +166,7 @@ async function luks(head: ImageHead, header: Qcow2Header): Promise<Pick<Qcow2Inf
   }
 }
 
-async function snapshots(head: ImageHead, header: Qcow2Header): Promise<SnapshotInfo[]> {
+async function snapshots(head: Head, header: Qcow2Header): Promise<SnapshotInfo[]> {
   if (header.snapshotCount === 0) return [];
   const parser = new SnapshotTableParser(header, head.length);
   while (parser.needed > 0) {
@@ -163,7 +179,7 @@ async function snapshots(head: ImageHead, header: Qcow2Header): Promise<Snapshot
   return parser.entries.map((entry) => snapshotInfo(entry, header.size));
 }
 
-async function bitmaps(head: ImageHead, header: Qcow2Header): Promise<Pick<Qcow2Info, 'bitmaps' | 'bitmapDamage'>> {
+async function bitmaps(head: Head, header: Qcow2Header): Promise<Pick<Qcow2Info, 'bitmaps' | 'bitmapDamage'>> {
   try {
     const all = (await readBitmaps(head, header)).map(({ entry: { name, granularityBits, flags } }) => ({
       name,

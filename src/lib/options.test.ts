@@ -82,3 +82,21 @@ test('only the two null URLs say their format; a file whose name begins like one
   }
   assert.equal(isProbed('disk.img', { format: 'raw' }), false);
 });
+
+test('an NBD URI becomes a node by itself, or the file of a format that is given', () => {
+  const remote = { driver: 'nbd', server: { type: 'unix', path: '/s' }, export: 'a.qcow2' } as const;
+  const uri = 'nbd+unix:///a.qcow2?socket=/s';
+  assert.deepEqual(blockdevOf(uri), { discard: 'unmap', ...remote });
+  assert.deepEqual(blockdevOf(uri, { format: 'raw', readOnly: true }), {
+    discard: 'unmap',
+    'read-only': true,
+    ...remote,
+  });
+  assert.deepEqual(blockdevOf(uri, { format: 'qcow2' }), { discard: 'unmap', driver: 'qcow2', file: remote });
+  assert.equal(isProbed(uri), false);
+  assert.equal(nameOf(remote), uri);
+  assert.equal(nameOf({ driver: 'qcow2', file: { ...remote, export: '\ud800' } }), 'nbd+unix:///%EF%BF%BD?socket=/s');
+  const inet = { driver: 'nbd', server: { type: 'inet', host: '::1', port: '1' } } as const;
+  assert.equal(nameOf({ driver: 'raw', file: inet }), 'nbd://[::1]:1/');
+  assert.equal(nameOf({ driver: 'nbd' } as never), 'nbd://undefined:10809/');
+});

@@ -13,7 +13,6 @@ import { inspect } from './inspect.ts';
 import type { OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import { type BlockdevOptions, blockdevOf, isWritethrough, type TargetOptions } from './options.ts';
-import { probe } from './probe.ts';
 import { NO_REFERENCES, type ReferenceOptions } from './reference-policy.ts';
 
 /** What opens the overlay `path` of `target`; it is made where it is not there. */
@@ -23,12 +22,13 @@ export async function overlayMessage(
   target: string | BlockdevOptions,
   options: TargetOptions & ReferenceOptions,
 ): Promise<OpenMessage> {
-  const { format, qcow2, cache, discard, detectZeroes, readOnly, forceShare, references, allowDirectories } = options;
+  const { format, qcow2, http, cache, discard, detectZeroes, readOnly, forceShare, references, allowDirectories } =
+    options;
   const refuse = (why: string): BlockError =>
     new BlockError(Errno.EINVAL, `Could not open the overlay '${path}': ${why}`, { where: { path } });
   if (forceShare) throw refuse('it is written to as it is read, and cannot be shared by force');
-  const image = openMessage(target, { format, qcow2, readOnly: true, references, allowDirectories });
-  const found = image.probed ? await probe(image.options, image.name) : image.options;
+  const image = openMessage(target, { format, qcow2, http, readOnly: true, references, allowDirectories });
+  const found = image.probed ? await engine.call('probe', image) : image.options;
   const backing: BlockdevOptions = { ...found, 'read-only': true };
   const below = { ...image, options: backing, probed: false, policy: image.probed ? NO_REFERENCES : image.policy };
   const named = { name: backingName(image.name), format: backingFormatOf(found) };

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { nbdUri } from './uri.ts';
+import { nbdUri, parseNbdUri } from './uri.ts';
 
 test('a URI gives back the export name and the address', () => {
   fc.assert(
@@ -20,4 +20,47 @@ test('hosts are written as clients reach them', () => {
   assert.equal(uri('::1'), 'nbd://[::1]:10809/a');
   assert.equal(uri('0.0.0.0'), 'nbd://127.0.0.1:10809/a');
   assert.equal(uri('::'), 'nbd://[::1]:10809/a');
+});
+
+test('what is written as a URI is read back', () => {
+  fc.assert(
+    fc.property(fc.string({ unit: 'binary' }), fc.string({ minLength: 1 }), (name, text) => {
+      const path = `/${text.replaceAll('\0', '')}`;
+      const location = parseNbdUri(nbdUri({ kind: 'unix', path }, name));
+      assert.deepEqual(location, { server: { type: 'unix', path }, export: name });
+    }),
+  );
+  const read = (uri: string): unknown => parseNbdUri(uri);
+  const inet = (host: string, port: string, name: string): unknown => ({
+    server: { type: 'inet', host, port },
+    export: name,
+  });
+  assert.deepEqual(read('nbd://10.0.0.1:10810/a%20b'), inet('10.0.0.1', '10810', 'a b'));
+  assert.deepEqual(read('NBD://[::1]/a/b'), inet('::1', '10809', 'a/b'));
+  assert.deepEqual(read('nbd://host'), inet('host', '10809', ''));
+  assert.deepEqual(read('nbd://host:/'), inet('host', '10809', ''));
+  assert.deepEqual(read('nbd:////x'), inet('localhost', '10809', '/x'));
+  assert.deepEqual(read('nbd+unix:///?socket=a%26b'), { server: { type: 'unix', path: 'a&b' }, export: '' });
+  assert.deepEqual(read('nbd+unix://?socket=%00x'), {
+    server: { type: 'unix', path: 'x', abstract: true },
+    export: '',
+  });
+});
+
+test('2025-14946 a URI that cannot be is refused by its part that is wrong', () => {
+  const bad = (uri: string, message: RegExp, code = 'EINVAL'): void => {
+    assert.throws(() => parseNbdUri(uri), { code, message });
+  };
+  bad('nbds://host/x', /TLS/, 'ENOTSUP');
+  bad('nbds+unix:///x?socket=s', /TLS/, 'ENOTSUP');
+  bad('nbd+vsock://1/x', /vsock/, 'ENOTSUP');
+  bad('nbd+unix:///x', /'\?socket=PATH' is missing/);
+  bad('nbd+unix://host/x?socket=s', /names a host/);
+  bad('nbd+unix:///x?socket=a&socket=b', /given twice/);
+  bad('nbd://host/x?socket=s', /'socket' is for nbd\+unix/);
+  bad('nbd://host/x?colour=red', /unknown parameter 'colour'/);
+  bad('nbd://user@host/x', /not HOST:PORT/);
+  bad('nbd://a:b:c/x', /not HOST:PORT/);
+  bad('nbd://host/%ff', /percent-encoded/);
+  bad('nbd://host/x#y', /no NBD URI/);
 });

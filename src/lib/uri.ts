@@ -1,5 +1,81 @@
 /** NBD URIs, as the NBD URI specification has them. */
 import type { SocketAddress } from '../aio/backend.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
+
+/** Where an NBD server is, by QAPI's names. */
+export type NbdServerAddress =
+  | { readonly type: 'unix'; readonly path: string; readonly abstract?: boolean }
+  | { readonly type: 'inet'; readonly host: string; readonly port: string };
+
+export interface NbdLocation {
+  readonly server: NbdServerAddress;
+  readonly export: string;
+}
+
+/** True for what is written like an NBD URI, and so names no file. */
+export function isNbdUri(text: string): boolean {
+  return /^nbds?(\+unix|\+vsock)?:\/\//i.test(text);
+}
+
+/**
+ * What `nbd://HOST:PORT/EXPORT` and `nbd+unix:///EXPORT?socket=PATH` say. EINVAL for one that is malformed, ENOTSUP for
+ * TLS (nbds) and vsock.
+ */
+export function parseNbdUri(text: string): NbdLocation {
+  const refuse = (why: string, errno: number = Errno.EINVAL): BlockError =>
+    new BlockError(errno, `Could not open '${text}': ${why}`);
+  // Not the URL class: that has its own ideas about paths, as in '//' or '..'.
+  const match = /^([a-z+]+):\/\/([^/?#]*)(?:\/([^?#]*))?(?:\?([^#]*))?$/i.exec(text);
+  const [, scheme = '', authority = '', path = '', query = ''] = match ?? [];
+  if (match === null) throw refuse('it is no NBD URI');
+  if (/^nbds/i.test(scheme)) throw refuse('TLS is not supported yet', Errno.ENOTSUP);
+  if (/vsock$/i.test(scheme)) throw refuse('vsock is not supported', Errno.ENOTSUP);
+  const decoded = (part: string): string => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      throw refuse(`'${part}' is not percent-encoded UTF-8`);
+    }
+  };
+  const socket = socketOf(query, decoded, refuse);
+  const name = decoded(path);
+  if (/unix$/i.test(scheme)) {
+    if (authority !== '') throw refuse(`it names a host, '${authority}', and a unix socket has none`);
+    if (socket === undefined || socket === '') throw refuse("'?socket=PATH' is missing");
+    // A name in the abstract namespace begins with NUL.
+    if (socket.startsWith('\0')) {
+      return { server: { type: 'unix', path: socket.slice(1), abstract: true }, export: name };
+    }
+    return { server: { type: 'unix', path: socket }, export: name };
+  }
+  if (socket !== undefined) throw refuse("'socket' is for nbd+unix");
+  const [, ipv6, host, port] = /^(?:\[([0-9a-f:.]+)\]|([^:@[\]]*))(?::(\d{0,5}))?$/i.exec(authority) ?? [];
+  if (ipv6 === undefined && host === undefined) throw refuse(`'${authority}' is not HOST:PORT`);
+  // An empty host is this machine.
+  const inet = {
+    type: 'inet',
+    host: ipv6 ?? (decoded(host!) || 'localhost'),
+    port: port || String(DEFAULT_PORT),
+  } as const;
+  return { server: inet, export: name };
+}
+
+function socketOf(
+  query: string,
+  decoded: (part: string) => string,
+  refuse: (why: string) => BlockError,
+): string | undefined {
+  let socket: string | undefined;
+  for (const part of query.split('&')) {
+    if (part === '') continue;
+    const [, key = '', value = ''] = /^([^=]*)=?(.*)$/s.exec(part) ?? [];
+    if (decoded(key) !== 'socket') throw refuse(`unknown parameter '${key}'`);
+    if (socket !== undefined) throw refuse("'socket' is given twice");
+    socket = decoded(value);
+  }
+  return socket;
+}
 
 /** The address that a client on this machine uses for one that a server listens on. */
 function reachable(host: string): string {

@@ -5,8 +5,13 @@ import { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { Info, Option, OptionReply, TransmissionFlag } from '../../proto/nbd/constants.ts';
 import * as wire from '../../proto/nbd/option.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
-import { type HandshakeEnd, handshake, longestHandshakeMessage, type Negotiated } from './handshake.ts';
-import { handshakeMemorySize } from './handshake-stream.ts';
+import {
+  type HandshakeEnd,
+  handshake,
+  handshakeMemorySize,
+  longestHandshakeMessage,
+  type Negotiated,
+} from './handshake.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from './limits.ts';
 import { concat, fakeExport, ManualTimers, MemorySocket, parseReplies, plainMemory } from './testing.ts';
 

@@ -5,8 +5,19 @@
  */
 import type { AioSocket } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
+import { SocketStream } from '../../aio/socket-stream.ts';
+import { assert } from '../../base/assert.ts';
 import type { Memory } from '../../base/memory.ts';
-import { HandshakeFlag, Info, OPTION_HEADER_SIZE, Option, OptionReply } from '../../proto/nbd/constants.ts';
+import { type Bytes, KiB } from '../../base/units.ts';
+import {
+  HandshakeFlag,
+  Info,
+  MAX_STRING,
+  OPTION_HEADER_SIZE,
+  OPTION_REPLY_HEADER_SIZE,
+  Option,
+  OptionReply,
+} from '../../proto/nbd/constants.ts';
 import {
   decodeExportName,
   decodeInfoRequest,
@@ -25,7 +36,6 @@ import {
   type Malformed,
 } from '../../proto/nbd/option.ts';
 import { blockSizes, type ExportDirectory, exportSize, type NbdExport, transmissionFlags } from './export-list.ts';
-import { HandshakeStream } from './handshake-stream.ts';
 import type { NbdLimits } from './limits.ts';
 import { type ActiveContexts, activeContexts, NO_CONTEXTS, selectContexts } from './meta-context.ts';
 
@@ -48,6 +58,15 @@ export interface HandshakeEnd {
   readonly ended: string;
 }
 
+/** The send buffer holds at least one of the longest replies: a SERVER reply with name and description. */
+const SEND_SIZE = 16 * KiB;
+assert(SEND_SIZE >= OPTION_REPLY_HEADER_SIZE + 4 + 2 * MAX_STRING, 'the send buffer holds no SERVER reply');
+
+/** How large a memory a handshake needs to receive messages of `longest` bytes. */
+export function handshakeMemorySize(longest: Bytes): Bytes {
+  return longest + SEND_SIZE;
+}
+
 /** The longest message a handshake receives at once. */
 export function longestHandshakeMessage(limits: NbdLimits): number {
   return OPTION_HEADER_SIZE + limits.maxOptionBytes;
@@ -64,7 +83,7 @@ export async function handshake(
   exports: ExportDirectory,
   limits: NbdLimits,
 ): Promise<Negotiated | HandshakeEnd> {
-  const stream = new HandshakeStream(socket, memory);
+  const stream = new SocketStream(socket, memory, SEND_SIZE, 'the client has left');
   const deadline = context.timer(() => {
     stream.ended ??= 'the handshake took too long';
     socket.shutdown();
@@ -81,7 +100,7 @@ export async function handshake(
 type Step = 'next' | 'end' | Negotiated;
 
 class Handshake {
-  readonly #stream: HandshakeStream;
+  readonly #stream: SocketStream;
   readonly #exports: ExportDirectory;
   readonly #limits: NbdLimits;
   #fixed = false;
@@ -92,7 +111,7 @@ class Handshake {
   /** The export that the contexts were chosen for. */
   #contextsFor = '';
 
-  constructor(stream: HandshakeStream, exports: ExportDirectory, limits: NbdLimits) {
+  constructor(stream: SocketStream, exports: ExportDirectory, limits: NbdLimits) {
     this.#stream = stream;
     this.#exports = exports;
     this.#limits = limits;

@@ -1,4 +1,5 @@
-/** For tests: an NBD client that may say anything, on node:net, apart from all the engine's own code for sockets. */
+/** For tests: an NBD client that may say anything, on node:net, apart from all the engine's own code for sockets; and
+ *  what it has in common with a server that may say anything. */
 import * as net from 'node:net';
 import {
   Command,
@@ -23,7 +24,7 @@ export interface RawReply extends OptionReplyHeader {
 
 const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 
-export class RawClient {
+export class RawSocket {
   readonly socket: net.Socket;
   /** Resolves when the connection has ended, however it did. */
   readonly closed: Promise<void>;
@@ -32,7 +33,7 @@ export class RawClient {
   #waiting: (() => void) | undefined;
   #over = false;
 
-  private constructor(socket: net.Socket) {
+  constructor(socket: net.Socket) {
     this.socket = socket;
     this.closed = new Promise((resolve) => {
       socket.once('close', () => resolve());
@@ -52,22 +53,12 @@ export class RawClient {
     }
   }
 
-  static async connect(address: string | number): Promise<RawClient> {
-    const socket = typeof address === 'string' ? net.connect(address) : net.connect(address, '127.0.0.1');
-    const client = new RawClient(socket);
-    await new Promise<void>((resolve, reject) => {
-      socket.once('connect', resolve);
-      socket.once('error', reject);
-    });
-    return client;
-  }
-
   /** Bytes that are there and not read. */
   get available(): number {
     return this.#have;
   }
 
-  /** The next `length` bytes; fewer when the server ends the connection before. */
+  /** The next `length` bytes; fewer when the other side ends the connection before. */
   async read(length: number): Promise<Buffer> {
     while (this.#have < length && !this.#over) {
       await new Promise<void>((resolve) => {
@@ -98,6 +89,18 @@ export class RawClient {
   async destroy(): Promise<void> {
     this.socket.destroy();
     await this.closed;
+  }
+}
+
+export class RawClient extends RawSocket {
+  static async connect(address: string | number): Promise<RawClient> {
+    const socket = typeof address === 'string' ? net.connect(address) : net.connect(address, '127.0.0.1');
+    const client = new RawClient(socket);
+    await new Promise<void>((resolve, reject) => {
+      socket.once('connect', resolve);
+      socket.once('error', reject);
+    });
+    return client;
   }
 
   /** Greeting and client flags. */

@@ -12,8 +12,7 @@ import type { BackendUser, BlockBackend } from '../../block/backend.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
-import { handshake, longestHandshakeMessage, type Negotiated } from './handshake.ts';
-import { handshakeMemorySize } from './handshake-stream.ts';
+import { handshake, handshakeMemorySize, longestHandshakeMessage, type Negotiated } from './handshake.ts';
 import { type NbdLimits, type NbdTraffic, resolveLimits, StopSignal } from './limits.ts';
 
 /** How long accepting rests after an error (out of descriptors, say). */

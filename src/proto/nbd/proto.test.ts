@@ -171,6 +171,11 @@ test('block status payloads round-trip in both widths; empty, cut or zero-length
       const payload = bytes.subarray(0, size);
       assert.deepEqual(reply.decodeStatusPayload(payload, extended), { contextId, extents: list });
       assert.equal(reply.decodeStatusPayload(payload.subarray(0, size - 1), extended), undefined);
+      // The beginning of a payload that says more.
+      const part = payload.subarray(0, extended ? 24 : 12);
+      const first = { contextId, extents: list.slice(0, 1) };
+      assert.deepEqual(reply.decodeStatusPayload(part, extended, size), first);
+      assert.equal(reply.decodeStatusPayload(part, extended, size + 1), undefined);
       assert.equal(reply.decodeStatusPayload(payload.subarray(0, extended ? 8 : 4), extended), undefined);
       put(view, extended ? 8 : 4, 0, 0);
       assert.equal(reply.decodeStatusPayload(payload, extended), undefined);

@@ -229,14 +229,20 @@ export interface StatusPayload {
   readonly extents: readonly StatusExtent[];
 }
 
-/** A BLOCK_STATUS (or, `extended`, BLOCK_STATUS_EXT) payload; undefined when it is malformed. */
-export function decodeStatusPayload(payload: Uint8Array, extended: boolean): StatusPayload | undefined {
+/** A BLOCK_STATUS (or, `extended`, BLOCK_STATUS_EXT) payload of `whole` bytes, or its beginning with as many extents as
+ *  are there; undefined when it is malformed. */
+export function decodeStatusPayload(
+  payload: Uint8Array,
+  extended: boolean,
+  whole = payload.length,
+): StatusPayload | undefined {
   const prefix = extended ? BLOCK_STATUS_EXT_PREFIX : BLOCK_STATUS_PREFIX;
   const each = extended ? EXTENT_EXT_SIZE : EXTENT_SIZE;
   const count = (payload.length - prefix) / each;
-  if (count < 1 || !Number.isInteger(count)) return undefined;
+  const promised = (whole - prefix) / each;
+  if (count < 1 || !Number.isInteger(count) || !Number.isInteger(promised)) return undefined;
   const view = new DataView(payload.buffer, payload.byteOffset, payload.length);
-  if (extended && view.getUint32(4) !== 0 && view.getUint32(4) !== count) return undefined;
+  if (extended && view.getUint32(4) !== 0 && view.getUint32(4) !== promised) return undefined;
   const extents: StatusExtent[] = [];
   for (let i = 0, at = prefix; i < count; i++, at += each) {
     const length = extended ? getU64(view, at) : view.getUint32(at);

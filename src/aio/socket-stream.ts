@@ -1,26 +1,16 @@
 /**
- * Bytes in and out during a handshake: a bounded receive buffer and a bounded send buffer in one memory. Replies are
- * gathered and sent when the handshake next waits for the client, or when the send buffer is full.
+ * Bytes in and out of a socket for a conversation in coroutines (a handshake): a bounded receive buffer and a bounded
+ * send buffer in one memory. What is sent is gathered, and leaves when the conversation next waits for the other side,
+ * or when the send buffer is full.
  */
+import { assert } from '../base/assert.ts';
+import { errnoText } from '../base/errors.ts';
+import { Iov, type Memory } from '../base/memory.ts';
+import type { Bytes } from '../base/units.ts';
+import type { AioSocket } from './backend.ts';
+import { WaitOp } from './op.ts';
 
-import type { AioSocket } from '../../aio/backend.ts';
-import { WaitOp } from '../../aio/op.ts';
-import { assert } from '../../base/assert.ts';
-import { errnoText } from '../../base/errors.ts';
-import { Iov, type Memory } from '../../base/memory.ts';
-import { type Bytes, KiB } from '../../base/units.ts';
-import { MAX_STRING, OPTION_REPLY_HEADER_SIZE } from '../../proto/nbd/constants.ts';
-
-/** The send half holds at least one of the longest replies: a SERVER reply with name and description. */
-const SEND_SIZE = 16 * KiB;
-assert(SEND_SIZE >= OPTION_REPLY_HEADER_SIZE + 4 + 2 * MAX_STRING, 'the send buffer holds no SERVER reply');
-
-/** How large a memory a stream needs to receive messages of `longest` bytes. */
-export function handshakeMemorySize(longest: Bytes): Bytes {
-  return longest + SEND_SIZE;
-}
-
-export class HandshakeStream {
+export class SocketStream {
   /** Why the stream has ended; undefined while it goes on. */
   ended: string | undefined;
   /** Bytes received so far. */
@@ -28,6 +18,8 @@ export class HandshakeStream {
   readonly #socket: AioSocket;
   readonly #memory: Memory;
   readonly #capacity: Bytes;
+  readonly #sendSize: Bytes;
+  readonly #left: string;
   readonly #op = new WaitOp();
   readonly #iov = new Iov();
   /** What was received and not yet taken: [start, end) of the memory. */
@@ -35,16 +27,19 @@ export class HandshakeStream {
   #end = 0;
   #queued = 0;
 
-  /** `memory` belongs to the stream until its last promise has settled. */
-  constructor(socket: AioSocket, memory: Memory) {
+  /** `memory` belongs to the stream until its last promise has settled; its last `sendSize` bytes are for what is sent.
+   *  `left` is the reason of an orderly end by the other side. */
+  constructor(socket: AioSocket, memory: Memory, sendSize: Bytes, left: string) {
     this.#socket = socket;
     this.#memory = memory;
-    this.#capacity = memory.bytes.length - SEND_SIZE;
+    this.#sendSize = sendSize;
+    this.#capacity = memory.bytes.length - sendSize;
+    this.#left = left;
   }
 
   /** Waits until `length` bytes are there; false when the stream ended before. */
   async need(length: Bytes): Promise<boolean> {
-    assert(length <= this.#capacity, 'a handshake message does not fit its buffer');
+    assert(length <= this.#capacity, 'a message does not fit the receive buffer');
     while (this.#end - this.#start < length) if (!(await this.#receive())) return false;
     return true;
   }
@@ -70,8 +65,8 @@ export class HandshakeStream {
 
   /** Queues `bytes`; false when the stream has ended. */
   async send(bytes: Uint8Array): Promise<boolean> {
-    assert(bytes.length <= SEND_SIZE, 'a handshake reply does not fit its buffer');
-    if (this.#queued + bytes.length > SEND_SIZE && !(await this.flush())) return false;
+    assert(bytes.length <= this.#sendSize, 'a message does not fit the send buffer');
+    if (this.#queued + bytes.length > this.#sendSize && !(await this.flush())) return false;
     this.#memory.bytes.set(bytes, this.#capacity + this.#queued);
     this.#queued += bytes.length;
     return this.ended === undefined;
@@ -90,7 +85,7 @@ export class HandshakeStream {
     return this.ended === undefined;
   }
 
-  /** What was received beyond the handshake, copied: the first requests of a client that does not wait. */
+  /** What was received and not taken, copied. */
   rest(): Uint8Array {
     return this.take(this.#end - this.#start);
   }
@@ -109,7 +104,7 @@ export class HandshakeStream {
     this.#socket.recv(this.#op, this.#memory, this.#end, this.#capacity - this.#end, false);
     const result = await done;
     // A reason that was given meanwhile (a deadline, a server that stops) says more than the socket does.
-    if (result <= 0) this.ended ??= result === 0 ? 'the client has left' : `could not receive: ${errnoText(result)}`;
+    if (result <= 0) this.ended ??= result === 0 ? this.#left : `could not receive: ${errnoText(result)}`;
     else {
       this.#end += result;
       this.received += result;

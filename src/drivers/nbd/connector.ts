@@ -1,0 +1,119 @@
+/** One attempt to reach the server: from the name of its host to the end of the handshake, in bounded time. */
+import { lookup } from 'node:dns/promises';
+import { isIP } from 'node:net';
+import type { AioSocket, SocketAddress } from '../../aio/backend.ts';
+import { coTimeout } from '../../aio/co-timeout.ts';
+import type { AioContext } from '../../aio/context.ts';
+import { checkAddress } from '../../aio/socket-address.ts';
+import { SocketStream } from '../../aio/socket-stream.ts';
+import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import type { Memory } from '../../base/memory.ts';
+import type { Nanoseconds } from '../../base/units.ts';
+import { CONNECTION_BYTES } from './connection.ts';
+import { HANDSHAKE_SEND, handshake, type ServerInfo } from './handshake.ts';
+import type { NbdTarget } from './options.ts';
+
+/** A name to look up, a connection to make and a handshake: each at most so long. */
+const STEP_NS: Nanoseconds = 10e9;
+
+export interface Connected {
+  readonly socket: AioSocket;
+  readonly memory: Memory;
+  readonly server: ServerInfo;
+}
+
+export class Connector {
+  readonly #aio: AioContext;
+  readonly #target: NbdTarget;
+  /** Memory of connections that have ended. */
+  readonly #memories: Memory[] = [];
+  #socket: AioSocket | undefined;
+  #closed = false;
+
+  constructor(aio: AioContext, target: NbdTarget) {
+    this.#aio = aio;
+    this.#target = target;
+  }
+
+  /** Throws BlockError: why it could not. One at a time. */
+  async connect(): Promise<Connected> {
+    return await this.#shakeHands(await this.#anySocket());
+  }
+
+  /** A connection that nobody wants any more has had this memory. */
+  recycle(memory: Memory): void {
+    this.#memories.push(memory);
+  }
+
+  /** An attempt that is under way fails soon; later ones at once. */
+  close(): void {
+    this.#closed = true;
+    this.#socket?.shutdown();
+  }
+
+  /** By the first of the host's addresses that somebody listens on. */
+  async #anySocket(): Promise<AioSocket> {
+    let failure: unknown;
+    for (const address of await this.#addresses()) {
+      if (this.#closed) break;
+      try {
+        checkAddress(address, 'connect to');
+        return await this.#oneSocket(address);
+      } catch (error) {
+        failure = error;
+      }
+    }
+    throw failure ?? new BlockError(Errno.ECANCELED, 'the node was closed');
+  }
+
+  async #addresses(): Promise<readonly SocketAddress[]> {
+    const { address } = this.#target;
+    if (address.kind === 'unix') return [address];
+    const { host, port } = address;
+    if (isIP(host) !== 0) return [{ kind: 'inet', host, port }];
+    const found = lookup(host, { all: true }).catch(() => {
+      throw new BlockError(Errno.ENOENT, `there is no host '${host}'`);
+    });
+    const all = await coTimeout(this.#aio, found, STEP_NS, `find host '${host}'`);
+    return all.map(({ address: literal }) => ({ kind: 'inet', host: literal, port }));
+  }
+
+  async #oneSocket(address: SocketAddress): Promise<AioSocket> {
+    const connecting = this.#aio.backend.connect(address);
+    try {
+      return await coTimeout(this.#aio, connecting, STEP_NS, 'connect');
+    } catch (error) {
+      // One that comes too late.
+      connecting.then((socket) => socket.close()).catch(() => undefined);
+      throw new BlockError(errnoOf(error), errnoText(errnoOf(error)), { cause: error });
+    }
+  }
+
+  async #shakeHands(socket: AioSocket): Promise<Connected> {
+    const memory = this.#memories.pop() ?? this.#newMemory();
+    const stream = new SocketStream(socket, memory, HANDSHAKE_SEND, 'the server has ended the connection');
+    const deadline = this.#aio.timer(() => {
+      stream.ended ??= 'the handshake took too long';
+      socket.shutdown();
+    }, 'nbd handshake deadline');
+    deadline.armIn(STEP_NS);
+    this.#socket = socket;
+    if (this.#closed) socket.shutdown();
+    try {
+      const server = await handshake(stream, this.#target);
+      if (this.#closed) throw new BlockError(Errno.ECANCELED, 'the node was closed');
+      return { socket, memory, server };
+    } catch (error) {
+      this.#memories.push(memory);
+      await socket.close();
+      throw error;
+    } finally {
+      this.#socket = undefined;
+      deadline.cancel();
+    }
+  }
+
+  #newMemory(): Memory {
+    return this.#aio.backend.memory(new Uint8Array(new SharedArrayBuffer(CONNECTION_BYTES)));
+  }
+}

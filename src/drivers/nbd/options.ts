@@ -1,0 +1,118 @@
+/** The options of an nbd node, by their QAPI names, and what they come to. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { OptionSpec } from '../../block/driver.ts';
+import { BASE_ALLOCATION, DEFAULT_PORT, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
+import { isWireString } from '../../proto/nbd/option.ts';
+
+export interface NbdOptions {
+  readonly 'server.type': 'unix' | 'inet';
+  readonly 'server.path'?: string;
+  readonly 'server.abstract'?: boolean;
+  readonly 'server.host'?: string;
+  readonly 'server.port'?: string;
+  readonly export?: string;
+  readonly 'tls-creds'?: string;
+  readonly 'reconnect-delay'?: number;
+  readonly 'open-timeout'?: number;
+  readonly connections?: number;
+  readonly 'restart-loses-cache'?: boolean;
+  readonly 'x-dirty-bitmap'?: string;
+}
+
+export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
+  'server.type': { type: 'enum', values: ['unix', 'inet'], required: true, help: 'unix or inet (TCP)' },
+  'server.path': { type: 'string', help: 'path of the unix socket' },
+  'server.abstract': { type: 'boolean', help: 'the path is in the abstract namespace (default off)' },
+  'server.host': { type: 'string', help: 'host name or address' },
+  'server.port': { type: 'string', help: `TCP port (default ${DEFAULT_PORT})` },
+  export: { type: 'string', help: "name of the export (default: '')" },
+  'tls-creds': { type: 'string', help: 'TLS: not supported yet' },
+  'reconnect-delay': { type: 'number', help: 'seconds that requests wait for a server that was lost (default 0)' },
+  'open-timeout': { type: 'number', help: 'seconds that opening waits for a server that is not there (default 0)' },
+  connections: { type: 'number', help: 'connections at most, where the server allows several: 1 to 16 (default 4)' },
+  'restart-loses-cache': {
+    type: 'boolean',
+    help: 'after all connections were lost, flush fails where writes may be lost with the server (default on)',
+  },
+  'x-dirty-bitmap': { type: 'string', help: `${DIRTY_BITMAP}NAME: block status has no data where that is dirty` },
+};
+
+const CONNECTIONS_MAX = 16;
+const CONNECTIONS = 4;
+/** A day. */
+const SECONDS_MAX = 86_400;
+
+export type NbdAddress =
+  | { readonly kind: 'unix'; readonly path: string }
+  /** A name or an address. */
+  | { readonly kind: 'inet'; readonly host: string; readonly port: number };
+
+export interface NbdTarget {
+  readonly address: NbdAddress;
+  /** For messages: 'nbd://host:port/export' or 'nbd+unix:///export?socket=path'. */
+  readonly name: string;
+  readonly exportName: string;
+  readonly reconnectNs: number;
+  readonly openNs: number;
+  readonly connections: number;
+  readonly losesCache: boolean;
+  /** The meta context that block status is asked for. */
+  readonly context: string;
+}
+
+/** EINVAL names the option that is wrong, ENOTSUP what is not there yet. */
+export function nbdTarget(options: NbdOptions): NbdTarget {
+  if (options['tls-creds'] !== undefined) throw refuse("'tls-creds': TLS is not supported yet", Errno.ENOTSUP);
+  const exportName = options.export ?? '';
+  if (!isWireString(exportName)) throw refuse("'export' is longer than 4096 bytes of UTF-8, or none");
+  const address = addressOf(options);
+  const connections = options.connections ?? CONNECTIONS;
+  if (!Number.isInteger(connections) || connections < 1 || connections > CONNECTIONS_MAX) {
+    throw refuse(`'connections' is ${connections}, not 1 to ${CONNECTIONS_MAX}`);
+  }
+  return {
+    ...{ address, name: nameOf(address, exportName), exportName, connections },
+    reconnectNs: nanoseconds('reconnect-delay', options['reconnect-delay']),
+    openNs: nanoseconds('open-timeout', options['open-timeout']),
+    losesCache: options['restart-loses-cache'] ?? true,
+    context: contextOf(options['x-dirty-bitmap']),
+  };
+}
+
+/** As in QAPI: the whole name of the context. */
+function contextOf(name: string | undefined): string {
+  if (name === undefined) return BASE_ALLOCATION;
+  if (name.startsWith(DIRTY_BITMAP) && name.length > DIRTY_BITMAP.length && isWireString(name)) return name;
+  throw refuse(`'x-dirty-bitmap' is '${name}', not ${DIRTY_BITMAP}NAME`);
+}
+
+function addressOf(options: NbdOptions): NbdAddress {
+  const { 'server.path': path, 'server.host': host, 'server.port': port = String(DEFAULT_PORT) } = options;
+  if (options['server.type'] === 'unix') {
+    if (path === undefined || path === '') throw refuse("'server.path' is missing");
+    if (host !== undefined) throw refuse("'server.host' is not for a unix socket");
+    return { kind: 'unix', path: options['server.abstract'] === true ? `\0${path}` : path };
+  }
+  if (host === undefined || host === '') throw refuse("'server.host' is missing");
+  if (path !== undefined) throw refuse("'server.path' is for a unix socket only");
+  const number = /^\d{1,5}$/.test(port) ? Number(port) : 0;
+  if (number < 1 || number > 65535) throw refuse(`'server.port' is '${port}', not 1 to 65535`);
+  return { kind: 'inet', host, port: number };
+}
+
+function nameOf(address: NbdAddress, exportName: string): string {
+  const path = encodeURIComponent(exportName);
+  if (address.kind === 'unix') return `nbd+unix:///${path}?socket=${address.path.replace('\0', '%00')}`;
+  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
+  return `nbd://${host}:${address.port}/${path}`;
+}
+
+function nanoseconds(name: string, seconds = 0): number {
+  if (!(seconds >= 0 && seconds <= SECONDS_MAX))
+    throw refuse(`'${name}' is ${seconds}, not 0 to ${SECONDS_MAX} seconds`);
+  return seconds * 1e9;
+}
+
+function refuse(why: string, errno: number = Errno.EINVAL): BlockError {
+  return new BlockError(errno, `Could not open an 'nbd' node: option ${why}`);
+}
