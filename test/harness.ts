@@ -58,7 +58,11 @@ export async function run(command: string, args: readonly string[], input?: stri
 
 /** Runs a peer that must succeed; answers its standard output. */
 export async function peer(command: string, ...args: string[]): Promise<string> {
-  const { code, signal, stdout, stderr } = await run(command, args);
+  let { code, signal, stdout, stderr } = await run(command, args);
+  // qemu-img measures how quick it is at passphrases, and gives up where the clock is too coarse.
+  for (let tries = 0; tries < 30 && stderr.includes('accurate CPU usage'); tries++) {
+    ({ code, signal, stdout, stderr } = await run(command, args));
+  }
   if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code ?? signal}: ${stderr}${stdout}`);
   return stdout;
 }

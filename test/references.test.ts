@@ -132,7 +132,12 @@ test('nothing but the image is opened, nothing is connected to and nothing run',
   const calls = between!.split('\n').filter((line) => /open|connect|execve/.test(line));
   assert.ok(calls.length >= paths.length * 3, `${calls.length} calls were seen`);
   const images2 = new Set(paths);
-  const foreign = calls.filter((line) => !images2.has(/openat\(AT_FDCWD, "([^"]*)"/.exec(line)?.[1] ?? ''));
+  // What the C library and V8 want to know of the machine, at a time of their own.
+  const ofTheSystem = /^\/(proc\/sys\/vm|sys\/devices\/system\/cpu)\//;
+  const foreign = calls.filter((line) => {
+    const path = /openat\(AT_FDCWD, "([^"]*)"/.exec(line)?.[1] ?? '';
+    return !images2.has(path) && !ofTheSystem.test(path);
+  });
   assert.deepEqual(foreign, []);
 });
 
