@@ -7,6 +7,7 @@
 import type { AioFile } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import { AioOp } from '../aio/op.ts';
+import { BlockError } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
 import { type Bytes, KiB, type Offset } from '../base/units.ts';
 import { ChannelKind, DiskWord, Field, Lent, readHalves, type SharedWords, Word } from './layout.ts';
@@ -231,6 +232,9 @@ export class Borrower {
       const file = await this.#context.backend.openFile('lent', { fd, writable: true });
       if (this.#closed) await file.close();
       else this.#file = file;
+    } catch (error) {
+      // Without a descriptor to spare (EMFILE) home is asked for everything, as before.
+      if (!(error instanceof BlockError)) throw error;
     } finally {
       this.#leave(parity);
     }
