@@ -84,7 +84,7 @@ function sources() {
   return { list: `${files.sort().join('\n')}\n`, newest };
 }
 
-/** Compiles into dist/ and bundles when a source is newer than the last build, or was added or removed. Throws when that
+/** Compiles into dist/ and bundles, when a source is newer than the last build, was added or removed. Throws when that
  *  fails. */
 export async function ensureBuilt() {
   const stamp = join(root, 'dist', '.built');
