@@ -73,6 +73,7 @@ export type {
   Qcow2Settings,
   RawOptions,
   TargetOptions,
+  VirtioBlkVhostUserOptions,
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
