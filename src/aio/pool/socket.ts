@@ -14,6 +14,18 @@ import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
 
 export const READ_AHEAD = 256 * 1024;
+/** A stream that makes something of what it sends (ciphertext) gets so much at a time: that is what it holds. */
+const SEND_PIECE = 256 * 1024;
+
+/** What a stream's operations go through: the pool's loop, or that of another backend with streams beside it. */
+export interface StreamLoop {
+  readonly resources: Set<PoolResource>;
+  /** Takes `op` over; false when the loop is stopping and has ended it. */
+  begin(op: AioOp, owner: OpOwner): boolean;
+  /** The end of `op`, in the next dispatch. */
+  end(op: AioOp, result: number): void;
+}
+
 export function connectPool(loop: PoolLoop, address: SocketAddress): Promise<AioSocket> {
   const gate = new Gate<AioSocket>();
   const socket = new net.Socket({ allowHalfOpen: true, ...readAhead() });
@@ -42,6 +54,14 @@ export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
   }
 }
 
+/** A stream that Node has made itself, for TLS: it reads ahead as far as our own, and is sent pieces. */
+export function socketOverStream(loop: StreamLoop, stream: net.Socket): AioSocket {
+  // To ask for more than there is raises the mark up to which it reads; after the end it answers what is left.
+  const rest = stream.read(READ_AHEAD) as Uint8Array | null;
+  if (rest) stream.unshift(rest);
+  return new PoolSocket(loop, stream, SEND_PIECE);
+}
+
 /** net.Socket hands these on to its stream; the types do not say so. */
 export function readAhead(): object {
   return { readableHighWaterMark: READ_AHEAD };
@@ -57,8 +77,9 @@ const KEEP_ALIVE_MS = 60_000;
 
 export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly peer: string;
-  readonly #loop: PoolLoop;
+  readonly #loop: StreamLoop;
   readonly #socket: net.Socket;
+  readonly #piece: number;
   readonly #closed = new Gate();
   /** What ended the connection: 0 for nothing or an orderly end, else a negative errno. */
   #error = 0;
@@ -73,13 +94,18 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   #all = false;
 
   #sender: AioOp | undefined;
-  #sending = 0;
+  #iov: Iov | undefined;
+  /** How far it is given to the stream: a run, and a place in it. */
+  #run = 0;
+  #runAt = 0;
   /** Tells the write callbacks of a send from those of one that ended early. */
   #sends = 0;
 
-  constructor(loop: PoolLoop, socket: net.Socket) {
+  /** `piece`: the stream is given so many bytes at a time. */
+  constructor(loop: StreamLoop, socket: net.Socket, piece = Number.POSITIVE_INFINITY) {
     this.#loop = loop;
     this.#socket = socket;
+    this.#piece = piece;
     this.peer = peerName(socket);
     socket.on('readable', this.#onReadable);
     socket.on('end', this.#onEnd);
@@ -107,28 +133,51 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     assert(!this.#sender, 'a socket has one send at a time');
     if (!this.#loop.begin(op, this)) return;
     this.#sender = op;
-    this.#sending = iov.length;
-    if (this.#shut || this.#error < 0) {
-      this.#endSend(this.#error || -Errno.EPIPE);
-      return;
-    }
-    if (iov.length === 0) {
-      this.#endSend(0);
-      return;
-    }
-    const send = ++this.#sends;
+    this.#iov = iov;
+    this.#run = 0;
+    this.#runAt = 0;
+    if (this.#shut || this.#error < 0) this.#endSend(this.#error || -Errno.EPIPE);
+    else this.#sendPiece(++this.#sends);
+  }
+
+  /** Gives the stream the next piece; ends the send when there is none. */
+  #sendPiece(send: number): void {
+    const iov = this.#iov!;
     const socket = this.#socket;
-    let last = iov.count - 1;
-    while (iov.lengths[last] === 0) last--;
+    let room = this.#piece;
+    let last: Uint8Array | undefined;
     socket.cork();
-    for (let i = 0; i < last; i++) if (iov.lengths[i]! > 0) socket.write(iov.run(i));
-    socket.write(iov.run(last), (error) => this.#onSent(send, error));
+    while (this.#run < iov.count && room > 0) {
+      const bytes = iov.run(this.#run).subarray(this.#runAt, this.#runAt + room);
+      this.#runAt += bytes.length;
+      room -= bytes.length;
+      if (this.#runAt === iov.lengths[this.#run]) {
+        this.#run++;
+        this.#runAt = 0;
+      }
+      if (bytes.length === 0) continue;
+      if (last) socket.write(last);
+      last = bytes;
+    }
+    if (last) socket.write(last, (error) => this.#onSent(send, error));
     socket.uncork();
+    if (!last) this.#endSend(iov.length);
   }
 
   /** There is nothing to chain with: the caller sends when the first operation has ended. */
   sendAfter(): boolean {
     return false;
+  }
+
+  toStream(): net.Socket {
+    assert(!this.#receiver && !this.#sender, 'a socket that is given up has no operation pending');
+    const socket = this.#socket;
+    socket.off('readable', this.#onReadable);
+    socket.off('end', this.#onEnd);
+    socket.off('close', this.#onClose);
+    // The listener for errors stays: without one, an early reset would end the process.
+    this.#loop.resources.delete(this);
+    return socket;
   }
 
   shutdown(): void {
@@ -210,7 +259,8 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     if (send !== this.#sends) return;
     // node reports success for writes that destroy() cut off.
     if (error) this.#endSend(this.#error || -nodeErrno(error));
-    else this.#endSend(this.#socket.destroyed ? this.#error || -Errno.EPIPE : this.#sending);
+    else if (this.#socket.destroyed) this.#endSend(this.#error || -Errno.EPIPE);
+    else this.#sendPiece(send);
   }
 
   #endRecv(result: number): void {
@@ -226,6 +276,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     const op = this.#sender;
     if (!op) return;
     this.#sender = undefined;
+    this.#iov = undefined;
     this.#sends++;
     this.#loop.end(op, result);
   }

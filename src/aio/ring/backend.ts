@@ -7,6 +7,7 @@
  * one system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a
  * coroutine has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
  */
+import type { Socket as NodeSocket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { FreeList } from '../../base/free-list.ts';
@@ -32,9 +33,11 @@ import type {
 } from '../backend.ts';
 import { SharedWord } from '../context-shared.ts';
 import { type AioOp, Gate, takeResumed } from '../op.ts';
+import { socketOverStream } from '../pool/socket.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
+import { RingStreams } from './streams.ts';
 
 const SQ_ENTRIES = 1024;
 const CQ_ENTRIES = 16384;
@@ -75,6 +78,7 @@ export class RingBackend implements AioBackend {
   readonly #slots: (AioOp | undefined)[] = [];
   readonly #free = new FreeList<number>();
   #host!: LoopHost;
+  #streams!: RingStreams;
   /** By slot: 1 for an operation that a thread of the kernel's works on (see {@link WORKER_OPS}). */
   readonly #byWorker = new Uint8Array(MAX_SLOTS);
   #workerOps = 0;
@@ -126,6 +130,7 @@ export class RingBackend implements AioBackend {
 
   start(host: LoopHost): void {
     this.#host = host;
+    this.#streams = new RingStreams(host);
     this.#running = true;
     this.#armWake();
     this.#schedule();
@@ -139,10 +144,12 @@ export class RingBackend implements AioBackend {
   async stop(): Promise<void> {
     this.#stopping = true;
     for (const op of this.#slots) if (op) this.cancel(op);
-    while (this.#inFlight > 0) {
+    this.#streams.endAll();
+    while (this.#inFlight > 0 || this.#streams.busy) {
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
+    await this.#streams.close();
     // What the last completions have queued.
     while (this.#host.dispatch()) takeResumed();
     this.#running = false;
@@ -230,9 +237,14 @@ export class RingBackend implements AioBackend {
   }
 
   cancel(op: AioOp): void {
+    if (this.#streams.cancel(op)) return;
     const { slot } = op.proxy ?? op;
     if (slot < 0 || !this.#running || !this.room()) return;
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
+  }
+
+  fromStream(stream: NodeSocket): AioSocket {
+    return socketOverStream(this.#streams, stream);
   }
 
   pollFd(op: AioOp, fd: number, events: number): void {
