@@ -60,6 +60,8 @@ export type {
   Discard,
   FileOptions,
   Format,
+  HttpOptions,
+  HttpSettings,
   NbdOptions,
   NodeOptions,
   NullOptions,

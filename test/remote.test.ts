@@ -28,10 +28,14 @@ class Server {
   }
 
   async start(): Promise<void> {
-    const child = spawn(this.#command, this.#args, { stdio: 'ignore' });
+    const child = spawn(this.#command, this.#args, { stdio: ['ignore', 'ignore', 'pipe'] });
     this.#child = child;
+    let words = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      words = (words + text).slice(-2000);
+    });
     while (!(await accepts(this.socket))) {
-      if (child.exitCode !== null) throw new Error(`${this.#command} has ended with ${child.exitCode}`);
+      if (child.exitCode !== null) throw new Error(`${this.#command} has ended with ${child.exitCode}: ${words}`);
       await new Promise((resolve) => setTimeout(resolve, 2));
     }
   }

@@ -144,7 +144,9 @@ export async function ensureDebian() {
 }
 
 /** The benchmarks are the files of bench/ that run by themselves. */
-const SHARED = new Set(['channel-client', 'client-reader', 'common', 'fio', 'nbd-client', 'peers', 'rounds']);
+const SHARED = new Set([
+  ...['channel-client', 'client-reader', 'common', 'fio', 'http-server', 'nbd-client', 'peers', 'rounds'],
+]);
 
 /** Names of the benchmarks, in the order they run. */
 export function benchmarks() {

@@ -35,6 +35,9 @@ export abstract class AioOp {
   slot = -1;
   /** The backend's own operation that stands for this one while it is in flight, where there is one. */
   proxy: AioOp | null = null;
+  /** More than the number says of what went wrong, for a message: a BlockError. Set by whoever fails the operation,
+   *  cleared by whoever wants to see it. Valid in `complete`. */
+  failure: unknown = null;
   /** The result: a count of bytes or 0, or a negative errno. Runs once, in the home context; must not throw. */
   abstract complete(result: number): void;
 }

@@ -53,6 +53,7 @@ export const Errno = {
   ECONNREFUSED: 111,
   EALREADY: 114,
   EINPROGRESS: 115,
+  ESTALE: 116,
   ENOMEDIUM: 123,
   ECANCELED: 125,
 } as const;
@@ -99,6 +100,7 @@ const TEXTS: Partial<Record<ErrnoName, string>> = {
   ETIMEDOUT: 'Connection timed out',
   ECONNREFUSED: 'Connection refused',
   EALREADY: 'Operation already in progress',
+  ESTALE: 'Stale file handle',
   ENOMEDIUM: 'No medium found',
   ECANCELED: 'Operation canceled',
 };

@@ -139,8 +139,8 @@ export interface NodeIo {
   map?(at: Offset, want: Bytes, why: MapReason, out: Mapping): MaybePromise<void>;
   reserve?(at: Offset, want: Bytes, flags: number): MaybePromise<Reservation>;
 
-  /** Callback style, for protocols: completes `op` with bytes done or a negative errno; may be short (block/ goes on),
-   *  0 bytes read is the end. Never completes inside the call. */
+  /** Callback style, for protocols: completes `op` with bytes done or a negative errno, of which `op.failure` may say
+   *  more; may be short (block/ goes on), 0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
   /** For protocols: the descriptor of the file whose bytes are the node's, for other threads of this process; -1 where

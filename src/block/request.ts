@@ -28,9 +28,6 @@ export abstract class BlockRequest extends AioOp {
   flags = 0;
   /** Refilled by the user before each submit. */
   readonly iov = new Iov();
-  /** What went wrong on the coroutine path, for a message; null on the fast path. Valid in `done`. */
-  failure: unknown = null;
-
   /** @internal */ blk: BlockBackend | null = null;
   /** @internal */ phase: number = Phase.IDLE;
   /** @internal When it was submitted; see AioContext.turnTicks. */ begunTicks = 0;

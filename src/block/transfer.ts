@@ -1,6 +1,6 @@
 /** Moving bytes of a leaf, on the coroutine path: short results, limits, and memory that the leaf cannot use. */
 import { WaitOp } from '../aio/op.ts';
-import { Errno, ioError } from '../base/errors.ts';
+import { BlockError, Errno, ioError } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
 import { MiB, type Offset } from '../base/units.ts';
 import { BounceUse, bouncePool } from './bounce.ts';
@@ -79,7 +79,10 @@ async function readRaw(node: BlockNode, at: Offset, iov: Iov): Promise<void> {
     impl.submitRead(op, rest, at + done);
     const result = await ended;
     if (result === -Errno.EINTR || result === -Errno.EAGAIN) continue;
-    if (result < 0) throw failed(node, 'read', at, iov.length, result);
+    if (result < 0) {
+      if (op.failure instanceof BlockError) throw op.failure;
+      throw failed(node, 'read', at, iov.length, result);
+    }
     done += result;
     if (done === iov.length) return;
     // Nothing more, or (direct I/O) an end in the middle of a block: the end of the file.

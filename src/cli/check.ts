@@ -4,8 +4,8 @@ import type { CheckResult } from '../lib/image-options.ts';
 import { checkIn } from '../lib/images.ts';
 import { inspect } from '../lib/inspect.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import type { Format } from '../lib/options.ts';
-import { formatOption, oneOf } from './image-args.ts';
+import { imageName } from '../lib/options.ts';
+import { formatOption, httpOption, oneOf } from './image-args.ts';
 import { errorLine } from './report.ts';
 import type { RawCheckOptions } from './verbs.ts';
 
@@ -18,21 +18,24 @@ export async function check(path: string, raw: RawCheckOptions): Promise<number>
   const output = oneOf(raw.output, ['human', 'json'] as const, '--output');
   const repair = oneOf(raw.repair, ['leaks', 'all'] as const, '--repair');
   const format = formatOption(raw.format);
+  const http = httpOption(raw.httpOpts);
   try {
-    const result = await withLocalEngine((engine) => checkIn(engine, path, { format, repair }));
-    const about = { filename: path, format: CHECKED };
+    const result = await withLocalEngine((engine) => checkIn(engine, path, { format, http, repair }));
+    const about = { filename: imageName(path), format: CHECKED };
     process.stdout.write(output === 'json' ? `${JSON.stringify(json(result, about), null, 4)}\n` : text(result));
     return exitCode(result);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     process.stderr.write(errorLine(error));
-    return error.errno === Errno.ENOTSUP && !(await isChecked(path, format)) ? Exit.UNSUPPORTED : Exit.INCOMPLETE;
+    return error.errno === Errno.ENOTSUP && !(await isChecked(path, { format, http }))
+      ? Exit.UNSUPPORTED
+      : Exit.INCOMPLETE;
   }
 }
 
 /** False for an image of which only the format stands in the way. */
-async function isChecked(path: string, format: Format | undefined): Promise<boolean> {
-  return inspect(path, { format }).then(
+async function isChecked(path: string, options: Parameters<typeof inspect>[1]): Promise<boolean> {
+  return inspect(path, options).then(
     (image) => image.format === CHECKED,
     () => true,
   );

@@ -1,9 +1,10 @@
 /** Arguments that the verbs have in common, in the library's terms. */
 import { closeSync, openSync, readSync } from 'node:fs';
+import { textHttpSettings } from '../lib/http-options.ts';
 import type { OptionSpec } from '../lib/image-options.ts';
 import type { OpenMessage } from '../lib/messages.ts';
 import { openMessage } from '../lib/open-message.ts';
-import { FORMATS, type Format } from '../lib/options.ts';
+import { FORMATS, type Format, type HttpSettings } from '../lib/options.ts';
 import { REFERENCES, type ReferenceOptions } from '../lib/reference-policy.ts';
 import { UsageError } from './report.ts';
 
@@ -13,6 +14,7 @@ export interface RawImageOptions {
   readonly references?: string;
   readonly allowDirectory?: readonly string[];
   readonly keyFile?: string;
+  readonly httpOpts?: readonly string[];
 }
 
 /** No passphrase is longer; what is (a device, say) is not read to its end. */
@@ -39,11 +41,17 @@ export function referenceOptions(raw: RawImageOptions): ReferenceOptions {
 /** How an image is opened to be changed. */
 export function toChange(path: string, raw: RawImageOptions): OpenMessage {
   const qcow2 = { 'encrypt.key': readKey(raw.keyFile) };
-  return openMessage(path, { format: formatOption(raw.format), qcow2, ...referenceOptions(raw) });
+  const http = httpOption(raw.httpOpts);
+  return openMessage(path, { format: formatOption(raw.format), qcow2, http, ...referenceOptions(raw) });
+}
+
+/** Options of web servers; secrets are in files. Undefined where none are given. */
+export function httpOption(texts: readonly string[] = []): HttpSettings | undefined {
+  return texts.length === 0 ? undefined : textHttpSettings(texts, (path) => readKey(path, '--http-opts')!);
 }
 
 /** The passphrase in a file, all bytes of it. */
-export function readKey(path: string | undefined): string | undefined {
+export function readKey(path: string | undefined, option = '--key-file'): string | undefined {
   if (path === undefined) return undefined;
   const bytes = Buffer.alloc(KEY_BYTES_MAX + 1);
   let length = 0;
@@ -59,7 +67,7 @@ export function readKey(path: string | undefined): string | undefined {
     if (length > KEY_BYTES_MAX) throw new Error(`it is longer than ${KEY_BYTES_MAX} bytes`);
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes.subarray(0, length));
   } catch (error) {
-    throw new UsageError(`--key-file: could not read '${path}': ${(error as Error).message}`);
+    throw new UsageError(`${option}: could not read '${path}': ${(error as Error).message}`);
   }
 }
 

@@ -1,14 +1,14 @@
 /** `blockplane info`: what an image says of itself, by the names that qemu-img has for it. */
 import { dirname, isAbsolute, join } from 'node:path';
 import { type ImageInfo, inspect, type Qcow2Info } from '../lib/inspect.ts';
-import { formatOption, oneOf } from './image-args.ts';
+import { formatOption, httpOption, oneOf } from './image-args.ts';
 import { sizeText } from './report.ts';
 import { snapshotJson, snapshotTable } from './snapshot-list.ts';
 import type { RawInfoOptions } from './verbs.ts';
 
 export async function info(path: string, raw: RawInfoOptions): Promise<void> {
   const output = oneOf(raw.output, ['human', 'json'] as const, '--output');
-  const image = await inspect(path, { format: formatOption(raw.format) });
+  const image = await inspect(path, { format: formatOption(raw.format), http: httpOption(raw.httpOpts) });
   process.stdout.write(output === 'json' ? `${JSON.stringify(infoJson(image), null, 4)}\n` : infoText(image));
 }
 
@@ -99,8 +99,7 @@ function infoText(image: ImageInfo): string {
   const { qcow2, virtualSize } = image;
   const lines = [`image: ${printable(image.filename)}`, `file format: ${image.format}`];
   if (virtualSize !== null) lines.push(`virtual size: ${sizeText(virtualSize)} (${virtualSize} bytes)`);
-  const { allocatedSize } = image;
-  lines.push(`disk size: ${allocatedSize === null ? 'unavailable' : sizeText(allocatedSize)}`);
+  lines.push(`disk size: ${image.allocatedSize === null ? 'unavailable' : sizeText(image.allocatedSize)}`);
   if (qcow2) lines.push(...qcow2Lines(image.filename, qcow2));
   return `${lines.join('\n')}\n`;
 }

@@ -8,10 +8,12 @@ import {
   type Discard,
   FORMATS,
   type Format,
+  type HttpSettings,
+  imageName,
   type Qcow2Settings,
 } from '../lib/options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
-import { oneOf, readKey, referenceOptions } from './image-args.ts';
+import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
 
@@ -43,6 +45,7 @@ export interface RawServeOptions {
   readonly allowDirectory: readonly string[];
   readonly snapshot?: string;
   readonly keyFile?: string;
+  readonly httpOpts?: readonly string[];
 }
 
 export type ListenAt =
@@ -77,6 +80,7 @@ export interface ServeOptions {
   readonly size: number;
   readonly references: ReferenceOptions;
   readonly qcow2: Qcow2Settings;
+  readonly http: HttpSettings | undefined;
 }
 
 export interface ServeImage {
@@ -142,7 +146,9 @@ function exportNames(paths: readonly (string | undefined)[], given: readonly str
     const wanted = given[i];
     if (wanted !== undefined) return wanted;
     if (paths.length === 1) return '';
-    const base = basename(path ?? 'disk', extname(path ?? ''));
+    // Without the query of a URL.
+    const file = imageName(path ?? 'disk').replace(/\?…$/, '');
+    const base = basename(file, extname(file));
     let name = base;
     for (let n = 2; names.has(name); n++) name = `${base}-${n}`;
     names.add(name);
@@ -213,5 +219,6 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     size: raw.size === undefined ? 2 ** 30 : parseSize(raw.size, '--size'),
     references: referenceOptions(raw),
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
+    http: httpOption(raw.httpOpts),
   };
 }

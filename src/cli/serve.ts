@@ -148,12 +148,12 @@ class ServeCommand {
   }
 
   async #open(image: ServeImage): Promise<void> {
-    const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2 } = this.#options;
+    const { readOnly, forceShare, cache, discard, detectZeroes, format, references, qcow2, http } = this.#options;
     const thread = this.#threads.get(image.thread)!;
     const path = image.path ?? (await this.#temporaryImage(thread));
     const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
     const disk = await open(target, {
-      ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, ...references },
+      ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, http, ...references },
       iothread: thread,
     });
     this.#disks.set(image, disk);

@@ -2,7 +2,7 @@
 import { withDisk } from '../lib/images.ts';
 import { inspect } from '../lib/inspect.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { formatOption, oneOf, toChange } from './image-args.ts';
+import { formatOption, httpOption, oneOf, toChange } from './image-args.ts';
 import { UsageError } from './report.ts';
 import { snapshotJson, snapshotTable } from './snapshot-list.ts';
 import type { RawSnapshotOptions } from './verbs.ts';
@@ -21,7 +21,7 @@ export async function snapshot(path: string, raw: RawSnapshotOptions): Promise<v
 }
 
 async function list(path: string, raw: RawSnapshotOptions, json: boolean): Promise<void> {
-  const { qcow2 } = await inspect(path, { format: formatOption(raw.format) });
+  const { qcow2 } = await inspect(path, { format: formatOption(raw.format), http: httpOption(raw.httpOpts) });
   const snapshots = qcow2?.snapshots ?? [];
   if (json) process.stdout.write(`${JSON.stringify(snapshots.map(snapshotJson), null, 4)}\n`);
   else if (snapshots.length > 0) process.stdout.write(snapshotTable(snapshots));

@@ -11,6 +11,8 @@ const REFERENCES = 'files that an image may lead to: none, directory (default: i
 const ALLOW = 'files in here may be led to as well, also by absolute names; repeat for more';
 const KEY_FILE = 'file with the passphrase of an encrypted image, every byte of it';
 
+const HTTP = 'options of web servers, for URLs: name=value,...; a secret by its file, as in password-file=PATH';
+
 const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value];
 
 const SERVE_HELP = `
@@ -23,19 +25,21 @@ Examples:
   blockplane serve --listen 127.0.0.1:10809 --export-name disk --read-only disk.img
   blockplane serve --snapshot monday disk.qcow2                       # as it was, read-only
   blockplane serve --allow-directory /var/lib/bases overlay.qcow2     # its backing file is there
+  blockplane serve --http-opts username=me,password-file=pw https://example.org/disk.qcow2
   blockplane serve --iothreads 2 --socket /run/nbd.sock a.img b.img   # a: nbd.sock, b: nbd.sock.io1`;
 
 export function addServe(program: Command, early: EarlyThread | undefined, ended: Ended): void {
   program
     .command('serve')
     .description('serve disk images over NBD')
-    .argument('[IMAGE...]', 'disk image files, block devices or NBD URIs')
+    .argument('[IMAGE...]', 'disk image files, block devices, NBD URIs or http(s) URLs')
     .option('-f, --format <format>', FORMAT)
     .option('--image-opts', 'each IMAGE is a tree of options: driver=qcow2,file.driver=file,file.filename=disk.qcow2')
     .option('--references <which>', REFERENCES)
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
     .option('--key-file <path>', KEY_FILE)
+    .option('--http-opts <options>', HTTP, collect)
     .option('-k, --socket <path>', 'listen on a unix socket (default: one in a private temporary directory)')
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
     .option('-x, --export-name <name>', 'name of the export; repeat for each IMAGE', collect, [])
@@ -158,6 +162,7 @@ function addInfo(program: Command): void {
     .description('say what an image says of itself; no other file is opened')
     .argument('<FILE>', 'the image')
     .option('-f, --format <format>', 'raw or qcow2 (default: what it looks like)')
+    .option('--http-opts <options>', HTTP, collect)
     .option('--output <form>', 'human (default) or json')
     .action(async (file: string, options: RawInfoOptions) => {
       const { info } = await import('./info.ts');
@@ -176,6 +181,7 @@ function addCheck(program: Command, ended: Ended): void {
     .argument('<FILE>', 'the image')
     .option('-f, --format <format>', FORMAT)
     .option('-r, --repair <what>', 'leaks (give back what is lost) or all')
+    .option('--http-opts <options>', HTTP, collect)
     .option('--output <form>', 'human (default) or json')
     .addHelpText('after', CHECK_HELP)
     .action(async (file: string, options: RawCheckOptions) => {
@@ -203,6 +209,7 @@ function addSnapshot(program: Command): void {
     .option('-a, --apply <snapshot>', 'make the disk what it was (name or id)')
     .option('-d, --delete <snapshot>', 'delete one (name or id)')
     .option('-f, --format <format>', FORMAT)
+    .option('--http-opts <options>', HTTP, collect)
     .option('--output <form>', 'of the list: human (default) or json')
     .option('--references <which>', REFERENCES)
     .option('--allow-directory <path>', ALLOW, collect)

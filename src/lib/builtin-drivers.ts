@@ -1,5 +1,6 @@
 import { registerDriver } from '../block/registry.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
+import { ftpDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
@@ -13,4 +14,7 @@ export function builtinDrivers(): void {
   registerDriver(nbdDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
+  registerDriver(httpDriver);
+  registerDriver(httpsDriver);
+  registerDriver(ftpDriver, 'ftps');
 }

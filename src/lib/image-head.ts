@@ -11,18 +11,16 @@ export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
   return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
 }
 
-/** An image that is open for being looked at. */
+/** An image that is open for being looked at, wherever it is. */
 export abstract class Head implements AsyncDisposable {
-  readonly path: string;
+  /** What it is called in messages. */
+  abstract readonly path: string;
   /** Bytes; of a device its capacity. */
-  readonly length: Bytes;
+  abstract readonly length: Bytes;
+  /** Bytes that it takes on the disk; null where that cannot be known. */
+  abstract readonly allocated: Bytes | null;
 
-  constructor(path: string, length: Bytes) {
-    this.path = path;
-    this.length = length;
-  }
-
-  /** Fewer bytes where the image ends. */
+  /** Fewer bytes where the file ends. */
   abstract read(at: Offset, length: Bytes): Promise<Uint8Array>;
   abstract [Symbol.asyncDispose](): Promise<void>;
 
@@ -31,7 +29,7 @@ export abstract class Head implements AsyncDisposable {
     return magicOf(await this.read(0, MAGIC_BYTES));
   }
 
-  /** The header of a qcow2 image. Errors as parseHeader has them, with the image's name. */
+  /** The header of a qcow2 image. Errors as parseHeader has them, with the file's name. */
   async qcow2Header(): Promise<Qcow2Header> {
     try {
       const clusterSize = clusterSizeOf(await this.read(0, MAGIC_BYTES));
@@ -42,9 +40,11 @@ export abstract class Head implements AsyncDisposable {
   }
 }
 
-/** A file or a device. */
+/** A file that is open for being looked at. */
 export class ImageHead extends Head {
+  readonly path: string;
   readonly kind: 'file' | 'block' | 'other';
+  readonly length: Bytes;
   readonly allocated: Bytes;
   readonly dev: number;
   readonly ino: number;
@@ -56,10 +56,12 @@ export class ImageHead extends Head {
     handle: FileHandle,
     about: Pick<ImageHead, 'kind' | 'length' | 'allocated' | 'dev' | 'ino'>,
   ) {
-    super(path, about.length);
+    super();
+    this.path = path;
     this.#handle = handle;
     this.fd = handle.fd;
     this.kind = about.kind;
+    this.length = about.length;
     this.allocated = about.allocated;
     this.dev = about.dev;
     this.ino = about.ino;

@@ -3,12 +3,13 @@ import { open, unlink } from 'node:fs/promises';
 import { dirname, isAbsolute, resolve } from 'node:path';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import type { CheckResult } from '../block/driver.ts';
+import { isRemoteUrl, shownUrl } from '../drivers/http/location.ts';
 import { type CheckOptions, driverOptions, fixOf, type ImageOptions } from './image-options.ts';
 import { inspect } from './inspect.ts';
 import { type IOThread, useThread } from './iothread.ts';
 import type { Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
-import { type Format, formatByName } from './options.ts';
+import { type Format, formatByName, type HttpSettings } from './options.ts';
 
 /** Whatever takes the calls of messages.ts: an IOThread, or a loop in this thread. */
 export interface Engine {
@@ -30,6 +31,8 @@ export interface CreateOptions extends ImageOptions, EngineOptions {
 
 export interface CheckImageOptions extends CheckOptions, EngineOptions {
   readonly format?: Format | undefined;
+  /** For an image at a URL. */
+  readonly http?: HttpSettings | undefined;
 }
 
 /**
@@ -58,6 +61,7 @@ export async function createIn(
   options: Readonly<Record<string, unknown>>,
   how: Pick<CreateOptions, 'format' | 'overwrite'>,
 ): Promise<void> {
+  assertLocal(path);
   const format = how.format ?? formatByName(path) ?? 'raw';
   const whole = format === 'qcow2' ? await withBacking(path, options) : options;
   const made: string[] = [];
@@ -88,8 +92,8 @@ export async function check(path: string, options: CheckImageOptions = {}): Prom
 
 export function checkIn(engine: Engine, path: string, options: CheckImageOptions): Promise<CheckResult> {
   const fix = fixOf(options);
-  const { format } = options;
-  const { options: node, name, probed } = openMessage(path, { format, readOnly: fix === 'none' });
+  const { format, http } = options;
+  const { options: node, name, probed } = openMessage(path, { format, http, readOnly: fix === 'none' });
   return engine.call('check-image', { options: node, name, probed, fix });
 }
 
@@ -111,8 +115,15 @@ export async function withDisk<T>(
   return result;
 }
 
+/** Files are made here, and lead to files here. */
+function assertLocal(path: string): void {
+  if (!isRemoteUrl(path)) return;
+  throw new BlockError(Errno.ENOTSUP, `Could not create an image with '${shownUrl(path)}': it is not a file here`);
+}
+
 /** Where a name that is given with an image is. */
 function besides(path: string, name: string): string {
+  assertLocal(name);
   return isAbsolute(name) ? name : resolve(dirname(path), name);
 }
 
@@ -123,6 +134,7 @@ async function withBacking(
 ): Promise<Readonly<Record<string, unknown>>> {
   const name = options['backing-file'];
   if (typeof name !== 'string' || name === '') return options;
+  assertLocal(name);
   const format = (options['backing-fmt'] as Format | undefined) ?? formatByName(name);
   if (format === undefined) {
     throw new BlockError(

@@ -4,6 +4,7 @@ import { type Bytes, KiB } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
 import { LUKS_HEADER_BYTES } from '../codec/luks-header.ts';
 import { type LuksInfo, luksInfo } from '../codec/luks-info.ts';
+import { isRemoteUrl } from '../drivers/http/location.ts';
 import { isDamage, readBitmaps } from '../drivers/qcow2/bitmap-read.ts';
 import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
 import { BitmapFlags } from '../proto/qcow2/bitmap-directory.ts';
@@ -13,7 +14,7 @@ import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName, encryptionExtension } from '../proto/qcow2/header-extensions.ts';
 import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
 import { assertImageFile, type Head, ImageHead } from './image-head.ts';
-import { type Format, formatByName } from './options.ts';
+import { type Format, formatByName, type HttpSettings } from './options.ts';
 import { RemoteHead } from './remote-head.ts';
 import { isNbdUri } from './uri.ts';
 
@@ -26,7 +27,7 @@ export interface ImageInfo {
   readonly virtualSize: Bytes | null;
   /** Of the file, or the device. */
   readonly fileSize: Bytes;
-  /** Bytes that the file takes on the disk; null where a server has it, which does not say. */
+  /** Bytes that the file takes on the disk; null for one on a server. */
   readonly allocatedSize: Bytes | null;
   readonly qcow2?: Qcow2Info;
 }
@@ -73,37 +74,41 @@ export interface StoredBitmap {
 }
 
 /**
- * What an image says of itself: its header, features, snapshots, bitmaps and the names of other files in it. `path`: a
- * file, or an NBD URI. Only the
- * image is opened, read-only and without a lock: no name in it is followed. Memory is bounded by what the format allows
- * its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features that are not known.
+ * What an image in a file, or at a URL (NBD, http), says of itself: its header, features, snapshots, bitmaps and the names of other
+ * files in it. Only the image is opened, read-only and without a lock: no name in it is followed. Memory is bounded by
+ * what the format allows its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features that are not
+ * known.
  */
 export async function inspect(
   path: string,
-  options: { readonly format?: Format | undefined } = {},
+  options: { readonly format?: Format | undefined; readonly http?: HttpSettings | undefined } = {},
 ): Promise<ImageInfo> {
   if (typeof path !== 'string' || path === '' || path.includes('\0')) {
     throw new BlockError(Errno.EINVAL, 'Could not inspect the image: expected a file name');
   }
-  if (isNbdUri(path)) {
-    await using head = await RemoteHead.open(path);
-    return await imageInfo(head, options.format, null);
-  }
-  await using head = await ImageHead.open(path);
-  assertImageFile(head);
-  return await imageInfo(head, options.format ?? formatByName(path), head.allocated);
-}
-
-async function imageInfo(head: Head, given: Format | undefined, allocatedSize: Bytes | null): Promise<ImageInfo> {
+  await using head = await openHead(path, options.http);
   // Looking does no harm: here the content may say what it is.
-  const format = given ?? (await head.magic()) ?? 'raw';
+  const byName = isNbdUri(path) ? undefined : formatByName(path);
+  const format = options.format ?? byName ?? (await head.magic()) ?? 'raw';
   const header = format === 'qcow2' ? await head.qcow2Header() : undefined;
   return {
     ...{ filename: head.path, format },
     virtualSize: header?.size ?? (format === 'raw' ? head.length : null),
-    ...{ fileSize: head.length, allocatedSize },
+    ...{ fileSize: head.length, allocatedSize: head.allocated },
     ...(header ? { qcow2: await qcow2Info(head, header) } : {}),
   };
+}
+
+async function openHead(path: string, http: HttpSettings | undefined): Promise<Head> {
+  if (isRemoteUrl(path) || isNbdUri(path)) return RemoteHead.openUrl(path, http);
+  const head = await ImageHead.open(path);
+  try {
+    assertImageFile(head);
+    return head;
+  } catch (error) {
+    await head[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 async function qcow2Info(head: Head, header: Qcow2Header): Promise<Qcow2Info> {

@@ -1,6 +1,8 @@
 /** What can be opened, by the names that QAPI gives it, and how a file name becomes that. */
 import { BlockError, Errno } from '../base/errors.ts';
 import { MAX_DEPTH } from '../block/depth.ts';
+import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
+import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
 import { isNbdUri, type NbdServerAddress, nbdUri, parseNbdUri } from './uri.ts';
 
@@ -70,6 +72,14 @@ export interface Qcow2Options extends NodeOptions, Qcow2Settings {
   readonly 'data-file'?: BlockdevOptions | string;
 }
 
+/** How a web server is used: all but the URL. Values that are secret are in no message. */
+export type HttpSettings = Omit<HttpNodeSettings, 'url'>;
+
+/** A file on a web server, read-only. */
+export interface HttpOptions extends NodeOptions, HttpNodeSettings {
+  readonly driver: 'http' | 'https';
+}
+
 /** A device without memory: takes writes, reads back nothing or zeroes. */
 export interface NullOptions extends NodeOptions {
   readonly driver: 'null-co' | 'null-aio';
@@ -106,7 +116,7 @@ export interface CustomOptions extends NodeOptions {
 }
 
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
-export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NbdOptions | NullOptions;
+export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NbdOptions | NullOptions | HttpOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -128,6 +138,8 @@ export interface TargetOptions {
   readonly format?: Format | undefined;
   /** Options of the qcow2 node. The format is qcow2 then, unless it is given. */
   readonly qcow2?: Qcow2Settings | undefined;
+  /** For a target that is a URL; of no meaning to others. */
+  readonly http?: HttpSettings | undefined;
   readonly readOnly?: boolean | undefined;
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode | undefined;
@@ -154,7 +166,8 @@ export function customNode(options: CustomOptions): BlockdevOptions {
   return options as unknown as BlockdevOptions;
 }
 
-/** The tree for `target`: a file name becomes a raw node over a file node, an NBD URI a node by itself. */
+/** The tree for `target`: a file name or a URL becomes a node of the format over a node for it; a raw image on an NBD
+ *  server is that node itself. */
 export function blockdevOf(target: string | BlockdevOptions, options: TargetOptions = {}): BlockdevOptions {
   const cache = oneOf(options.cache, CACHE_MODES, 'cache mode');
   const discard = oneOf<Discard>(options.discard, ['ignore', 'unmap'], 'discard mode');
@@ -173,7 +186,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   if (target.includes('\0')) {
     throw new BlockError(
       Errno.EINVAL,
-      `Could not open '${target.replaceAll('\0', '\\0')}': the file name has a NUL byte`,
+      `Could not open '${imageName(target).replaceAll('\0', '\\0')}': the file name has a NUL byte`,
     );
   }
   if (NULL_URL.test(target)) {
@@ -183,6 +196,11 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     const remote: NbdOptions = { driver: 'nbd', ...parseNbdUri(target) };
     if (driver === 'raw') return { discard: 'unmap', ...top, ...remote };
     return { discard: 'unmap', ...top, ...options.qcow2, driver, file: remote };
+  }
+  if (isRemoteUrl(target)) {
+    const protocol = target.slice(0, target.indexOf(':')).toLowerCase() as HttpOptions['driver'];
+    const file = { driver: protocol, url: target, ...options.http };
+    return { ...top, ...options.qcow2, 'read-only': true, driver, file };
   }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
   return { discard: 'unmap', ...top, ...options.qcow2, driver, file: { driver: 'file', filename: target } };
@@ -201,7 +219,12 @@ function formatOf(target: string | BlockdevOptions, options: TargetOptions): For
 
 /** The format that a file's name says: it was chosen on this side, where a guest can write any content. */
 export function formatByName(path: string): Format | undefined {
-  return /\.qcow2$/i.test(path) ? 'qcow2' : undefined;
+  return /\.qcow2$/i.test(isRemoteUrl(path) ? urlPath(path) : path) ? 'qcow2' : undefined;
+}
+
+/** What a target goes by in messages, with no secret in it. */
+export function imageName(target: string): string {
+  return isRemoteUrl(target) ? shownUrl(target) : target;
 }
 
 /** The name a tree goes by in messages: its file's, its export's URI, or its driver's. */
@@ -209,9 +232,14 @@ export function nameOf(options: BlockdevOptions): string {
   let node = options;
   // A tree that goes round in a circle has no name; the graph refuses it.
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
-    const { filename, file } = node as { readonly filename?: unknown; readonly file?: string | BlockdevOptions };
+    const { filename, url, file } = node as {
+      readonly filename?: unknown;
+      readonly url?: unknown;
+      readonly file?: string | BlockdevOptions;
+    };
     if (typeof filename === 'string') return filename;
     if (node.driver === 'nbd') return locationName(node);
+    if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;
     if (typeof file !== 'object' || file === null) break;
     node = file;

@@ -1,19 +1,21 @@
+import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { ImageHead } from './image-head.ts';
+import { type Head, ImageHead } from './image-head.ts';
 import { type BlockdevOptions, nameOf } from './options.ts';
 import { referencesOf } from './references.ts';
+import { RemoteHead } from './remote-head.ts';
 
 /**
  * The tree for a file of which nobody said what format it is. It is raw, unless its content says otherwise, and content
  * can be a guest's, who wrote it into a raw image: then it is refused (EINVAL), but for a qcow2 image that is opened
  * read-only and names no other file. As such it shows nothing that was not in the file.
  */
-export async function probe(raw: BlockdevOptions, name: string): Promise<BlockdevOptions> {
+export async function probe(context: AioContext, raw: BlockdevOptions, name: string): Promise<BlockdevOptions> {
   // What cannot be opened is the driver's to say.
-  const opened = await ImageHead.open(nameOf(raw)).catch(() => undefined);
+  const opened = await openHead(context, raw).catch(() => undefined);
   if (!opened) return raw;
   await using head = opened;
-  const format = head.kind === 'other' ? undefined : await head.magic();
+  const format = await head.magic();
   if (format === undefined) return raw;
   const what = `Could not open '${name}': it looks like a ${format} image`;
   const asRaw = 'the format raw to use its bytes as they are';
@@ -24,4 +26,14 @@ export async function probe(raw: BlockdevOptions, name: string): Promise<Blockde
     throw new BlockError(Errno.EINVAL, `${what} that names other files, and its name does not say so; ${give}`);
   }
   return { ...raw, driver: 'qcow2' } as unknown as BlockdevOptions;
+}
+
+/** Undefined for what is no image: nothing of it is read. */
+async function openHead(context: AioContext, raw: BlockdevOptions): Promise<Head | undefined> {
+  const { file } = raw as { readonly file?: { readonly url?: unknown } };
+  if (typeof file?.url === 'string') return RemoteHead.open(context, raw);
+  const head = await ImageHead.open(nameOf(raw));
+  if (head.kind !== 'other') return head;
+  await head[Symbol.asyncDispose]();
+  return undefined;
 }

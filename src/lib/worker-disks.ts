@@ -140,7 +140,7 @@ export class WorkerDisks {
   }
 
   async #open({ options: given, name, writethrough, probed, policy: allowed }: OpenMessage): Promise<BlockBackend> {
-    const options = probed ? await probe(given, name) : given;
+    const options = probed ? await probe(this.#context, given, name) : given;
     // Whatever the content has become since it was looked at.
     const policy = probed ? NO_REFERENCES : allowed;
     const resolved = await resolveReferences(options, policy);

@@ -24,7 +24,7 @@ export async function makeImage(context: AioContext, message: CreateMessage): Pr
 export async function checkFile(context: AioContext, message: CheckImageMessage): Promise<CheckResult> {
   const { name, probed, fix } = message;
   try {
-    const options = probed ? await probe(message.options, name) : message.options;
+    const options = probed ? await probe(context, message.options, name) : message.options;
     const { file } = options as { readonly file?: BlockdevOptions };
     if (!file) throw new BlockError(Errno.ENOTSUP, `Could not check '${name}': it is not in a file`);
     return await checkImage(context, options.driver, { file: node(file) }, fix);

@@ -65,6 +65,12 @@ const TURNS_PER_CLOCK = 8;
 /** How many looks at the ring between two looks at the clock while spinning. */
 const LOOKS_PER_CLOCK = 32;
 
+/** True when others are in the queue with it: Node links its immediates, and says so nowhere else. */
+function hasNeighbour(immediate: NodeJS.Immediate | undefined): boolean {
+  const { _idlePrev: before, _idleNext: after } = (immediate ?? {}) as { _idlePrev?: unknown; _idleNext?: unknown };
+  return (before ?? after ?? null) !== null;
+}
+
 export class RingBackend implements AioBackend {
   readonly name = 'ring';
   readonly detail: string;
@@ -84,6 +90,8 @@ export class RingBackend implements AioBackend {
   #workerOps = 0;
   #inFlight = 0;
   #immediate: NodeJS.Immediate | undefined;
+  /** The one whose callback is running, or was last. */
+  #ran: NodeJS.Immediate | undefined;
   #running = false;
   #stopping = false;
   #closed = false;
@@ -301,6 +309,7 @@ export class RingBackend implements AioBackend {
   }
 
   readonly #turn = (): void => {
+    this.#ran = this.#immediate;
     this.#immediate = undefined;
     if (!this.#running) return;
     // Scheduled first: a throw out of a callback (a bug) must not leave the loop without a next turn.
@@ -397,11 +406,12 @@ export class RingBackend implements AioBackend {
 
   /**
    * When libuv has to be visited. At once, when it has run something since the loop last came here: what that gave to
-   * libuv (a descriptor to watch, a handle to close, an immediate) is taken up in the next visit only.
+   * libuv (a descriptor to watch, a handle to close) is taken up in the next visit only. And at once when somebody else
+   * has immediates: those run in the same visit as this loop's own, before it or after.
    */
   #libuvDeadline(now: Nanoseconds): Nanoseconds {
     const activity = this.#uv.activity();
-    if (activity !== this.#activity) {
+    if (activity !== this.#activity || hasNeighbour(this.#ran) || hasNeighbour(this.#immediate)) {
       this.#activity = activity;
       return now;
     }

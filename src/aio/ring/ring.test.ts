@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { Iov } from '../../base/memory.ts';
 import { AioContext } from '../context.ts';
-import { AioOp, WaitOp } from '../op.ts';
+import { AioOp, Gate, markResumed, WaitOp } from '../op.ts';
 import { whyNoRing } from '../select.ts';
 import { RingBackend } from './backend.ts';
 
@@ -156,4 +156,28 @@ test('a context that has stopped leaves no ring behind', { skip, timeout: 20_000
     await context.stop();
   }
   assert.equal(rings(), before);
+});
+
+onRing("others' immediates run before the loop sleeps, whoever makes them", async (context) => {
+  const done = new Gate();
+  const slept: number[] = [];
+  /** Makes an immediate, and notes how often the loop slept before that ran. */
+  const soon = (then: () => void): void => {
+    const before = context.stats.snapshot().sleeps;
+    setImmediate(() => {
+      slept.push(context.stats.snapshot().sleeps - before);
+      then();
+    });
+  };
+  // In a turn after the loop has slept, in another immediate, in a microtask behind a turn: each time the loop's own
+  // immediate stands in the queue before it.
+  const first = context.timer(() => soon(() => second.armIn(5e6)), 'first');
+  const second = context.timer(() => soon(() => soon(() => third.armIn(5e6))), 'second');
+  const third = context.timer(() => {
+    markResumed();
+    void Promise.resolve().then(() => soon(() => done.open()));
+  }, 'third');
+  first.armIn(5e6);
+  await done.promise;
+  assert.deepEqual(slept, [0, 0, 0, 0]);
 });

@@ -1,0 +1,174 @@
+/** The options of an http or https node, and what they come to. */
+import { readFileSync } from 'node:fs';
+import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import { type Bytes, GiB, MiB, type Nanoseconds } from '../../base/units.ts';
+import type { OptionSpec } from '../../block/driver.ts';
+import { parseUrl, shownUrl, type Userinfo } from './location.ts';
+
+export interface HttpOptions {
+  readonly url: string;
+  /** Bytes; 0 for none. */
+  readonly readahead?: Bytes;
+  /** Seconds. */
+  readonly timeout?: number;
+  readonly connections?: number;
+  readonly retries?: number;
+  readonly username?: string;
+  readonly password?: string;
+  readonly 'bearer-token'?: string;
+  readonly cookie?: string;
+  readonly sslverify?: boolean;
+  readonly cafile?: string;
+  readonly 'insecure-redirects'?: boolean;
+  readonly proxy?: string;
+  readonly 'proxy-username'?: string;
+  readonly 'proxy-password'?: string;
+  readonly 'password-secret'?: string;
+  readonly 'cookie-secret'?: string;
+  readonly 'proxy-password-secret'?: string;
+}
+
+/** Names of `secret` objects: the daemon has such objects, and puts their content in the place of the name. */
+const OF_OBJECTS = {
+  'password-secret': 'password',
+  'cookie-secret': 'cookie',
+  'proxy-password-secret': 'proxy-password',
+};
+
+/** URLs are secrets too: both may hold a password. */
+export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
+  url: { type: 'secret', required: true, help: 'URL of the image' },
+  readahead: { type: 'size', help: 'most bytes fetched ahead of sequential reads (default 16 MiB); 0 for none' },
+  timeout: { type: 'number', help: 'seconds that a server may be silent (default 10)' },
+  connections: { type: 'number', help: 'requests at a time, each on a connection (default 8)' },
+  retries: { type: 'number', help: 'how often a request is tried again that has come to nothing (default 4)' },
+  username: { type: 'string', help: 'user for basic authentication' },
+  password: { type: 'secret', help: 'password for basic authentication' },
+  'bearer-token': { type: 'secret', help: 'token for bearer authentication' },
+  cookie: { type: 'secret', help: 'cookies to send, as NAME=VALUE; NAME=VALUE' },
+  sslverify: { type: 'boolean', help: "check the server's certificate (default on)" },
+  cafile: { type: 'string', help: 'file with the certificates (PEM) to trust instead of the usual ones' },
+  'insecure-redirects': { type: 'boolean', help: 'follow redirects from https to http (default off)' },
+  proxy: { type: 'secret', help: 'URL of an HTTP proxy' },
+  'proxy-username': { type: 'string', help: 'user for the proxy' },
+  'proxy-password': { type: 'secret', help: 'password for the proxy' },
+  'password-secret': { type: 'string', help: "a secret object for 'password'" },
+  'cookie-secret': { type: 'string', help: "a secret object for 'cookie'" },
+  'proxy-password-secret': { type: 'string', help: "a secret object for 'proxy-password'" },
+};
+
+export interface TlsSettings {
+  readonly rejectUnauthorized: boolean;
+  /** PEM. */
+  readonly ca?: string;
+}
+
+export interface HttpSettings {
+  readonly url: URL;
+  /** The URL in messages. */
+  readonly shown: string;
+  readonly readahead: Bytes;
+  readonly timeoutNs: Nanoseconds;
+  readonly connections: number;
+  readonly retries: number;
+  readonly insecureRedirects: boolean;
+  readonly tls: TlsSettings;
+  /** Headers with credentials: for the URL's own origin. */
+  readonly secrets: Readonly<Record<string, string>>;
+  readonly proxy?: { readonly url: URL; readonly authorization?: string };
+}
+
+/** Pooled connections of a node: a browser has 6 to a server, a CDN allows some dozens. */
+const CONNECTIONS_MAX = 64;
+const NS = 1e9;
+/** A day. */
+const TIMEOUT_MAX = 86_400;
+
+/** Checks the options. EINVAL names the one that is wrong, and shows no secret. */
+export function settingsOf(options: HttpOptions, protocol: 'http' | 'https'): HttpSettings {
+  const { readahead = 16 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
+  const shown = shownUrl(options.url);
+  const refuse = (why: string, errno: number = Errno.EINVAL): BlockError =>
+    new BlockError(errno, `Could not open '${shown}': ${why}`, { where: { op: 'open' } });
+  for (const [name, instead] of Object.entries(OF_OBJECTS)) {
+    if (options[name as keyof typeof OF_OBJECTS] === undefined) continue;
+    throw refuse(`option '${name}': there are no secret objects here, give '${instead}'`, Errno.ENOTSUP);
+  }
+  const within = (name: string, value: number, least: number, most: number): void => {
+    if (value < least || value > most) throw refuse(`option '${name}' is ${value}, not from ${least} to ${most}`);
+  };
+  const whole = (name: string, value: number, least: number, most: number): void => {
+    if (!Number.isInteger(value)) throw refuse(`option '${name}' is ${value}, not a whole number`);
+    within(name, value, least, most);
+  };
+  within('readahead', readahead, 0, GiB);
+  within('timeout', timeout, 0.001, TIMEOUT_MAX);
+  whole('connections', connections, 1, CONNECTIONS_MAX);
+  whole('retries', retries, 0, 100);
+  const { url, userinfo } = parseUrl(options.url, new RegExp(`^${protocol}:$`));
+  return {
+    ...{ url, shown, readahead, timeoutNs: timeout * NS, connections, retries },
+    insecureRedirects: options['insecure-redirects'] ?? false,
+    tls: {
+      rejectUnauthorized: options.sslverify ?? true,
+      ...(cafile === undefined ? {} : { ca: certificates(cafile, refuse) }),
+    },
+    secrets: secretHeaders(options, userinfo, refuse),
+    ...proxyOf(options, refuse),
+  };
+}
+
+type Refuse = (why: string, errno?: number) => BlockError;
+
+function certificates(path: string, refuse: Refuse): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (error) {
+    throw refuse(`option 'cafile': could not read '${path}': ${errnoText(errnoOf(error))}`, errnoOf(error));
+  }
+}
+
+function secretHeaders(options: HttpOptions, userinfo: Userinfo | undefined, refuse: Refuse): Record<string, string> {
+  const { username, password, cookie } = options;
+  const token = options['bearer-token'];
+  const given = username !== undefined || password !== undefined;
+  if (given && userinfo) throw refuse("a user is in the URL, and in 'username' or 'password': give one of them");
+  if (password !== undefined && username === undefined) throw refuse("option 'password' needs 'username'");
+  if (token !== undefined && (given || userinfo)) throw refuse("'bearer-token' and a user: give one of them");
+  const user = username === undefined ? userinfo : { username, password: password ?? '' };
+  const headers: Record<string, string> = {};
+  if (user) headers.authorization = basic(user, refuse);
+  if (token !== undefined) headers.authorization = `Bearer ${headerText('bearer-token', token, refuse)}`;
+  if (cookie !== undefined) headers.cookie = headerText('cookie', cookie, refuse);
+  return headers;
+}
+
+function proxyOf(options: HttpOptions, refuse: Refuse): Pick<HttpSettings, 'proxy'> {
+  const { proxy } = options;
+  const username = options['proxy-username'];
+  const password = options['proxy-password'];
+  if (proxy === undefined) {
+    if (username === undefined && password === undefined) return {};
+    throw refuse("option 'proxy-username' or 'proxy-password' without 'proxy'");
+  }
+  const { url, userinfo } = parseUrl(proxy);
+  if (password !== undefined && username === undefined) throw refuse("option 'proxy-password' needs 'proxy-username'");
+  if (username !== undefined && userinfo)
+    throw refuse("a user is in 'proxy', and in 'proxy-username': give one of them");
+  const user = username === undefined ? userinfo : { username, password: password ?? '' };
+  return { proxy: { url, ...(user ? { authorization: basic(user, refuse) } : {}) } };
+}
+
+/** [RFC 7617]: as UTF-8. */
+function basic({ username, password }: Userinfo, refuse: Refuse): string {
+  if (username.includes(':')) throw refuse("a user for basic authentication cannot have ':' in its name");
+  const bytes = new TextEncoder().encode(`${username}:${password}`);
+  return `Basic ${btoa(String.fromCharCode(...bytes))}`;
+}
+
+/** A value may hold no line of its own. The end of the line that a file ends with is not part of it. */
+function headerText(name: string, value: string, refuse: Refuse): string {
+  const text = value.replace(/\r?\n$/, '');
+  if (!/^[\x20-\x7e]*$/.test(text)) throw refuse(`option '${name}' has characters that a header cannot hold`);
+  return text;
+}
