@@ -12,13 +12,15 @@ import {
   imageName,
   type Qcow2Settings,
 } from '../lib/options.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
+import { type RawTlsOptions, tlsOptions } from './tls-args.ts';
 
 /** As commander delivers them. */
-export interface RawServeOptions {
+export interface RawServeOptions extends RawTlsOptions {
   readonly format?: string;
   readonly imageOpts?: boolean;
   readonly socket?: string;
@@ -81,6 +83,7 @@ export interface ServeOptions {
   readonly references: ReferenceOptions;
   readonly qcow2: Qcow2Settings;
   readonly http: HttpSettings | undefined;
+  readonly tls: TlsServerOptions | undefined;
 }
 
 export interface ServeImage {
@@ -220,5 +223,6 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     references: referenceOptions(raw),
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
+    tls: tlsOptions(raw),
   };
 }
