@@ -1,13 +1,14 @@
 /**
- * Stream sockets through node:net. The stream stays in paused mode, so that node reads ahead no more than
- * {@link READ_AHEAD} bytes; received bytes are copied once, sent bytes are not.
+ * Stream sockets through node:net. The stream flows while somebody receives, and is paused with the first bytes that
+ * nobody wants yet: node then reads ahead no more than {@link READ_AHEAD} bytes. Received bytes are copied once, sent
+ * bytes are not. A receive that has something ends in the next dispatch, and takes what comes until then.
  */
 import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { Errno } from '../../base/errors.ts';
 import type { Iov, Memory } from '../../base/memory.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
-import { type AioOp, Gate } from '../op.ts';
+import { AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
 import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
@@ -24,6 +25,10 @@ export interface StreamLoop {
   begin(op: AioOp, owner: OpOwner): boolean;
   /** The end of `op`, in the next dispatch. */
   end(op: AioOp, result: number): void;
+  /** The end of `op` at once: in a dispatch only. */
+  endNow(op: AioOp, result: number): void;
+  /** Completes `op`, which is not one that was taken over, in the next dispatch. */
+  later(op: AioOp): void;
 }
 
 export function connectPool(loop: PoolLoop, address: SocketAddress): Promise<AioSocket> {
@@ -75,6 +80,18 @@ function peerName(socket: net.Socket): string {
 
 const KEEP_ALIVE_MS = 60_000;
 
+/** Ends a receive that has something, in the dispatch. */
+class ReceivedOp extends AioOp {
+  readonly #socket: PoolSocket;
+  constructor(socket: PoolSocket) {
+    super();
+    this.#socket = socket;
+  }
+  complete(): void {
+    this.#socket.endReceived();
+  }
+}
+
 export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly peer: string;
   readonly #loop: StreamLoop;
@@ -92,6 +109,12 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   #wanted = 0;
   #received = 0;
   #all = false;
+  /** Received, and not asked for: while it is there the stream is paused. */
+  #rest: Uint8Array | undefined;
+  readonly #receivedOp = new ReceivedOp(this);
+  /** The receiver has what it needs; and {@link #receivedOp} is on its way. */
+  #settled = false;
+  #settling = false;
 
   #sender: AioOp | undefined;
   #iov: Iov | undefined;
@@ -107,7 +130,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#socket = socket;
     this.#piece = piece;
     this.peer = peerName(socket);
-    socket.on('readable', this.#onReadable);
+    socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);
     socket.on('error', this.#onError);
     socket.on('close', this.#onClose);
@@ -126,7 +149,13 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#wanted = length;
     this.#received = 0;
     this.#all = all;
-    this.#onReadable();
+    this.#settled = false;
+    if (this.#shut) this.#endRecv(0);
+    else this.#fill();
+    if (!this.#receiver || this.#rest || this.#settled) return;
+    if (this.#error < 0) this.#endRecv(this.#error);
+    else if (this.#ended) this.#endRecv(this.#received);
+    else this.#socket.resume();
   }
 
   send(op: AioOp, iov: Iov): void {
@@ -172,7 +201,9 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   toStream(): net.Socket {
     assert(!this.#receiver && !this.#sender, 'a socket that is given up has no operation pending');
     const socket = this.#socket;
-    socket.off('readable', this.#onReadable);
+    socket.off('data', this.#onData);
+    socket.pause();
+    if (this.#rest) socket.unshift(this.#rest);
     socket.off('end', this.#onEnd);
     socket.off('close', this.#onClose);
     // The listener for errors stays: without one, an early reset would end the process.
@@ -209,32 +240,39 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     return `${op === this.#receiver ? 'recv from' : 'send to'} ${this.peer}`;
   }
 
-  readonly #onReadable = (): void => {
-    const socket = this.#socket;
-    if (this.#shut) {
-      this.#endRecv(0);
-      return;
-    }
-    while (this.#receiver) {
-      const missing = this.#wanted - this.#received;
-      const ready = Math.min(socket.readableLength, missing);
-      if (ready === 0) {
-        if (missing === 0) this.#endRecv(this.#received);
-        else if (this.#error < 0) this.#endRecv(this.#error);
-        else if (this.#ended) this.#endRecv(this.#received);
-        // At the end of the stream this is what makes 'end' come; before, it keeps the read-ahead going.
-        else socket.read(0);
-        return;
-      }
-      const chunk = socket.read(ready) as Uint8Array | null;
-      if (!chunk) return;
-      this.#memory!.bytes.set(chunk, this.#at + this.#received);
-      this.#received += chunk.length;
-      if (!this.#all || this.#received === this.#wanted) this.#endRecv(this.#received);
-    }
-    // Nobody waits, but an end without data has to be taken note of.
-    if (socket.readableLength === 0 && !this.#ended) socket.read(0);
+  readonly #onData = (chunk: Uint8Array): void => {
+    if (this.#shut) return;
+    this.#rest = chunk;
+    this.#fill();
+    if (this.#rest) this.#socket.pause();
   };
+
+  /** Gives the receiver what is there. */
+  #fill(): void {
+    const rest = this.#rest;
+    if (!rest || !this.#receiver) return;
+    const count = Math.min(rest.length, this.#wanted - this.#received);
+    const bytes = count < rest.length ? rest.subarray(0, count) : rest;
+    this.#memory!.bytes.set(bytes, this.#at + this.#received);
+    this.#received += count;
+    this.#rest = count < rest.length ? rest.subarray(count) : undefined;
+    if (this.#all && this.#received < this.#wanted) return;
+    this.#settled = true;
+    if (this.#settling) return;
+    this.#settling = true;
+    this.#loop.later(this.#receivedOp);
+  }
+
+  /** @internal */
+  endReceived(): void {
+    this.#settling = false;
+    const op = this.#receiver;
+    if (!op || !this.#settled) return;
+    const received = this.#received;
+    this.#receiver = undefined;
+    this.#memory = undefined;
+    this.#loop.endNow(op, received);
+  }
 
   readonly #onEnd = (): void => {
     this.#ended = true;
@@ -243,7 +281,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
 
   readonly #onError = (error: Error): void => {
     if (this.#error === 0) this.#error = -nodeErrno(error);
-    this.#endRecv(this.#error);
+    this.#endRecv(this.#settled ? this.#received : this.#error);
     this.#endSend(this.#error);
   };
 
@@ -268,7 +306,6 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     if (!op) return;
     this.#receiver = undefined;
     this.#memory = undefined;
-    this.#received = 0;
     this.#loop.end(op, result);
   }
 

@@ -32,8 +32,16 @@ export class RingStreams implements StreamLoop {
 
   end(op: AioOp, result: number): void {
     this.#ops.remove(op);
-    this.#host.stats.completions++;
     this.#host.completeLater(op, result);
+  }
+
+  endNow(op: AioOp, result: number): void {
+    this.#ops.remove(op);
+    op.complete(result);
+  }
+
+  later(op: AioOp): void {
+    this.#host.completeLater(op, 0);
   }
 
   /** False when `op` is none of a stream's. */
