@@ -2,14 +2,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import * as net from 'node:net';
-import { after, before, type TestContext, test } from 'node:test';
-import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { open, serveNbd } from '../src/index.ts';
+import { after, before, type TestContext, test } from 'node:test';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
+import { open, serveNbd } from '../src/index.ts';
 import { Option, OptionReply } from '../src/proto/nbd/constants.ts';
 import { blockplane, needs, pattern, peer, run, scratch, serve, sparse } from './harness.ts';
 
@@ -82,8 +81,7 @@ const KINDS = [
     serve: () => ['--tls-certificates', `${pki}/server`],
     object: (endpoint: string) => `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${pki}/${endpoint}`,
     libnbd: (socket: string) => `nbds+unix:///?socket=${socket}&tls-certificates=${pki}/client`,
-    ours: (socket: string) =>
-      `nbds+unix:///?socket=${socket}&tls-certificates=${pki}/client&tls-hostname=localhost`,
+    ours: (socket: string) => `nbds+unix:///?socket=${socket}&tls-certificates=${pki}/client&tls-hostname=localhost`,
     nbdkit: () => [`--tls-certificates=${pki}/server`, '--tls-verify-peer'],
   },
   {
@@ -144,7 +142,7 @@ for (const { kind, serve: options, object, libnbd, ours, nbdkit } of KINDS) {
     const listen = (name: string): string => `${dir}/${name}.sock`;
     const image = sparse(`${dir}/disk.img`, bytes.length);
     const own = ['--object', object('server'), '--tls-creds', 'tls0', '-f', 'raw', image];
-    await peerServer(t, listen('qemu'), '/usr/bin/qemu-nbd', '-t', '-e', '4', '-k', listen('qemu'), ...own);
+    await peerServer(t, listen('qemu'), '/usr/bin/qemu-nbd', '-t', '-e', '8', '-k', listen('qemu'), ...own);
     const kit = ['-f', '-U', listen('kit'), '--tls=require', ...nbdkit(), 'memory', String(bytes.length)];
     await peerServer(t, listen('kit'), 'nbdkit', ...kit);
     for (const name of ['qemu', 'kit']) {
@@ -175,70 +173,78 @@ test('anon: qemu-img with a server of ours, and a disk of qemu-nbd', needs('qemu
   assert.equal(remote.size, 2 * MiB);
 });
 
-test('a client refuses a server of another CA, of another host, that is expired or revoked', WITH_CERTTOOL, async (t) => {
-  const dir = scratch(t);
-  await using disk = await open(sparse(`${dir}/disk.img`, MiB));
-  const tls = { type: 'x509', dir: `${pki}/client`, hostname: 'localhost' } as const;
-  for (const [name, why] of [
-    ['impostor', /its certificate is not accepted: unable to verify|self.signed/],
-    ['elsewhere', /its certificate is not accepted: Hostname.* localhost/],
-    ['expired', /its certificate is not accepted: certificate has expired/],
-  ] as const) {
-    const server = { type: 'x509', dir: `${pki}/${name}`, 'verify-peer': false } as const;
-    await using service = await serveNbd(disk, { socket: `${dir}/${name}.sock`, tls: server });
-    await assert.rejects(open(service.uri, { tls }), { code: 'EACCES', message: why });
-    // Whom nobody asks for can be anybody.
-    const careless = { ...tls, 'verify-peer': false } as const;
-    await using reached = await open(service.uri, { tls: careless });
+test(
+  'a client refuses a server of another CA, of another host, that is expired or revoked',
+  WITH_CERTTOOL,
+  async (t) => {
+    const dir = scratch(t);
+    await using disk = await open(sparse(`${dir}/disk.img`, MiB));
+    const tls = { type: 'x509', dir: `${pki}/client`, hostname: 'localhost' } as const;
+    for (const [name, why] of [
+      ['impostor', /its certificate is not accepted: unable to verify|self.signed/],
+      ['elsewhere', /its certificate is not accepted: Hostname.* localhost/],
+      ['expired', /its certificate is not accepted: certificate has expired/],
+    ] as const) {
+      const server = { type: 'x509', dir: `${pki}/${name}`, 'verify-peer': false } as const;
+      await using service = await serveNbd(disk, { socket: `${dir}/${name}.sock`, tls: server });
+      await assert.rejects(open(service.uri, { tls }), { code: 'EACCES', message: why });
+      // Whom nobody asks for can be anybody.
+      const careless = { ...tls, 'verify-peer': false } as const;
+      await using reached = await open(service.uri, { tls: careless });
+      assert.equal(reached.size, MiB);
+    }
+    await using service = await serveNbd(disk, { port: 0, tls: { type: 'x509', dir: `${pki}/server` } });
+    await using reached = await open(service.uri, { tls: { type: 'x509', dir: `${pki}/client` } });
     assert.equal(reached.size, MiB);
-  }
-  await using service = await serveNbd(disk, { port: 0, tls: { type: 'x509', dir: `${pki}/server` } });
-  await using reached = await open(service.uri, { tls: { type: 'x509', dir: `${pki}/client` } });
-  assert.equal(reached.size, MiB);
-  // Node's own authorities do not know this one.
-  await assert.rejects(open(service.uri), { code: 'EACCES', message: /not accepted/ });
-  mkdirSync(`${dir}/crl`);
-  for (const file of ['ca-cert.pem', 'client-cert.pem', 'client-key.pem']) {
-    copyFileSync(`${pki}/client/${file}`, `${dir}/crl/${file}`);
-  }
-  writeFileSync(`${dir}/crl.info`, 'crl_next_update = 30\ncrl_number = 1\n');
-  const signer = ['--load-ca-certificate', `${pki}/ca/ca-cert.pem`, '--load-ca-privkey', `${pki}/ca/ca-key.pem`];
-  const revoked = ['--load-certificate', `${pki}/server/server-cert.pem`, '--template', `${dir}/crl.info`];
-  await peer('certtool', '--generate-crl', ...signer, ...revoked, '--outfile', `${dir}/crl/ca-crl.pem`);
-  const careful = { type: 'x509', dir: `${dir}/crl` } as const;
-  await assert.rejects(open(service.uri, { tls: careful }), { code: 'EACCES', message: /certificate revoked/ });
-});
+    // Node's own authorities do not know this one.
+    await assert.rejects(open(service.uri), { code: 'EACCES', message: /not accepted/ });
+    mkdirSync(`${dir}/crl`);
+    for (const file of ['ca-cert.pem', 'client-cert.pem', 'client-key.pem']) {
+      copyFileSync(`${pki}/client/${file}`, `${dir}/crl/${file}`);
+    }
+    writeFileSync(`${dir}/crl.info`, 'crl_next_update = 30\ncrl_number = 1\n');
+    const signer = ['--load-ca-certificate', `${pki}/ca/ca-cert.pem`, '--load-ca-privkey', `${pki}/ca/ca-key.pem`];
+    const revoked = ['--load-certificate', `${pki}/server/server-cert.pem`, '--template', `${dir}/crl.info`];
+    await peer('certtool', '--generate-crl', ...signer, ...revoked, '--outfile', `${dir}/crl/ca-crl.pem`);
+    const careful = { type: 'x509', dir: `${dir}/crl` } as const;
+    await assert.rejects(open(service.uri, { tls: careful }), { code: 'EACCES', message: /certificate revoked/ });
+  },
+);
 
-test('a server lets in who has a certificate it trusts, and of those only the names it was told', WITH_CERTTOOL, async (t) => {
-  const dir = scratch(t);
-  await using disk = await open(sparse(`${dir}/disk.img`, MiB));
-  const name = 'C=GB,O=Example\\, Org,CN=client';
-  const base = { type: 'x509', dir: `${pki}/server` } as const;
-  const enter = async (socket: string, folder: string): Promise<number> => {
-    const tls = { type: 'x509', dir: folder, hostname: 'localhost' } as const;
-    await using reached = await open(`nbds+unix:///?socket=${socket}`, { tls });
-    return reached.size;
-  };
-  mkdirSync(`${dir}/nobody`);
-  copyFileSync(`${pki}/ca/ca-cert.pem`, `${dir}/nobody/ca-cert.pem`);
-  mkdirSync(`${dir}/stranger`);
-  copyFileSync(`${pki}/ca/ca-cert.pem`, `${dir}/stranger/ca-cert.pem`);
-  for (const file of ['client-cert.pem', 'client-key.pem']) {
-    copyFileSync(`${pki}/stranger/${file}`, `${dir}/stranger/${file}`);
-  }
-  for (const [authz, friend] of [
-    [undefined, true],
-    [[name], true],
-    [[`${name} `, 'CN=client'], false],
-  ] as const) {
-    await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls: { ...base, authz } });
-    assert.ok(service.secure);
-    if (friend) assert.equal(await enter(`${dir}/nbd.sock`, `${pki}/client`), MiB);
-    else await assert.rejects(enter(`${dir}/nbd.sock`, `${pki}/client`), { code: /ECONNRESET|EPIPE/ });
-    await assert.rejects(enter(`${dir}/nbd.sock`, `${dir}/nobody`), { code: /ECONNRESET|EPIPE/ });
-    await assert.rejects(enter(`${dir}/nbd.sock`, `${dir}/stranger`), { code: /ECONNRESET|EPIPE/ });
-  }
-});
+test(
+  'a server lets in who has a certificate it trusts, and of those only the names it was told',
+  WITH_CERTTOOL,
+  async (t) => {
+    const dir = scratch(t);
+    await using disk = await open(sparse(`${dir}/disk.img`, MiB));
+    const name = 'C=GB,O=Example\\, Org,CN=client';
+    const base = { type: 'x509', dir: `${pki}/server` } as const;
+    const enter = async (socket: string, folder: string): Promise<number> => {
+      const tls = { type: 'x509', dir: folder, hostname: 'localhost' } as const;
+      await using reached = await open(`nbds+unix:///?socket=${socket}`, { tls });
+      return reached.size;
+    };
+    mkdirSync(`${dir}/nobody`);
+    copyFileSync(`${pki}/ca/ca-cert.pem`, `${dir}/nobody/ca-cert.pem`);
+    mkdirSync(`${dir}/stranger`);
+    copyFileSync(`${pki}/ca/ca-cert.pem`, `${dir}/stranger/ca-cert.pem`);
+    for (const file of ['client-cert.pem', 'client-key.pem']) {
+      copyFileSync(`${pki}/stranger/${file}`, `${dir}/stranger/${file}`);
+    }
+    for (const [authz, friend] of [
+      [undefined, true],
+      [[name], true],
+      [[`${name} `, 'CN=client'], false],
+    ] as const) {
+      await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls: { ...base, authz } });
+      assert.ok(service.secure);
+      if (friend) assert.equal(await enter(`${dir}/nbd.sock`, `${pki}/client`), MiB);
+      else await assert.rejects(enter(`${dir}/nbd.sock`, `${pki}/client`), { code: /ECONNRESET|EPIPE/ });
+      await assert.rejects(enter(`${dir}/nbd.sock`, `${dir}/nobody`), { code: /ECONNRESET|EPIPE/ });
+      await assert.rejects(enter(`${dir}/nbd.sock`, `${dir}/stranger`), { code: /ECONNRESET|EPIPE/ });
+    }
+  },
+);
 
 test('psk: a wrong key and an unknown user get nothing, and no key is told', async (t) => {
   const dir = scratch(t);
@@ -273,8 +279,8 @@ test('where TLS is optional both get in, and where it is required nobody without
     await using plain = await open(`nbd+unix:///?socket=${dir}/both.sock`);
     assert.equal(secure.size, plain.size);
   }
-  await using service = await serveNbd(disk, { socket: `${dir}/tls.sock`, tls: psk });
-  await using secure = await open(service.uri, { tls: psk });
+  await using strict = await serveNbd(disk, { socket: `${dir}/tls.sock`, tls: psk });
+  assert.ok(strict.secure);
   await assert.rejects(open(`nbd+unix:///?socket=${dir}/tls.sock`), { code: 'EACCES', message: /it wants TLS/ });
   // A server that has none: no fallback.
   await using without = await serveNbd(disk, { socket: `${dir}/plain.sock` });
@@ -287,11 +293,13 @@ test('TLS handshakes that stall, break off or are none end, within their time, a
   const dir = scratch(t);
   await using disk = await open(sparse(`${dir}/disk.img`, MiB));
   const psk = { type: 'psk', dir: `${pki}/psk` } as const;
-  const socket = `${dir}/nbd.sock`;
-  await using service = await serveNbd(disk, { socket, handshakeSeconds: 2, tls: psk });
+  await using service = await serveNbd(disk, { port: 0, handshakeSeconds: 2, tls: psk });
+  const [address] = service.addresses;
+  assert.ok(address?.kind === 'inet');
   await using good = await open(service.uri, { tls: psk });
+  const connections = service.clients;
   const begin = async (): Promise<RawClient> => {
-    const client = await RawClient.connect(socket);
+    const client = await RawClient.connect(address.port);
     await client.greet();
     const [reply] = await client.option(Option.STARTTLS);
     assert.equal(reply?.type, OptionReply.ACK);
@@ -317,39 +325,78 @@ test('TLS handshakes that stall, break off or are none end, within their time, a
   const back = new Uint8Array(4096);
   await good.read(back, 0, back.length, 0);
   assert.deepEqual(back, bytes);
-  while (service.clients > good_clients) await once(service, 'disconnect');
+  while (service.clients > connections) await once(service, 'disconnect');
 });
-const good_clients = 4;
 
-test('a client that dies in the middle of TLS takes nothing with it, and one that does not read is waited for', async (t) => {
-  const dir = scratch(t);
-  await using disk = await open(sparse(`${dir}/disk.img`, 64 * MiB));
-  const psk = { type: 'psk', dir: `${pki}/psk` } as const;
-  await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls: psk });
-  // Between them a proxy, which cuts.
-  const pairs = new Set<net.Socket>();
+/** Between a client and a server: cuts, and holds back what the server says. */
+async function between(t: TestContext, path: string, target: string) {
+  const sockets = new Set<net.Socket>();
+  /** The client of each connection to the server. */
+  const pairs = new Map<net.Socket, net.Socket>();
   const proxy = net.createServer((client) => {
-    const server = net.connect(`${dir}/nbd.sock`);
+    const server = net.connect(target);
+    pairs.set(server, client);
     for (const [one, other] of [
       [client, server],
       [server, client],
     ] as const) {
-      pairs.add(one);
+      sockets.add(one);
       one.on('error', () => undefined);
       one.on('close', () => other.destroy());
       one.pipe(other);
     }
   });
-  proxy.listen(`${dir}/proxy.sock`);
+  proxy.listen(path);
   await once(proxy, 'listening');
   t.after(() => proxy.close());
-  await using cut = await open(`nbds+unix:///?socket=${dir}/proxy.sock`, { tls: psk });
+  return {
+    cut(): void {
+      for (const socket of sockets) socket.destroy();
+    },
+    hold(): void {
+      for (const server of pairs.keys()) server.unpipe().pause();
+    },
+    letGo(): void {
+      for (const [server, client] of pairs) server.pipe(client);
+    },
+  };
+}
+
+const PSK_DISK = 64 * MiB;
+
+test('a client that dies in the middle of TLS takes nothing with it', async (t) => {
+  const dir = scratch(t);
+  await using disk = await open(sparse(`${dir}/disk.img`, PSK_DISK));
+  const tls = { type: 'psk', dir: `${pki}/psk` } as const;
+  await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls });
+  const proxy = await between(t, `${dir}/proxy.sock`, `${dir}/nbd.sock`);
+  await using cut = await open(`nbds+unix:///?socket=${dir}/proxy.sock`, { tls });
+  proxy.hold();
   const reads = Array.from({ length: 32 }, (_, i) => cut.read(new Uint8Array(MiB), 0, MiB, i * MiB));
-  await reads[0];
-  for (const socket of pairs) socket.destroy();
+  proxy.cut();
   const ends = await Promise.allSettled(reads);
-  assert.ok(ends.some(({ status }) => status === 'rejected'));
+  assert.ok(ends.every(({ status }) => status === 'rejected'));
   while (service.clients > 0) await once(service, 'disconnect');
-  await using again = await open(service.uri, { tls: psk });
+  await using again = await open(service.uri, { tls });
   assert.equal((await again.read(new Uint8Array(MiB), 0, MiB, 0)).bytesRead, MiB);
+});
+
+test('a client by TLS that reads late gets all of it, and the others are served meanwhile', async (t) => {
+  const dir = scratch(t);
+  const bytes = pattern(PSK_DISK);
+  writeFileSync(`${dir}/disk.img`, bytes);
+  await using disk = await open(`${dir}/disk.img`);
+  const tls = { type: 'psk', dir: `${pki}/psk` } as const;
+  await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls });
+  const proxy = await between(t, `${dir}/proxy.sock`, `${dir}/nbd.sock`);
+  await using late = await open(`nbds+unix:///?socket=${dir}/proxy.sock`, { tls });
+  await using other = await open(service.uri, { tls });
+  proxy.hold();
+  const back = new Uint8Array(PSK_DISK);
+  const reads = Array.from({ length: 64 }, (_, i) => late.read(back, i * MiB, MiB, i * MiB));
+  const small = new Uint8Array(4096);
+  for (let i = 0; i < 100; i++) await other.read(small, 0, small.length, i * 4096);
+  proxy.letGo();
+  await Promise.all(reads);
+  assert.ok(Buffer.from(back).equals(bytes));
 });

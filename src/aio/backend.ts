@@ -96,8 +96,8 @@ export interface AioBackend {
   /** Takes over a connected stream socket, or a listening one (systemd socket activation). */
   adoptSocket(fd: number): Promise<AioSocket>;
   adoptListener(fd: number): Promise<AioListener>;
-  /** A connected stream of Node's (a TLS stream) as a socket of this seam: it belongs to that from here on. Absent where
-   *  there are none (sim). */
+  /** A connected stream of Node's (a TLS stream) as a socket of this seam: it belongs to that from here on. Absent
+   *  where there are none (sim). */
   fromStream?(stream: NodeSocket): AioSocket;
   /** Completes `op` with the ready events once `fd` is ready for `events` (POLLIN 1, POLLOUT 4), or -ECANCELED after
    *  {@link cancel}. ENOTSUP where there is no native layer. */

@@ -39,9 +39,9 @@ const EXIT_MS = 5000;
 /** How long one that is to die may take to do so by itself, ms. */
 const KILL_MS = 2000;
 /**
- * An IOThread's room for young objects. TLS gets each record in a small object with 16 KiB outside of the heap, and they
- * are given back when the young are collected: with the usual 48 MiB that came after 64 MiB outside, which made V8 go
- * through the whole heap 35 times for 512 MiB written by TLS, and took 1.2 s of processor time instead of 0.8 s.
+ * An IOThread's room for young objects. TLS gets each record in a small object with 16 KiB outside of the heap, and
+ * those are given back when the young are collected. With the usual 48 MiB, 64 MiB outside came first, and made V8 go
+ * through the whole heap: 35 times for 512 MiB that were written by TLS, which took 1.2 s of processor time, not 0.8 s.
  */
 const YOUNG_MB = 3;
 

@@ -12,8 +12,8 @@ import {
   imageName,
   type Qcow2Settings,
 } from '../lib/options.ts';
-import type { TlsServerOptions } from '../lib/tls-options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';

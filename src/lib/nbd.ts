@@ -114,7 +114,12 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
       },
     });
     try {
-      service = new NbdService(members, await members.start(threads, shown, message), directory, message.tls !== undefined);
+      service = new NbdService(
+        members,
+        await members.start(threads, shown, message),
+        directory,
+        message.tls !== undefined,
+      );
       return service;
     } catch (error) {
       await members.stop(0).catch(() => undefined);

@@ -28,7 +28,7 @@ export function parseNbdUri(text: string): NbdLocation {
     new BlockError(errno, `Could not open '${text}': ${why}`);
   // Not the URL class: that has its own ideas about paths, as in '//' or '..'.
   const match = /^([a-z+]+):\/\/([^/?#]*)(?:\/([^?#]*))?(?:\?([^#]*))?$/i.exec(text);
-  const [, scheme = '', authority = '', path = '', query = ''] = match ?? [];
+  const [, scheme = '', at = '', path = '', query = ''] = match ?? [];
   if (match === null) throw refuse('it is no NBD URI');
   if (/vsock$/i.test(scheme)) throw refuse('vsock is not supported', Errno.ENOTSUP);
   const decoded = (part: string): string => {
@@ -40,6 +40,12 @@ export function parseNbdUri(text: string): NbdLocation {
   };
   const parameters = parametersOf(query, decoded, refuse);
   const secure = /^nbds/i.test(scheme);
+  // Who a client by TLS is may stand before the host.
+  const [, user, authority = at] = (secure && /^([^@]*)@(.*)$/.exec(at)) || [];
+  if (user !== undefined) {
+    if (parameters.has('tls-username')) throw refuse("'tls-username' is given twice");
+    parameters.set('tls-username', decoded(user));
+  }
   for (const key of parameters.keys()) {
     if (key === 'socket' || (secure && TLS_PARAMETERS.includes(key))) continue;
     throw refuse(TLS_PARAMETERS.includes(key) ? `'${key}' is for nbds` : `unknown parameter '${key}'`);
@@ -72,7 +78,7 @@ function parametersOf(
   query: string,
   decoded: (part: string) => string,
   refuse: (why: string) => BlockError,
-): ReadonlyMap<string, string> {
+): Map<string, string> {
   const parameters = new Map<string, string>();
   for (const part of query.split('&')) {
     if (part === '') continue;

@@ -40,7 +40,7 @@ test('credentials that cannot be are refused by their field', async () => {
   await refused({ type: 'psk', dir: '/x', file: '/y' }, /psk needs dir/);
 });
 
-test('keys are read as GnuTLS writes them; a line that is none is named by its number, and nothing of it is told', async (t) => {
+test('keys are read as GnuTLS writes them; a line that is none is named, and nothing of it told', async (t) => {
   const file = join(folder(t), 'keys.psk');
   const given = { type: 'psk', file } as const;
   const write = (text: string): void => writeFileSync(file, text);

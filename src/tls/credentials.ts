@@ -77,10 +77,10 @@ export async function loadCredentials(given: TlsCredentials, endpoint: TlsEndpoi
 /** EINVAL for what no credentials are. */
 export function checkCredentials(given: TlsCredentials): void {
   if (typeof given !== 'object' || given === null) throw refuse('expected an object with type x509, psk or anon');
-  const fields = FIELDS[given.type];
+  const fields = Object.hasOwn(FIELDS, given.type) ? FIELDS[given.type] : undefined;
   if (!fields) throw refuse(`type is '${String(given.type)}', not x509, psk or anon`);
   for (const [name, value] of Object.entries(given)) {
-    const type = fields[name];
+    const type = Object.hasOwn(fields, name) ? fields[name] : undefined;
     if (type === undefined) throw refuse(`${name} is not a field of type ${given.type}`);
     if (value === undefined) continue;
     if (typeof value !== type || value === '') throw refuse(`${name} is not a ${type}`);
@@ -143,10 +143,14 @@ function parseKeys(text: string, path: string): Map<string, Uint8Array> {
     const [, user, hex] = /^([^:]+):((?:[0-9a-fA-F]{2})+)\s*$/.exec(line) ?? [];
     const where = `line ${index + 1} of '${path}'`;
     if (user === undefined || hex === undefined) throw refuse(`${where} is not USER:KEY, the key in hexadecimal`);
-    if (Buffer.byteLength(user) > IDENTITY_MAX) throw refuse(`the user in ${where} has more than ${IDENTITY_MAX} bytes`);
+    if (new TextEncoder().encode(user).length > IDENTITY_MAX)
+      throw refuse(`the user in ${where} has more than ${IDENTITY_MAX} bytes`);
     if (hex.length / 2 > KEY_MAX) throw refuse(`the key in ${where} has more than ${KEY_MAX} bytes`);
     if (keys.has(user)) throw refuse(`the user in ${where} had a key before`);
-    keys.set(user, new Uint8Array(Buffer.from(hex, 'hex')));
+    keys.set(
+      user,
+      Uint8Array.from(hex.match(/../g)!, (digits) => Number.parseInt(digits, 16)),
+    );
   }
   if (keys.size === 0) throw refuse(`'${path}' has no keys`);
   return keys;

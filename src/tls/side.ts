@@ -8,8 +8,8 @@ import type { LoadedCredentials } from './credentials.ts';
 
 /** One side of the handshake. */
 export interface TlsSide {
-  /** Runs it on `stream`, and answers the stream inside. Rejects with BlockError, whose message is the end of a sentence
-   *  that begins with the peer; the stream is destroyed then. A stream that is destroyed meanwhile ends it. */
+  /** Runs it on `stream`, and answers the stream inside. Rejects with BlockError, whose message is the end of a
+   *  sentence that begins with the peer; the stream is destroyed then. A stream that is destroyed meanwhile ends it. */
   handshake(stream: Socket): Promise<tls.TLSSocket>;
 }
 
@@ -154,7 +154,7 @@ function failure(error: Error): BlockError {
     return new BlockError(Errno.ECONNRESET, 'it ended the connection in the TLS handshake');
   }
   // OpenSSL's reasons are the library's own; a certificate's are named by code.
-  if (code.startsWith('ERR_SSL_') || reason !== undefined && !code.startsWith('ERR_TLS_')) {
+  if (code.startsWith('ERR_SSL_') || (reason !== undefined && !code.startsWith('ERR_TLS_'))) {
     return new BlockError(Errno.EPROTO, `the TLS handshake failed: ${quoted(reason ?? code)}`);
   }
   return new BlockError(Errno.EACCES, `its certificate is not accepted: ${quoted(error.message)}`);
@@ -165,8 +165,8 @@ function quoted(text: unknown): string {
   return clean.length > TEXT_MAX ? `${clean.slice(0, TEXT_MAX)}...` : clean;
 }
 
-/** 'C=GB,O=Example,CN=laptop': the parts in the certificate's order, special characters escaped as in RFC 4514. `lines`:
- *  as X509Certificate has them, escaped already and one a line. */
+/** 'C=GB,O=Example,CN=laptop': the parts in the certificate's order, special characters escaped as in RFC 4514.
+ *  `lines`: as X509Certificate has them, escaped already and one a line. */
 export function distinguishedName(lines: string): string {
   return lines.split('\n').join(',');
 }

@@ -58,7 +58,12 @@ for (const [name, type] of [
   );
 }
 // As one that takes STARTTLS out of the stream and answers in the server's place.
-refuses('only knows the old style', answering(() => undefined, 0), 'EACCES', /does not have TLS/);
+refuses(
+  'only knows the old style',
+  answering(() => undefined, 0),
+  'EACCES',
+  /does not have TLS/,
+);
 refuses(
   'answers with something else',
   answering((peer, option) => peer.reply(option, OptionReply.INFO)),

@@ -14,10 +14,7 @@ const STARTTLS = wire.encodeOption(Option.STARTTLS);
 const STRUCTURED = wire.encodeOption(Option.STRUCTURED_REPLY);
 const EXTENDED = wire.encodeOption(Option.EXTENDED_HEADERS);
 const GO = wire.encodeOption(Option.GO, wire.encodeInfoRequest('disk', []));
-const CONTEXTS = wire.encodeOption(
-  Option.SET_META_CONTEXT,
-  wire.encodeMetaContextRequest('disk', ['base:allocation']),
-);
+const CONTEXTS = wire.encodeOption(Option.SET_META_CONTEXT, wire.encodeMetaContextRequest('disk', ['base:allocation']));
 
 interface Talk {
   /** What the client says in plain text. */
@@ -56,7 +53,7 @@ async function converse({ plain, inside = [], required = false, limits, start }:
   return { result, replies, starts };
 }
 
-test('without TLS, where it is required, every option but STARTTLS and ABORT is refused with ERR_TLS_REQD', async () => {
+test('where TLS is required, every option but STARTTLS and ABORT is ERR_TLS_REQD without it', async () => {
   for (let option: number = Option.LIST; option <= 12; option++) {
     if (option === Option.STARTTLS) continue;
     const { result, replies, starts } = await converse({ plain: [MODERN, wire.encodeOption(option)], required: true });
@@ -98,7 +95,7 @@ test('2021-3716 nothing that was agreed before STARTTLS survives it', async () =
   assert.notEqual(again.result.contexts.baseAllocation, undefined);
 });
 
-test('2021-3716 what a client sends behind STARTTLS before the answer ends the connection, and TLS does not begin', async () => {
+test('2021-3716 what is sent behind STARTTLS ahead of its answer ends the connection', async () => {
   for (const behind of [GO, STRUCTURED, new Uint8Array([22])]) {
     const { result, replies, starts } = await converse({ plain: [MODERN, STARTTLS, behind] });
     assert.ok('ended' in result && /did not wait/.test(result.ended));

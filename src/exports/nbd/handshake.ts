@@ -83,8 +83,8 @@ export function longestHandshakeMessage(limits: NbdLimits): number {
 
 /**
  * Runs the handshake on `socket`. `memory`: `handshakeMemorySize(longestHandshakeMessage(limits))` bytes, free again
- * once the promise has settled. When it has, no operation is pending on the socket, which stays open. Without `tls` there
- * is none to be had.
+ * once the promise has settled. When it has, no operation is pending on the socket, which stays open. Without `tls`
+ * there is none to be had.
  */
 export async function handshake(
   context: AioContext,
