@@ -49,7 +49,7 @@ export { type ImageInfo, inspect, type Qcow2Info, type StoredBitmap } from './li
 export { IOThread, type IOThreadOptions } from './lib/iothread.ts';
 export type { JobProgress } from './lib/job-messages.ts';
 export type { ListenTarget } from './lib/listen.ts';
-export type { BlockExtent, NbdStats, ThreadStats } from './lib/messages.ts';
+export type { BlockExtent, NbdStats, ThreadStats, VhostUserStats } from './lib/messages.ts';
 export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';
 export { type OpenOptions, open } from './lib/open.ts';
 export type {
@@ -74,3 +74,4 @@ export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';
 export type { NbdServerAddress } from './lib/uri.ts';
+export { type ServeVhostUserOptions, serveVhostUser, VhostUserService } from './lib/vhost-user.ts';

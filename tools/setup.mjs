@@ -145,7 +145,17 @@ export async function ensureDebian() {
 
 /** The benchmarks are the files of bench/ that run by themselves. */
 const SHARED = new Set([
-  ...['channel-client', 'client-reader', 'common', 'fio', 'http-server', 'nbd-client', 'peers', 'rounds'],
+  ...[
+    'channel-client',
+    'client-reader',
+    'common',
+    'fio',
+    'http-server',
+    'nbd-client',
+    'peers',
+    'rounds',
+    'vhost-user-client',
+  ],
 ]);
 
 /** Names of the benchmarks, in the order they run. */

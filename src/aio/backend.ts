@@ -28,6 +28,11 @@ export interface LoopHost {
   timePasses(): void;
   /** True when another thread has scheduled something since the last dispatch. */
   remotePending(): boolean;
+  /** What is looked at in every turn, and before sleeping. */
+  readonly pollers: readonly Poller[];
+  /** True when code that is not the engine's own runs in callbacks here (drivers of the program's): it may give work to
+   *  libuv at any time. */
+  readonly foreign: boolean;
   /** Queues the end of `op` for the next dispatch: for results that are known inside the call that started the op. */
   completeLater(op: AioOp, result: number): void;
   /** Shared words: see context-shared.ts. Index SLEEPING is 1 while the thread sleeps and must be woken. */
@@ -36,10 +41,25 @@ export interface LoopHost {
   readonly stats: LoopStats;
 }
 
+/** Somebody whose work comes through memory that others write, without a completion that would tell of it: the rings of
+ *  a guest. Only the ring backend asks pollers. They are as quiet as AioOp.quiet says. Home thread only. */
+export interface Poller {
+  /** Takes up what is there; true when there was anything. Comes in every turn. */
+  poll(): boolean;
+  /** True when {@link poll} would find something. Comes all the time while the loop spins. */
+  ready(): boolean;
+  /** The loop is about to sleep: asks the other side to wake it. True when something has come meanwhile. */
+  arm(): boolean;
+}
+
 /** Adaptive polling (SEMANTICS P1-P4); the ring backend asks it before it sleeps. */
 export interface PollPolicy {
   /** How long to spin before the next sleep; 0 for not at all. */
   readonly pollNs: Nanoseconds;
+  /** True while spinning would only take the processor from the other side. */
+  readonly rests: boolean;
+  /** To be told after spinning, before {@link adjust}. */
+  spun(hit: boolean): void;
   /** To be told after every wait: how long it lasted in all, spinning included. */
   adjust(blockNs: Nanoseconds): void;
 }
@@ -102,6 +122,12 @@ export interface AioBackend {
   /** Completes `op` with the ready events once `fd` is ready for `events` (POLLIN 1, POLLOUT 4), or -ECANCELED after
    *  {@link cancel}. ENOTSUP where there is no native layer. */
   pollFd(op: AioOp, fd: number, events: number): void;
+  /** Only ring: completes `op` again and again, each time that something is added to the eventfd `fd`, which nobody
+   *  needs to read. Once `op.slot` is -1 in `complete` it has ended: after {@link cancel}, with an error, or because
+   *  the kernel wants to be asked anew. */
+  watchFd?(op: AioOp, fd: number): void;
+  /** Only ring: adds 1 to the eventfd `fd`. Where its count is full this waits, and the loop does not. */
+  signalFd?(op: AioOp, fd: number): void;
   /** Asks for the early end of an operation in flight; it completes all the same, with -ECANCELED or its own result. */
   cancel(op: AioOp): void;
 }
@@ -197,6 +223,8 @@ export interface AioListener {
 export interface AioSocket {
   /** For messages: 'unix' or '127.0.0.1:40312'. */
   readonly peer: string;
+  /** Only ring: its descriptor, for messages that carry descriptors. It stays the socket's. */
+  readonly fd?: number;
   /** Receives at most `length` bytes into `memory` at `at`; completes with the count, 0 at the end of the stream. With
    *  `all`, completes only when `length` bytes are there (fewer at the end of the stream). One at a time. */
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void;

@@ -7,7 +7,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Nanoseconds } from '../base/units.ts';
 import { kernelThreadId } from '../native/thread.ts';
-import type { AioBackend, LoopHost } from './backend.ts';
+import type { AioBackend, LoopHost, Poller } from './backend.ts';
 import { type BottomHalf, BottomHalfList, IDLE_NS } from './bottom-half.ts';
 import { newSharedWords, type RemoteContextHandle, SharedWord } from './context-shared.ts';
 import { LoopCounters } from './loop-counters.ts';
@@ -29,6 +29,9 @@ export class AioContext implements LoopHost {
   readonly shared = newSharedWords();
   readonly polling: AdaptivePolling;
   readonly stats = new LoopCounters();
+  /** Who comes or goes does so here. */
+  readonly pollers: Poller[] = [];
+  foreign = false;
   readonly #bottomHalves: BottomHalfList;
   readonly #timers: TimerHeap;
   readonly #late = new Fifo<AioOp>(64);

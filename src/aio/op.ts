@@ -38,6 +38,9 @@ export abstract class AioOp {
   /** More than the number says of what went wrong, for a message: a BlockError. Set by whoever fails the operation,
    *  cleared by whoever wants to see it. Valid in `complete`. */
   failure: unknown = null;
+  /** `complete` gives nothing to libuv but through a promise of the engine's: no handle, no immediate, no timer of
+   *  Node's. The ring's loop may then sleep without a visit to libuv. */
+  quiet = false;
   /** The result: a count of bytes or 0, or a negative errno. Runs once, in the home context; must not throw. */
   abstract complete(result: number): void;
 }

@@ -2,7 +2,14 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { Gate } from './op.ts';
-import { AdaptivePolling, POLL_IDLE_NS, POLL_MAX_NS_DEFAULT, POLL_START_NS } from './poll-policy.ts';
+import {
+  AdaptivePolling,
+  MISSES_TO_REST,
+  POLL_IDLE_NS,
+  POLL_MAX_NS_DEFAULT,
+  POLL_START_NS,
+  REST_MAX,
+} from './poll-policy.ts';
 import { inContext } from './testing.ts';
 
 test('P1 polling begins at 4 us, doubles, and ends at 65536 ns', () => {
@@ -71,3 +78,25 @@ inContext(
   },
   { pollMaxNs: 2_000_000_000 },
 );
+
+test('spinning that misses again and again rests, for longer each time, and one hit ends that', () => {
+  const polling = new AdaptivePolling();
+  const restsFor = (): number => {
+    let waits = 0;
+    for (; polling.rests; waits++) polling.adjust(100);
+    return waits;
+  };
+  for (let i = 1; i < MISSES_TO_REST; i++) {
+    polling.spun(false);
+    assert.equal(restsFor(), 0);
+  }
+  const lengths = [];
+  for (let i = 0; i < 10; i++) {
+    polling.spun(false);
+    lengths.push(restsFor());
+  }
+  assert.deepEqual(lengths, [1, 2, 4, 8, 16, 32, 64, 128, REST_MAX, REST_MAX]);
+  polling.spun(true);
+  polling.spun(false);
+  assert.equal(polling.rests, false);
+});

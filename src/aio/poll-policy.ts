@@ -7,6 +7,10 @@
  * The maximum is twice QEMU's: a wait that ended in sleep has the wake-up in it, 20 to 40 us on a virtual machine whose
  * processors halt. With 32 us a client that asks one thing at a time and was let sleep once looked too slow to spin
  * for, for good: 19k requests a second instead of 40k, for the same processor time each.
+ *
+ * Where the other side shares our processor, it goes on only once we sleep: every spin then misses, and what comes
+ * right after makes the length grow. So after {@link MISSES_TO_REST} misses in a row spinning rests, for longer each
+ * time.
  */
 import type { Nanoseconds } from '../base/units.ts';
 import type { PollPolicy } from './backend.ts';
@@ -15,6 +19,10 @@ export const POLL_MAX_NS_DEFAULT = 65_536;
 /** The first length that is tried. */
 export const POLL_START_NS = 4_000;
 export const POLL_IDLE_NS = 7_000_000_000;
+
+export const MISSES_TO_REST = 4;
+/** In waits; a sleep and a wake-up take some 10 µs, so a few milliseconds. */
+export const REST_MAX = 256;
 
 export interface PollOptions {
   /** Longest spin in ns; 0 turns polling off. Default 65536. */
@@ -31,6 +39,8 @@ export class AdaptivePolling implements PollPolicy {
   readonly #shrink: number;
   pollNs: Nanoseconds = 0;
   #sinceHitNs = 0;
+  #misses = 0;
+  #rest = 0;
 
   constructor(options: PollOptions = {}) {
     this.maxNs = options.pollMaxNs ?? POLL_MAX_NS_DEFAULT;
@@ -38,8 +48,18 @@ export class AdaptivePolling implements PollPolicy {
     this.#shrink = options.pollShrink ?? 0;
   }
 
+  get rests(): boolean {
+    return this.#rest > 0;
+  }
+
+  spun(hit: boolean): void {
+    this.#misses = hit ? 0 : this.#misses + 1;
+    if (this.#misses >= MISSES_TO_REST) this.#rest = Math.min(2 ** (this.#misses - MISSES_TO_REST), REST_MAX);
+  }
+
   adjust(blockNs: Nanoseconds): void {
     if (this.maxNs === 0) return;
+    if (this.#rest > 0) this.#rest--;
     if (blockNs <= this.pollNs) {
       this.#sinceHitNs = 0;
       return;

@@ -4,7 +4,14 @@ import { activatedFds } from './activation.ts';
 import { parseCount, parseSize, shellWord, sizeText, UsageError } from './report.ts';
 import { parseListen, type RawServeOptions, serveOptions } from './serve-options.ts';
 
-const NONE: RawServeOptions = { exportName: [], description: [], bitmap: [], iothread: [], allowDirectory: [] };
+const NONE: RawServeOptions = {
+  exportName: [],
+  vhostUser: [],
+  description: [],
+  bitmap: [],
+  iothread: [],
+  allowDirectory: [],
+};
 
 test('sizes are powers of 1024, exact, and nothing else is one', () => {
   const sizes: [string, number][] = [

@@ -25,6 +25,8 @@ export interface RawServeOptions extends RawTlsOptions {
   readonly imageOpts?: boolean;
   readonly socket?: string;
   readonly listen?: string;
+  readonly vhostUser: readonly string[];
+  readonly queues?: string;
   readonly exportName: readonly string[];
   readonly description: readonly string[];
   readonly bitmap: readonly string[];
@@ -62,6 +64,8 @@ export interface ServeOptions {
   /** IOThreads that serve the clients of an IOThread's images, itself included. */
   readonly clientThreads: number;
   readonly listen: ListenAt;
+  /** The most queues of a guest. */
+  readonly queues: number | undefined;
   readonly format: Format | undefined;
   /** The images are trees of options as text. */
   readonly imageOpts: boolean;
@@ -92,9 +96,12 @@ export interface ServeImage {
   readonly exportName: string;
   readonly description: string;
   readonly thread: string;
+  /** Where virtual machines come for it; then it is no NBD export. */
+  readonly vhostUser: string | undefined;
 }
 
 const MAX_IOTHREADS = 64;
+const MAX_GUEST_QUEUES = 256;
 
 /** HOST:PORT, [IPV6]:PORT, :PORT or HOST. */
 export function parseListen(text: string): ListenAt {
@@ -118,6 +125,19 @@ function clientThreads(raw: RawServeOptions): number {
   const count = raw.clientThreads === undefined ? 1 : parseCount(raw.clientThreads, '--client-threads', 1);
   if (count > MAX_IOTHREADS) throw new UsageError(`--client-threads: ${count} is more than ${MAX_IOTHREADS}`);
   return count;
+}
+
+function checkVhostUser(raw: RawServeOptions, images: number): void {
+  const given = raw.vhostUser.length;
+  if (raw.queues !== undefined && given === 0) throw new UsageError('--queues: only with --vhost-user');
+  if (given === 0) return;
+  if (given !== images) {
+    throw new UsageError(`--vhost-user: given ${given} times for ${images} image${images === 1 ? '' : 's'}`);
+  }
+  if (new Set(raw.vhostUser).size < given) throw new UsageError('--vhost-user: two images have the same socket');
+  if (raw.socket !== undefined || raw.listen !== undefined || raw.bitmap.length > 0) {
+    throw new UsageError('--vhost-user: not with --socket, --listen or --bitmap, which are for NBD');
+  }
 }
 
 function threadNames(raw: RawServeOptions, images: number): string[] {
@@ -182,6 +202,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
   const targets: readonly (string | undefined)[] = paths.length > 0 ? paths : [undefined];
   const threads = threadNames(raw, targets.length);
   const names = exportNames(targets, raw.exportName);
+  checkVhostUser(raw, targets.length);
   if (raw.forceShare && !raw.readOnly) throw new UsageError('--force-share: only with --read-only');
   if (raw.size !== undefined && paths.length > 0) throw new UsageError('--size: only without an IMAGE');
   const own = raw.snapshot ?? raw.keyFile ?? raw.format;
@@ -200,10 +221,12 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
       exportName: names[i]!,
       description: raw.description[i] ?? '',
       thread: threads[i % threads.length]!,
+      vhostUser: raw.vhostUser[i],
     })),
     threads: [...new Set(threads)],
     clientThreads: clientThreads(raw),
     listen: listenAt(raw),
+    queues: raw.queues === undefined ? undefined : parseCount(raw.queues, '--queues', 1, MAX_GUEST_QUEUES),
     format: oneOf(raw.format, FORMATS, '--format'),
     bitmaps: raw.bitmap,
     imageOpts: raw.imageOpts ?? false,

@@ -1,12 +1,13 @@
-/** `blockplane serve`: images over NBD until a signal comes. */
+/** `blockplane serve`: images over NBD, or as vhost-user-blk devices, until a signal comes. */
 import { EventEmitter, once } from 'node:events';
 import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
+import { serveVhostUser, type VhostUserService } from '../lib/vhost-user.ts';
 import { activatedFds } from './activation.ts';
-import { howTo } from './banner.ts';
+import { howTo, howToBoot } from './banner.ts';
 import { Progress } from './progress.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import { type RawServeOptions, type ServeImage, type ServeOptions, serveOptions } from './serve-options.ts';
@@ -29,6 +30,7 @@ class ServeCommand {
   readonly #threads = new Map<string, IOThread>();
   readonly #disks = new Map<ServeImage, Disk>();
   readonly #services: NbdService[] = [];
+  readonly #devices: VhostUserService[] = [];
   #directory: PrivateDirectory | undefined;
   readonly #over = new EventEmitter();
   /** Settles when something says that it is over: a signal, or a dead thread. */
@@ -110,6 +112,7 @@ class ServeCommand {
     if (this.#ended) return;
     const opened = await Promise.allSettled(images.map((image) => this.#open(image)));
     for (const result of opened) if (result.status === 'rejected') throw result.reason;
+    if (images[0]?.vhostUser !== undefined) return this.#serveDevices();
     for (const [i, name] of threads.entries()) {
       if (this.#ended) return;
       await this.#serve(i, name, fds);
@@ -203,17 +206,39 @@ class ServeCommand {
     return [own, ...names].map((name) => this.#threads.get(name)!);
   }
 
+  /** A device for each image, in order. */
+  async #serveDevices(): Promise<void> {
+    for (const image of this.#options.images) {
+      if (this.#ended) return;
+      const { vhostUser: socket, exportName: serial } = image;
+      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues: this.#options.queues });
+      device.on('disconnect', (why) => {
+        if (why !== undefined) process.stderr.write(errorLine(`${device.socket}: ${why}`));
+      });
+      this.#devices.push(device);
+    }
+    process.stdout.write(`${this.#devices.map((device) => device.socket).join('\n')}\n`);
+    process.stdout.write(howToBoot(this.#devices[0]!.socket, [...this.#threads.values()], this.#temporary));
+  }
+
+  /** Where the image is that will be removed at the end, if there is one. */
+  get #temporary(): string | undefined {
+    return this.#options.images[0]?.path === undefined ? this.#temporaryPath : undefined;
+  }
+
   #announce(uris: readonly string[]): void {
     process.stdout.write(`${uris.join('\n')}\n`);
-    const temporary = this.#options.images[0]?.path === undefined ? this.#temporaryPath : undefined;
-    const text = howTo(uris, [...this.#threads.values()], temporary);
+    const text = howTo(uris, [...this.#threads.values()], this.#temporary);
     // A program that reads JSON lines gets nothing else after the URIs.
     (this.#options.progress === 'json' ? process.stderr : process.stdout).write(text);
   }
 
   /** Clients first, then everything to stable storage, then the threads. A failure is told after all is done. */
   async #stop(progress: Progress): Promise<void> {
-    await Promise.all(this.#services.map((service) => service.stop(GRACE_MS)));
+    await Promise.all([
+      ...this.#services.map((service) => service.stop(GRACE_MS)),
+      ...this.#devices.map((device) => device.stop()),
+    ]);
     await progress.stop();
     const closed = await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.all([...this.#threads.values()].map((thread) => thread.stop()));
@@ -224,6 +249,7 @@ class ServeCommand {
   async #abandon(): Promise<void> {
     await this.#starting.catch(() => undefined);
     await Promise.allSettled(this.#services.map((service) => service.stop(GRACE_MS)));
+    await Promise.allSettled(this.#devices.map((device) => device.stop()));
     await Promise.allSettled([...this.#disks.values()].map((disk) => disk.close()));
     await Promise.allSettled([...this.#threads.values()].map((thread) => thread.stop()));
   }

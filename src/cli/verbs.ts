@@ -26,6 +26,7 @@ Examples:
   blockplane serve --snapshot monday disk.qcow2                       # as it was, read-only
   blockplane serve --allow-directory /var/lib/bases overlay.qcow2     # its backing file is there
   blockplane serve --http-opts username=me,password-file=pw https://example.org/disk.qcow2
+  blockplane serve --vhost-user /run/vm.sock disk.qcow2               # a vhost-user-blk device, not NBD
   blockplane serve --iothreads 2 --socket /run/nbd.sock a.img b.img   # a: nbd.sock, b: nbd.sock.io1`;
 
 export function addServe(program: Command, early: EarlyThread | undefined, ended: Ended): void {
@@ -42,6 +43,8 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--http-opts <options>', HTTP, collect)
     .option('-k, --socket <path>', 'listen on a unix socket (default: one in a private temporary directory)')
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
+    .option('-V, --vhost-user <path>', 'serve to a virtual machine on this socket; repeat for each IMAGE', collect, [])
+    .option('--queues <count>', 'the most queues of a virtual machine (default: 64)')
     .option('-x, --export-name <name>', 'name of the export; repeat for each IMAGE', collect, [])
     .option('-D, --description <text>', 'description of the export; repeat for each IMAGE', collect, [])
     .option('-B, --bitmap <name>', 'offer this dirty bitmap of each IMAGE; repeat for several', collect, [])

@@ -178,6 +178,31 @@ export interface NbdStats {
   readonly bytesOut: Bytes;
 }
 
+export interface VhostUserStartMessage extends DiskMessage {
+  readonly listen: SocketAddress | { readonly kind: 'fd'; readonly fd: number };
+  readonly mode: number;
+  readonly writable: boolean;
+  readonly queues: number | undefined;
+  readonly blockSize: Bytes | undefined;
+  readonly serial: string | undefined;
+}
+
+export interface VhostUserStartReply {
+  readonly service: number;
+  readonly address: SocketAddress;
+}
+
+export interface VhostUserServiceMessage {
+  readonly service: number;
+}
+
+export interface VhostUserStats {
+  /** A virtual machine is connected now. */
+  readonly connected: boolean;
+  /** Times that one has connected. */
+  readonly connections: number;
+}
+
 export interface ThreadStats {
   readonly name: string;
   readonly backend: { readonly name: string; readonly detail: string };
@@ -214,6 +239,9 @@ export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;
   'nbd-stats'(args: NbdServiceMessage): NbdStats;
+  'vhost-user-start'(args: VhostUserStartMessage): VhostUserStartReply;
+  'vhost-user-stop'(args: VhostUserServiceMessage): VhostUserStats;
+  'vhost-user-stats'(args: VhostUserServiceMessage): VhostUserStats;
   stats(): ThreadStats;
 }
 

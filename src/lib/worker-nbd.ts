@@ -39,11 +39,13 @@ export class WorkerNbd {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
   readonly #servers = new Map<number, NbdServer>();
-  #ids = 0;
+  readonly #newId: () => number;
 
-  constructor(thread: SetupThread, disks: WorkerDisks) {
+  /** `newId`: numbers that no other service of the thread has. */
+  constructor(thread: SetupThread, disks: WorkerDisks, newId: () => number) {
     this.#thread = thread;
     this.#disks = disks;
+    this.#newId = newId;
   }
 
   get count(): number {
@@ -61,7 +63,7 @@ export class WorkerNbd {
       ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
     };
     const tls = message.tls && (await serverTls(message.tls));
-    const service = ++this.#ids;
+    const service = this.#newId();
     const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
       this.#thread.emit(name, { service, peer, clients: server.clients.length });
     });

@@ -10,17 +10,24 @@ import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
+import { WorkerVhostUser } from './worker-vhost-user.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
 
 export function setup(thread: SetupThread): Furnished {
   builtinDrivers();
   const disks = new WorkerDisks(thread.context);
-  const nbd = new WorkerNbd(thread, disks);
+  let services = 0;
+  const newId = (): number => ++services;
+  const nbd = new WorkerNbd(thread, disks, newId);
+  const vhostUser = new WorkerVhostUser(thread, disks, newId);
   const moves = new WorkerMoves(thread, disks, nbd);
   const jobs = new WorkerJobs(disks);
   const handlers: Handlers = {
-    drivers: ({ urls }) => loadDrivers(urls),
+    drivers: ({ urls }) => {
+      thread.context.foreign = true;
+      return loadDrivers(urls);
+    },
     open: (args) => disks.open(args),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
@@ -51,26 +58,29 @@ export function setup(thread: SetupThread): Furnished {
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
     'nbd-stats': async ({ service }) => nbd.stats(service),
-    stats: async () => stats(thread, disks, nbd),
+    'vhost-user-start': (args) => vhostUser.start(args),
+    'vhost-user-stop': ({ service }) => vhostUser.stop(service),
+    'vhost-user-stats': async ({ service }) => vhostUser.stats(service),
+    stats: async () => stats(thread, disks, nbd.count + vhostUser.count),
   };
   return {
     handlers: handlers as Furnished['handlers'],
     async stop() {
       await moves.stop();
-      await nbd.stopAll();
+      await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
       await jobs.stopAll();
       await disks.closeAll();
     },
   };
 }
 
-function stats({ name, context }: SetupThread, disks: WorkerDisks, nbd: WorkerNbd): ThreadStats {
+function stats({ name, context }: SetupThread, disks: WorkerDisks, services: number): ThreadStats {
   const { backend } = context;
   return {
     name,
     backend: { name: backend.name, detail: backend.detail },
     loop: context.stats.snapshot(),
     disks: disks.count,
-    services: nbd.count,
+    services,
   };
 }

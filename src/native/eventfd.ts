@@ -1,4 +1,5 @@
 /** Eventfds: a counter in the kernel that any thread may raise and a ring or epoll may wait for (eventfd(2)). */
+import { readlinkSync } from 'node:fs';
 import { Errno } from '../base/errors.ts';
 import { check, libc, scratch } from './lib.ts';
 
@@ -28,4 +29,13 @@ export function drain(fd: number): number {
   const result = check(libc().read(fd, address, 8));
   if (result === -Errno.EAGAIN) return 0;
   return result === 8 ? view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32 : result;
+}
+
+/** True when `fd` is an eventfd, and not something else that a peer has passed to us. */
+export function isEventfd(fd: number): boolean {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
+  } catch {
+    return false;
+  }
 }

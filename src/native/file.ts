@@ -231,3 +231,11 @@ function putLong(view: DataView, at: number, value: number): void {
   view.setUint32(at, value % 2 ** 32, true);
   view.setUint32(at + 4, Math.floor(value / 2 ** 32), true);
 }
+
+const TMPFS_MAGIC = 0x01021994;
+
+/** True for a file in memory whose pages come one by one (memfd, tmpfs): not on huge pages, not on a disk. */
+export function isShmem(fd: number): boolean {
+  const { view, address } = scratch();
+  return syscall(syscallNumber('fstatfs'), fd, address) === 0 && view.getUint32(0, true) === TMPFS_MAGIC;
+}

@@ -32,6 +32,18 @@ export function mapShared(fd: number, length: Bytes, offset: Offset = 0, populat
   return check(libc().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, offset));
 }
 
+/** Maps `length` bytes of `fd` from `offset`, shared and writable, over whatever is at `address`.
+ *  0 or a negative errno. */
+export function mapSharedAt(address: number, fd: number, length: Bytes, offset: Offset): number {
+  const flags = MAP_SHARED | MAP_FIXED | MAP_NORESERVE;
+  return Math.min(check(libc().mmap(address, length, PROT_READ | PROT_WRITE, flags, fd, offset)), 0);
+}
+
+/** Address space without memory: every access is a crash. The address or a negative errno. */
+export function reserveAddresses(length: Bytes): number {
+  return check(libc().mmap(0, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+}
+
 /** The same, read-only. */
 export function mapSharedReadOnly(fd: number, length: Bytes, offset: Offset = 0): number {
   return check(libc().mmap(0, length, PROT_READ, MAP_SHARED, fd, offset));

@@ -2,8 +2,30 @@
 import { check, libc, native } from './lib.ts';
 
 const NUMBERS = {
-  x64: { prctl: 157, gettid: 186, tgkill: 234, seccomp: 317, memfd_create: 319, preadv2: 327, statx: 332 },
-  arm64: { tgkill: 131, prctl: 167, gettid: 178, seccomp: 277, memfd_create: 279, preadv2: 286, statx: 291 },
+  x64: {
+    fstatfs: 138,
+    prctl: 157,
+    gettid: 186,
+    tgkill: 234,
+    process_vm_readv: 310,
+    process_vm_writev: 311,
+    seccomp: 317,
+    memfd_create: 319,
+    preadv2: 327,
+    statx: 332,
+  },
+  arm64: {
+    fstatfs: 44,
+    tgkill: 131,
+    prctl: 167,
+    gettid: 178,
+    process_vm_readv: 270,
+    process_vm_writev: 271,
+    seccomp: 277,
+    memfd_create: 279,
+    preadv2: 286,
+    statx: 291,
+  },
 } as const;
 
 /** Since 5.1 new system calls have one number on all architectures. */

@@ -33,6 +33,7 @@ import type {
 } from '../backend.ts';
 import { SharedWord } from '../context-shared.ts';
 import { type AioOp, Gate, takeResumed } from '../op.ts';
+import { anyReady, armAll, pollAll } from '../pollers.ts';
 import { socketOverStream } from '../pool/socket.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
@@ -49,8 +50,12 @@ const STAY_NS = 1_000_000;
 const USER_WAKE = 0x7fff0001;
 const USER_LIBUV = 0x7fff0002;
 const USER_CANCEL = 0x7fff0003;
+/** What a write to an eventfd adds: 1. */
+const ONE = new Uint32Array(new SharedArrayBuffer(8));
+ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
+const POLLIN = 1;
 const CANCEL_ALL = 1;
 const CANCEL_ANY = 4;
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
@@ -60,9 +65,8 @@ const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, 
  *  kernel's ends one after the other, and waking for each would take more time from it than they take. */
 const GATHER_PART = 4;
 const GATHER_US = 60;
-/** How many busy turns between two looks at the clock. */
+/** How many busy turns, and how many looks at the ring while spinning, between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
-/** How many looks at the ring between two looks at the clock while spinning. */
 const LOOKS_PER_CLOCK = 32;
 
 /** True when others are in the queue with it: Node links its immediates, and says so nowhere else. */
@@ -77,6 +81,7 @@ export class RingBackend implements AioBackend {
   readonly wakeHandle: WakeHandle;
   readonly ring: Uring;
   readonly iovs: IovTable;
+  readonly #one: Memory;
   /** Descriptors that Node.js does not know of, for {@link abandon}. */
   readonly fds = new Set<number>();
   readonly #uv: UvLoop;
@@ -101,6 +106,10 @@ export class RingBackend implements AioBackend {
   /** See UvLoop.activity: its value when the loop was about to sleep last. */
   #activity = -1;
   #visitLibuv = false;
+  /** Something has run since the last visit to libuv that may have given it work. */
+  #loud = false;
+  /** When libuv has to be visited, as of the last visit; -1: not asked since. */
+  #libuvDueNs: Nanoseconds = -1;
   #spunNs = 0;
 
   /** Throws BlockError (EPERM, ENOSYS...) where io_uring cannot be used. */
@@ -116,6 +125,7 @@ export class RingBackend implements AioBackend {
     this.ring = ring;
     this.detail = 'io_uring';
     this.iovs = new IovTable(this);
+    this.#one = memoryOf(new Uint8Array(ONE.buffer));
     this.#eventfd = eventfd.create();
     if (this.#eventfd < 0) {
       ring.close();
@@ -205,22 +215,26 @@ export class RingBackend implements AioBackend {
     offset: number,
     flags: number,
   ): void {
-    assert(op.slot < 0, 'an operation was started twice');
-    if (this.#stopping || !this.room()) {
-      this.#host.completeLater(op, this.#stopping ? -Errno.ECANCELED : -Errno.EAGAIN);
-      return;
-    }
-    const slot = this.#take(op);
-    if (slot < 0) {
-      this.#host.completeLater(op, -Errno.EAGAIN);
-      return;
-    }
+    const slot = this.#admit(op);
+    if (slot < 0) return;
     if (WORKER_OPS.has(code)) {
       this.#byWorker[slot] = 1;
       this.#workerOps++;
     }
     this.ring.prepare(code, fd, memory, memoryAt, length, offset, flags, slot);
-    this.#host.stats.operations++;
+  }
+
+  /** A slot for an operation that is to be prepared; -1 when it ends at once. */
+  #admit(op: AioOp): number {
+    assert(op.slot < 0, 'an operation was started twice');
+    if (this.#stopping || !this.room()) {
+      this.#host.completeLater(op, this.#stopping ? -Errno.ECANCELED : -Errno.EAGAIN);
+      return -1;
+    }
+    const slot = this.#take(op);
+    if (slot < 0) this.#host.completeLater(op, -Errno.EAGAIN);
+    else this.#host.stats.operations++;
+    return slot;
   }
 
   /** Makes room for one more submission entry; false when the kernel takes none. */
@@ -257,6 +271,16 @@ export class RingBackend implements AioBackend {
 
   pollFd(op: AioOp, fd: number, events: number): void {
     this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
+  }
+
+  watchFd(op: AioOp, fd: number): void {
+    this.begin(op, Op.POLL_ADD, fd, null, 0, POLL_MULTISHOT, 0, POLLIN);
+  }
+
+  signalFd(op: AioOp, fd: number): void {
+    // No matter for a thread of the kernel's, unlike other writes.
+    const slot = this.#admit(op);
+    if (slot >= 0) this.ring.prepare(Op.WRITE, fd, this.#one, 0, 8, 0, 0, slot);
   }
 
   openFile(path: string, options: OpenFileOptions): Promise<AioFile> {
@@ -325,51 +349,49 @@ export class RingBackend implements AioBackend {
   #stay(): void {
     const leave = this.now() + STAY_NS;
     let looks = 0;
-    let fresh = true;
+    this.#loud = false;
+    this.#libuvDueNs = -1;
     for (;;) {
       this.#host.stats.turns++;
       this.#host.timePasses();
       // First of all: what callbacks and coroutines have prepared must not wait for a loop that is kept busy by others.
       if (this.ring.toSubmit > 0 || this.ring.taskWork) this.#submit(false, 0);
       let progress = this.#reap();
-      if (this.#host.dispatch()) progress = true;
+      if (this.#host.dispatch()) {
+        progress = true;
+        this.#loud = true;
+      }
+      if (pollAll(this.#host.pollers)) progress = true;
+      if (progress && this.#host.foreign) this.#loud = true;
       if (takeResumed() || !this.#running || this.#visitLibuv) return;
       if (progress || this.ring.toSubmit > 0 || this.ring.completed) {
         this.#spunNs = 0;
-        fresh = false;
         // The clock is looked at now and then only: its value is a number on the heap.
         if (++looks % TURNS_PER_CLOCK === 0 && this.now() > leave) return;
         continue;
       }
       if (this.#spin()) continue;
-      // libuv gets its turn before every sleep: what JavaScript gave it since the last visit is not yet in its epoll
-      // set.
-      if (!fresh) return;
+      // libuv gets its turn before a sleep: what JavaScript gave it since the last visit is not yet in its epoll set.
+      if (this.#loud) return;
       this.#sleep();
-      fresh = false;
     }
   }
 
   /** Spins as long as the policy says; true when something came. */
   #spin(): boolean {
     const host = this.#host;
-    const limit = host.polling.pollNs;
-    if (limit === 0 || this.#spunNs > 0 || this.#workerOps > 0) return false;
+    const { pollNs: limit, rests } = host.polling;
+    if (limit === 0 || rests || this.#spunNs > 0 || this.#workerOps > 0) return false;
     const begin = this.now();
     const deadline = host.nextDeadline();
     if (deadline <= begin) return true;
     const end = Math.min(begin + limit, deadline);
     for (;;) {
       for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
-        if (this.ring.completed || host.remotePending()) {
+        if (!this.ring.completed && this.ring.taskWork) this.#submit(false, 0);
+        if (this.ring.completed || host.remotePending() || anyReady(host.pollers)) {
           host.stats.pollHits++;
-          host.polling.adjust(Math.min(this.now() - begin, limit));
-          return true;
-        }
-        if (this.ring.taskWork) {
-          this.#submit(false, 0);
-          if (!this.ring.completed) continue;
-          host.stats.pollHits++;
+          host.polling.spun(true);
           host.polling.adjust(Math.min(this.now() - begin, limit));
           return true;
         }
@@ -378,6 +400,7 @@ export class RingBackend implements AioBackend {
       if (now >= end) {
         this.#spunNs = now - begin;
         host.stats.pollMisses++;
+        host.polling.spun(false);
         return false;
       }
     }
@@ -390,8 +413,10 @@ export class RingBackend implements AioBackend {
     const until = nested ? host.nextDeadline() : Math.min(host.nextDeadline(), this.#libuvDeadline(begin));
     if (until <= begin) {
       this.#visitLibuv = true;
-      this.#spunNs = 0;
       if (this.ring.toSubmit > 0) this.#submit(false, 0);
+    }
+    if (until <= begin || (!nested && armAll(host.pollers))) {
+      this.#spunNs = 0;
       return;
     }
     Atomics.store(host.shared, SharedWord.SLEEPING, 1);
@@ -410,12 +435,14 @@ export class RingBackend implements AioBackend {
    * has immediates: those run in the same visit as this loop's own, before it or after.
    */
   #libuvDeadline(now: Nanoseconds): Nanoseconds {
+    if (this.#libuvDueNs >= 0) return this.#libuvDueNs;
     const activity = this.#uv.activity();
     if (activity !== this.#activity || hasNeighbour(this.#ran) || hasNeighbour(this.#immediate)) {
       this.#activity = activity;
       return now;
     }
-    return now + this.#uv.timerDueMs() * 1e6;
+    this.#libuvDueNs = now + this.#uv.timerDueMs() * 1e6;
+    return this.#libuvDueNs;
   }
 
   #submit(wait: boolean, timeoutNs: number, gather = 1): void {
@@ -447,6 +474,12 @@ export class RingBackend implements AioBackend {
         continue;
       }
       const op = this.#slots[user]!;
+      if ((flags & CQE_F_MORE) !== 0) {
+        // A watch, which goes on.
+        op.complete(result);
+        continue;
+      }
+      if (!op.quiet) this.#loud = true;
       this.#slots[user] = undefined;
       this.#free.give(user);
       op.slot = -1;
@@ -476,13 +509,13 @@ export class RingBackend implements AioBackend {
   // Multishot polls report every write to the eventfd, so that its count need not be read.
   #armWake(): void {
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, 1, USER_WAKE);
+    this.ring.prepare(Op.POLL_ADD, this.#eventfd, null, 0, POLL_MULTISHOT, 0, POLLIN, USER_WAKE);
   }
 
   // One-shot, armed anew after each visit: it then tells what libuv has left undone as well as what is new.
   #armLibuv(): void {
     this.#libuvArmed = true;
     this.room();
-    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, 0, 0, 1, USER_LIBUV);
+    this.ring.prepare(Op.POLL_ADD, this.#uv.fd, null, 0, 0, 0, POLLIN, USER_LIBUV);
   }
 }

@@ -5,7 +5,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { Iov } from '../../base/memory.ts';
+import * as eventfd from '../../native/eventfd.ts';
+import { native } from '../../native/lib.ts';
 import { AioContext } from '../context.ts';
+import { FdSignal, FdWatch } from '../fd-watch.ts';
 import { AioOp, Gate, markResumed, WaitOp } from '../op.ts';
 import { whyNoRing } from '../select.ts';
 import { RingBackend } from './backend.ts';
@@ -144,6 +147,78 @@ onRing('a send that follows a read goes out with it, or not at all', async (cont
   await server.close();
   await listener.close();
   await file.close();
+});
+
+onRing('a watch tells of every addition, and a full count holds up nobody', async (context) => {
+  const fds = [eventfd.create(), eventfd.create(false)] as const;
+  const closed: number[] = [];
+  const closeFd = (fd: number): void => {
+    closed.push(fd);
+    eventfd.close(fd);
+  };
+  let seen = 0;
+  const watch = new FdWatch(context.backend, fds[0], closeFd, () => seen++);
+  for (let i = 1; i <= 3; i++) {
+    eventfd.signal(fds[0]);
+    while (seen < i) await context.yield();
+  }
+  // One that blocks, and is full: a write of ours would never end.
+  const { scratch, libc } = native()!;
+  scratch.view.setUint32(0, 0xffff_fffe, true);
+  scratch.view.setUint32(4, 0xffff_ffff, true);
+  assert.equal(libc.write(fds[1], scratch.address, 8), 8);
+  const signal = new FdSignal(context.backend, fds[1], closeFd);
+  for (let i = 0; i < 3; i++) {
+    signal.signal();
+    await context.yield();
+  }
+  assert.ok(eventfd.drain(fds[1]) > 0);
+  // What was asked for meanwhile is one signal.
+  for (let count = 0; count < 2; count += eventfd.drain(fds[1])) {
+    const readable = new WaitOp();
+    const ready = readable.wait();
+    context.backend.pollFd(readable, fds[1], 1);
+    await ready;
+  }
+  watch.close();
+  signal.close();
+  while (closed.length < 2) await context.yield();
+  assert.equal(seen, 3);
+});
+
+onRing('pollers are asked in every turn and before the loop sleeps, and quiet operations wake it', async (context) => {
+  const fd = eventfd.create();
+  const words = new Int32Array(4);
+  let [taken, armed] = [0, 0];
+  const poller = {
+    poll: () => taken < words[0]! && ++taken > 0,
+    ready: () => taken < words[0]!,
+    arm: () => {
+      armed++;
+      // Something comes at the last moment, once.
+      if (armed === 1) words[0] = 1;
+      return taken < words[0]!;
+    },
+  };
+  const watch = new FdWatch(context.backend, fd, eventfd.close, () => {
+    words[0]!++;
+  });
+  context.pollers.push(poller);
+  // A timer of the loop's own: while others have immediates it does not sleep.
+  const until = async (count: number): Promise<void> => {
+    while (taken < count) {
+      const gate = new Gate();
+      context.timer(() => gate.open(), 'look').armIn(1e6);
+      await gate.promise;
+    }
+  };
+  await until(1);
+  eventfd.signal(fd);
+  await until(2);
+  assert.ok(armed >= 1);
+  context.pollers.pop();
+  watch.close();
+  await context.yield();
 });
 
 test('a context that has stopped leaves no ring behind', { skip, timeout: 20_000 }, async () => {

@@ -81,21 +81,21 @@ class SendOp extends AioOp {
 class RingSocket implements AioSocket {
   readonly peer: string;
   readonly #backend: RingBackend;
-  readonly #fd: number;
+  readonly fd: number;
   readonly #send: SendOp;
   #shut = false;
   #closed = false;
 
   constructor(backend: RingBackend, fd: number, peer: string) {
     this.#backend = backend;
-    this.#fd = fd;
+    this.fd = fd;
     backend.fds.add(fd);
     this.peer = peer;
     this.#send = new SendOp(this);
   }
 
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
-    this.#backend.begin(op, Op.RECV, this.#fd, memory, at, length, 0, all ? MSG_WAITALL : 0);
+    this.#backend.begin(op, Op.RECV, this.fd, memory, at, length, 0, all ? MSG_WAITALL : 0);
   }
 
   send(op: AioOp, iov: Iov): void {
@@ -115,7 +115,7 @@ class RingSocket implements AioSocket {
     // Putting it there may have submitted what was prepared.
     if (message < 0 || !ring.isLast(first.slot)) return false;
     ring.linkLast();
-    this.#backend.begin(op, Op.SENDMSG, this.#fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
+    this.#backend.begin(op, Op.SENDMSG, this.fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
     return true;
   }
 
@@ -123,33 +123,33 @@ class RingSocket implements AioSocket {
   sendMessage(op: AioOp, iov: Iov): void {
     if (iov.count === 1) {
       const flags = MSG_WAITALL | MSG_NOSIGNAL;
-      this.#backend.begin(op, Op.SEND, this.#fd, iov.memories[0]!, iov.offsets[0]!, iov.lengths[0]!, 0, flags);
+      this.#backend.begin(op, Op.SEND, this.fd, iov.memories[0]!, iov.offsets[0]!, iov.lengths[0]!, 0, flags);
       return;
     }
     const { iovs } = this.#backend;
     const message = iovs.putMessage(iov);
     if (message < 0) this.#backend.later(op, -Errno.EAGAIN);
-    else this.#backend.begin(op, Op.SENDMSG, this.#fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
+    else this.#backend.begin(op, Op.SENDMSG, this.fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
   }
 
   toStream(): NodeSocket {
     assert(!this.#closed, 'a socket that is given up is open');
     this.#closed = true;
-    this.#backend.fds.delete(this.#fd);
-    return new NodeSocket({ fd: this.#fd, readable: true, writable: true, allowHalfOpen: true });
+    this.#backend.fds.delete(this.fd);
+    return new NodeSocket({ fd: this.fd, readable: true, writable: true, allowHalfOpen: true });
   }
 
   shutdown(): void {
     if (this.#shut || this.#closed) return;
     this.#shut = true;
-    net.shutdown(this.#fd);
+    net.shutdown(this.fd);
   }
 
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    this.#backend.fds.delete(this.#fd);
-    close(this.#fd);
+    this.#backend.fds.delete(this.fd);
+    close(this.fd);
   }
 }
 

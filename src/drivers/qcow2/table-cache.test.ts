@@ -52,6 +52,17 @@ inContext('a slice whose bytes are at hand is there at once, and only once; othe
   await loading;
 });
 
+inContext('nothing is evicted while there are empty slots, however slices are loaded', async (aio) => {
+  for (const nowEvery of [Infinity, 1, 2, 3]) {
+    const cache = cacheOf(aio, 16, nowEvery);
+    for (let index = 0; index < 16; index++) {
+      if (cache.find(index * SLICE) === MISS && cache.loadNow(index * SLICE) === MISS) await cache.load(index * SLICE);
+    }
+    assert.equal(cache.stats.evictions, 0);
+    for (let index = 0; index < 16; index++) assert.notEqual(cache.find(index * SLICE), MISS);
+  }
+});
+
 inContext('a slice that nobody has come for can be evicted', async (aio) => {
   const cache = cacheOf(aio, 2);
   for (let index = 0; index < 10; index++) await cache.load(index * SLICE);

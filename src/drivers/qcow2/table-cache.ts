@@ -119,7 +119,11 @@ export class TableCache {
     if (this.#loading.size !== 0 && this.#loading.has(key)) return MISS;
     const slot = this.#claim(0);
     if (slot === MISS) return MISS;
-    if (!this.#options.file.readNow(key, this.#memory, slot * this.sliceSize, this.sliceSize)) return MISS;
+    if (!this.#options.file.readNow(key, this.#memory, slot * this.sliceSize, this.sliceSize)) {
+      // Whoever loads it the other way takes the same one.
+      this.#hand = slot;
+      return MISS;
+    }
     this.stats.misses++;
     this.#options.verify?.(key, slot);
     this.#enter(key, slot);

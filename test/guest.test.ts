@@ -1,0 +1,162 @@
+/**
+ * A real Linux guest under QEMU on our vhost-user-blk devices. What boots it is a program beside the project
+ * (`guest.sh`, or what BLOCKPLANE_GUEST names); without it, or without QEMU, these tests are skipped.
+ */
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, existsSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { dirname, join, resolve } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { create, open, serveVhostUser } from '../src/index.ts';
+import { MAIN, needs, peer, scratch, sparse } from './harness.ts';
+
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
+const MIB = 2 ** 20;
+/** How often a guest writes and verifies its disk while its daemon is killed again and again; some 2 restarts each. */
+const LOOPS = LONG ? 60 : 2;
+
+function projectRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
+  return folder;
+}
+
+const RUNNER = process.env.BLOCKPLANE_GUEST ?? resolve(projectRoot(), '../shared/tools/guest/guest.sh');
+const missing = needs('qemu-system-x86_64', 'qemu-img', 'fio').skip;
+const absent = existsSync(RUNNER) ? missing : 'there is nothing to boot a guest with';
+const skip = process.env.BLOCKPLANE_AIO === 'pool' ? 'BLOCKPLANE_AIO=pool' : absent;
+
+/** Answers `hostcall WORDS` of guests. */
+async function hookFor(t: TestContext, folder: string, answer: (words: readonly string[]) => Promise<void>) {
+  const path = join(folder, 'hook.sock');
+  const server = createServer((socket) => {
+    socket.once('data', async (data) => {
+      const why = await answer(data.toString().trim().split(' ')).then(
+        () => '',
+        (error: Error) => error.message,
+      );
+      socket.end(why === '' ? 'done' : why);
+    });
+  });
+  server.listen(path);
+  await once(server, 'listening');
+  t.after(() => server.close());
+  const hook = join(folder, 'hook');
+  const words = "process.argv.slice(1).join(' ')";
+  const call = `require('net').connect('${path}').on('data', (text) => {
+    if (text != 'done') console.error(String(text));
+    process.exit(text == 'done' ? 0 : 1);
+  }).write(${words})`;
+  writeFileSync(hook, `#!/bin/sh\nexec ${process.execPath} -e "${call.replaceAll('\n', ' ')}" -- "$@"\n`);
+  chmodSync(hook, 0o755);
+  return hook;
+}
+
+/** Runs `script` in a guest; answers what it printed. Throws when it did not end with 0. */
+async function guest(folder: string, options: readonly string[], script: string, ...args: string[]): Promise<string> {
+  const path = join(folder, 'script.sh');
+  writeFileSync(path, script);
+  const runner = spawn(RUNNER, [...options, '--timeout', LONG ? '1000' : '500', '--run', path, '--', ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let text = '';
+  for (const stream of [runner.stdout, runner.stderr]) {
+    stream.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk;
+    });
+  }
+  const [code] = (await once(runner, 'close')) as [number | null];
+  assert.equal(code, 0, text);
+  return text;
+}
+
+const BASICS = `#!/bin/sh
+set -ex
+[ "$(cat /sys/block/vda/size)" = 131072 ]
+[ "$(cat /sys/block/vda/serial)" = raw-disk ]
+[ "$(ls /sys/block/vda/mq | wc -l)" = 2 ]
+[ "$(cat /sys/block/vda/cache_type)" = "write back" ]
+[ "$(cat /sys/block/vdc/ro)" = 1 ]
+mkfs.ext4 -q -F /dev/vda
+mount -o discard /dev/vda /mnt
+head -c 3000000 /dev/urandom >/mnt/f
+sha256sum /mnt/f >/mnt/sum
+cp /mnt/f /mnt/g; sync; rm /mnt/f; fstrim /mnt
+umount /mnt; mount -o ro /dev/vda /mnt
+sed -i s/x/x/ /dev/null; [ "$(sha256sum </mnt/g | cut -c1-64)" = "$(cut -c1-64 /mnt/sum)" ]
+umount /mnt
+e2fsck -fn /dev/vda
+cmp -s -n 1048576 /dev/vdb /dev/zero && exit 1
+fio --name=v --filename=/dev/vdb --direct=1 --ioengine=libaio --iodepth=16 --bsrange=4k-64k --offset=8m --size=16m \\
+  --rw=randwrite --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >/tmp/out || { cat /tmp/out; exit 1; }
+dd if=/dev/zero of=/dev/vdc bs=4k count=1 oflag=direct && exit 1
+[ "$(cat /sys/block/vdb/size)" = 131072 ]
+hostcall grow
+i=0; while [ "$(cat /sys/block/vdb/size)" != 196608 ]; do i=$((i + 1)); [ $i -lt 50 ]; sleep 0.1; done
+blkdiscard /dev/vdb
+dd if=/dev/vdb bs=1M count=1 iflag=direct | cmp -s -n 1048576 - /dev/zero
+echo ALL WELL
+`;
+
+test('a guest boots, sees its disks as they are, and has its data right', { skip, timeout: 600_000 }, async (t) => {
+  const folder = scratch(t);
+  const raw = sparse(join(folder, 'a.img'), 64 * MIB);
+  const base = sparse(join(folder, 'base.img'), 64 * MIB);
+  const overlay = join(folder, 'overlay.qcow2');
+  writeFileSync(base, new Uint8Array(64 * MIB).fill(0x5a));
+  await create(overlay, { backingFile: 'base.img', backingFormat: 'raw' });
+  const disks = await Promise.all([open(raw), open(overlay), open(base, { readOnly: true, forceShare: true })]);
+  const serials = ['raw-disk', 'overlay', 'base'];
+  const services = await Promise.all(disks.map((disk, i) => serveVhostUser(disk, { serial: serials[i] })));
+  const hook = await hookFor(t, folder, async () => {
+    await disks[1]!.truncate(96 * MIB);
+  });
+  const devices = services.flatMap(({ socket }) => ['--vhost-user-blk', socket]);
+  const text = await guest(folder, [...devices, '--queues', '2', '--with', 'fio', '--hook', hook], BASICS);
+  assert.match(text, /ALL WELL/);
+  for (const disk of disks) await disk.close();
+  await peer('qemu-img', 'check', overlay);
+});
+
+const RESTARTED = `#!/bin/sh
+(fio --name=v --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --bs=4k --size=32m --rw=randwrite \\
+  --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal --loops=$1 >/tmp/out 2>&1; echo $? >/tmp/rc) &
+i=0
+while [ ! -e /tmp/rc ]; do
+  hostcall restart || { echo "restart failed"; exit 1; }
+  dd if=/dev/vda of=/dev/null bs=4k count=1 skip=1000 iflag=direct 2>/dev/null || { echo "read failed"; exit 1; }
+  sleep 0.$((i % 7)); i=$((i + 1))
+done
+[ "$(cat /tmp/rc)" = 0 ] || { echo "fio failed"; cat /tmp/out; exit 1; }
+echo "RESTARTED $i"
+`;
+
+test('a guest goes on when its daemon is killed and started again', { skip, timeout: 1_200_000 }, async (t) => {
+  const folder = scratch(t);
+  const image = sparse(join(folder, 'a.img'), 32 * MIB);
+  const socket = join(folder, 'a.sock');
+  let daemon: ChildProcess | undefined;
+  const restart = async (): Promise<void> => {
+    if (daemon) {
+      daemon.kill('SIGKILL');
+      await once(daemon, 'exit');
+    }
+    const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
+    daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const words = daemon.stderr!.setEncoding('utf8').toArray();
+    const ended = once(daemon, 'exit').then(async () => {
+      throw new Error(`the daemon has ended: ${(await words).join('')}`);
+    });
+    ended.catch(() => undefined);
+    await Promise.race([once(daemon.stdout!, 'data'), ended]);
+  };
+  t.after(() => daemon?.kill());
+  await restart();
+  const hook = await hookFor(t, folder, restart);
+  const options = ['--vhost-user-blk', socket, '--reconnect', '1', '--with', 'fio', '--hook', hook];
+  const text = await guest(folder, options, RESTARTED, String(LOOPS));
+  assert.ok(Number(/RESTARTED (\d+)/.exec(text)?.[1]) >= LOOPS, text);
+});
