@@ -57,7 +57,7 @@ export class TlsServerSide implements TlsSide {
     this.#options = {
       ...contextOptions(loaded),
       // Whom to refuse, and for what reason, is decided below.
-      ...{ requestCert: this.#verify, rejectUnauthorized: false, allowHalfOpen: true },
+      ...{ requestCert: this.#verify, rejectUnauthorized: false },
       ...(loaded.type === 'psk' ? { pskCallback: (_, identity) => loaded.keys.get(identity) ?? null } : {}),
     };
   }
@@ -68,6 +68,8 @@ export class TlsServerSide implements TlsSide {
     const server = tls.createServer(this.#options);
     server.once('secureConnection', (socket) => gate.open(socket));
     server.on('tlsClientError', (error) => gate.fail(failure(error)));
+    // A client that says no more ends its handshake; half open is for what comes later.
+    stream.allowHalfOpen = false;
     server.emit('connection', stream);
     return await decide(stream, gate, (socket) => this.#judge(socket));
   }
@@ -134,6 +136,7 @@ async function decide(
     // Errors are the business of whom the stream goes to; until then nobody's.
     socket.on('error', ignore);
     const why = judge(socket);
+    socket.allowHalfOpen = true;
     if (why === undefined) return socket;
     socket.destroy();
     throw new BlockError(Errno.EACCES, why);
