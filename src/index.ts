@@ -34,6 +34,7 @@ export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib
 export type { BufferOptions, Position } from './lib/disk-args.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
 export type { DiskStat } from './lib/disk-stat.ts';
+export type { JobWatch } from './lib/follow-job.ts';
 export type {
   AmendOptions,
   CheckOptions,
@@ -72,6 +73,7 @@ export type {
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';
+export type { DiskStreamOptions } from './lib/stream.ts';
 export type { DiskReadStream, DiskWriteStream, ReadStreamOptions, StreamOptions } from './lib/streams.ts';
 export type { NbdServerAddress } from './lib/uri.ts';
 export { type ServeVhostUserOptions, serveVhostUser, VhostUserService } from './lib/vhost-user.ts';

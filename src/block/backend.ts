@@ -9,6 +9,7 @@ import { BlockError, Errno, errnoText, ioError } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Iov } from '../base/memory.ts';
 import { type Bytes, isOffset, type Offset } from '../base/units.ts';
+import { copyUp } from './copy-up.ts';
 import { busy, Drained, drain, kickDrain, quiesce } from './drain.ts';
 import { type Limits, type MaybePromise, PERM_ALL, Perm, RequestFlags } from './driver.ts';
 import { start } from './fast.ts';
@@ -51,6 +52,8 @@ export interface BackendUser {
   /** Undefined when it can go on with the disk in another context, else what keeps it ("NBD export 'x' shows dirty
    *  bitmaps"). One without this cannot (SEMANTICS B8). */
   cannotMove?(): string | undefined;
+  /** What keeps the disk from being set back, or from being kept as it is, by a snapshot; undefined for nothing. */
+  cannotRevert?(): string | undefined;
 }
 
 /** One request of the promise API. */
@@ -401,6 +404,19 @@ export class BlockBackend implements NodeParent {
     if (pending !== undefined) return pending.finally(() => this.#left());
     this.#left();
     return undefined;
+  }
+
+  /** Copies what only layers below hold of a range into the active layer (SEMANTICS R11). For jobs: not counted among
+   *  what the disk has done. */
+  async copyUp(at: Offset, length: Bytes): Promise<void> {
+    while (this.quiesce !== 0 && !this.disableQueuing) await this.#run(RequestKind.CACHE, at, 0, 0);
+    const root = this.#medium;
+    this.inFlight++;
+    try {
+      await copyUp(root, at, length);
+    } finally {
+      this.#left();
+    }
   }
 
   /** Takes its place in the queue as an empty request, then asks again. */

@@ -106,12 +106,12 @@ function memoryOf(context: AioContext): ContextMemory {
 }
 
 /** What memory is for, in the order in which a request on one node may ask for it while it holds the next. */
-export const BounceUse = { TRANSFER: 0, MARGINS: 1, PADDING: 2 } as const;
+export const BounceUse = { TRANSFER: 0, MARGINS: 1, PADDING: 2, COPY: 3 } as const;
 
 /** The pool for one use on nodes of that height. */
 export function bouncePool(context: AioContext, height: number, use: number): BouncePool {
   const { pools } = memoryOf(context);
-  const rank = height * 3 + use;
+  const rank = height * 4 + use;
   let pool = pools[rank];
   if (!pool) {
     pool = new BouncePool(context);

@@ -4,8 +4,9 @@ import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import { copyUp, copyUpTo, heldLength, layerNumber } from './copy-up.ts';
 import { busy, quiesce, unquiesce } from './drain.ts';
-import { type Child, type ChildRole, type Limits, PERM_ALL, Perm } from './driver.ts';
+import { type Child, type ChildRole, type Limits, type MaybePromise, PERM_ALL, Perm } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
 import { readNow } from './fast.ts';
 import { flushNode } from './flush.ts';
@@ -61,6 +62,19 @@ export class BlockChild implements Child, NodeParent {
 
   read(at: Offset, iov: Iov): Promise<void> {
     return readNode(this.node, at, iov, 0);
+  }
+
+  held(at: Offset, want: Bytes): MaybePromise<number> {
+    return heldLength(this.node, at, want);
+  }
+
+  copyUp(at: Offset, length: Bytes, last?: number): Promise<void> {
+    this.#assertWrites('copy up in');
+    return last === undefined ? copyUp(this.node, at, length) : copyUpTo(this.node, at, length, last);
+  }
+
+  layer(nodeName: string): number {
+    return layerNumber(this.node, ({ name }) => name === nodeName);
   }
 
   write(at: Offset, iov: Iov, flags = 0): Promise<void> {

@@ -6,6 +6,7 @@ import { AioContext } from '../aio/context.ts';
 import { type BackendChoice, chooseBackend } from '../aio/select.ts';
 import { Sim } from '../aio/sim/sim.ts';
 import { backends } from '../aio/testing.ts';
+import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver } from '../drivers/file/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
@@ -21,6 +22,7 @@ registerDriver(rawDriver);
 registerDriver(fileDriver);
 registerDriver(tableDriver);
 registerTestDrivers();
+registerDriver(copyOnReadDriver);
 
 const directory = await mkdtemp(join(tmpdir(), 'blockplane-conformance-'));
 let files = 0;
@@ -140,3 +142,10 @@ for (const unit of [1, 512, 8192]) {
     return { driver: 'table', size, discard: 'unmap', file: { driver: 'memory', disk: 'conformance' } };
   });
 }
+
+suite(any, 'copy-on-read over a table over zeroes', (size) => {
+  testDisk('conformance', 0);
+  testDisk('below', size / 2);
+  const [file, backing] = ['conformance', 'below'].map((disk) => ({ driver: 'memory', disk }));
+  return { driver: 'copy-on-read', discard: 'unmap', file: { driver: 'table', size, file, backing } };
+});

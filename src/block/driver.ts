@@ -186,6 +186,9 @@ export interface NodeControl {
   check?(fix: CheckFix): MaybePromise<CheckResult>;
   /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
+  /** The `cow` child is about to be taken away, and the image does not name it any more. Presence says that the node
+   *  can do without. Synchronous. */
+  dropBacking?(): void;
   readonly snapshots?: SnapshotControl;
   /** Of a format that keeps bitmaps in its image. */
   readonly bitmaps?: BitmapStore | undefined;
@@ -317,6 +320,14 @@ export interface Child {
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Zeroes beyond the child's end. */
   read(at: Offset, iov: Iov): Promise<void>;
+  /** For a filter that copies on read. How many bytes from `at` on the child's active layer holds itself; as a negative
+   *  number, how many only the layers below it do. Synchronous when the metadata is at hand. */
+  held(at: Offset, want: Bytes): MaybePromise<number>;
+  /** Makes a range the active layer's own, as far as the layers down to number `last` (1: the active one) hold it;
+   *  without it, all. The child reads as it did. */
+  copyUp(at: Offset, length: Bytes, last?: number): Promise<void>;
+  /** The number of the layer that the node of that name is or shows, for {@link copyUp}; 0 where it is none. */
+  layer(nodeName: string): number;
   /** Beyond the child's end it grows, where the permission to resize is held. `flags`: RequestFlags. */
   write(at: Offset, iov: Iov, flags?: number): Promise<void>;
   writeZeroes(at: Offset, length: Bytes, flags?: number): Promise<void>;
@@ -367,6 +378,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** The children it takes and their roles; their names are option names too. */
   readonly children?: Readonly<Record<string, ChildRole>>;
   readonly options: Readonly<Record<string, OptionSpec>>;
+  /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
+  readonly copiesUp?: boolean;
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

@@ -228,6 +228,26 @@ export async function replaceChild(child: BlockChild, to: BlockNode): Promise<vo
   }
 }
 
+/** Takes a child away for good: its parent's options say that there is none. Nothing changes when the driver cannot do
+ *  without it (ENOTSUP). Must not be called from a request of the node above. */
+export async function removeBacking(child: BlockChild): Promise<void> {
+  const { parent } = child;
+  using _drained = await drain(parent);
+  if (!parent.impl.dropBacking || child.role !== 'cow') {
+    throw new BlockError(Errno.ENOTSUP, `Could not take '${child.name}' away from node '${parent.name}': it needs it`);
+  }
+  const index = parent.children.indexOf(child);
+  if (index < 0) return;
+  parent.children.splice(index, 1);
+  parent.impl.dropBacking();
+  parent.common = { ...parent.common, [child.name]: null } as CommonOptions;
+  try {
+    await detach(child, child.node);
+  } finally {
+    for (const above of upwards(parent)) if (above.live) above.refreshLimits();
+  }
+}
+
 /** Throws where the graph would not be one any more, or too deep. */
 function checkPlace(child: BlockChild, to: BlockNode): void {
   const { parent } = child;

@@ -47,7 +47,8 @@ export class BlockNode {
   readonly name: string;
   readonly driver: Driver;
   readonly aio: AioContext;
-  readonly common: CommonOptions;
+  /** Changes where a child has gone for good. */
+  common: CommonOptions;
   /** The driver's half; set when open has resolved. */
   impl!: DriverNode;
   readonly children: BlockChild[] = [];

@@ -16,6 +16,9 @@ const NAMES: readonly (readonly [number, string])[] = [
   [Perm.RESIZE, 'resize'],
 ];
 
+/** What a node that is read-only gives nobody. */
+const WRITES = Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE;
+
 /** 'write, resize' for the bits of both. */
 export function permNames(perm: number): string {
   return NAMES.filter(([bit]) => (perm & bit) !== 0)
@@ -113,7 +116,7 @@ export class PermChange {
     // New users first, so that a refusal is about them.
     const users = [...(this.#added.get(node) ?? []), ...node.parents].filter((user) => !this.#isRemoved(user, node));
     for (const user of users) {
-      if (node.readOnly && (this.#wishOf(user).perm & (Perm.WRITE | Perm.RESIZE)) !== 0) {
+      if (node.readOnly && (this.#wishOf(user).perm & WRITES) !== 0) {
         throw refusal(node, user, 'it is read-only');
       }
       for (const other of users) if (other !== user) this.#checkPair(node, user, other);
@@ -175,7 +178,10 @@ function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => 
 /** What a node needs of a child when its own users need `total`. */
 export function childPermissions(child: BlockChild, total: Wish): Wish {
   const { parent, role } = child;
-  if (role === 'filtered') return { ...total };
+  if (role === 'filtered') {
+    const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
+    return { perm: total.perm | copies, shared: total.shared };
+  }
   if (role === 'cow') {
     const writable = (total.shared & Perm.WRITE) !== 0 ? Perm.WRITE | Perm.RESIZE : 0;
     return {

@@ -1,4 +1,5 @@
 /** What goes on while `serve` runs: a live line for people, or a JSON line a second for programs. */
+import type { JobProgress } from '../lib/job-messages.ts';
 import type { NbdStats } from '../lib/messages.ts';
 import type { NbdService } from '../lib/nbd.ts';
 import { sizeText } from './report.ts';
@@ -23,14 +24,17 @@ export function sumStats(all: readonly NbdStats[]): NbdStats {
 export class Progress {
   readonly #services: readonly NbdService[];
   readonly #mode: ProgressMode;
+  readonly #prefetched: ReadonlyMap<unknown, JobProgress>;
   #timer: NodeJS.Timeout | undefined;
   #last: NbdStats | undefined;
   #lastTime = 0;
   #busy = false;
 
-  constructor(services: readonly NbdService[], mode: ProgressMode) {
+  /** `prefetched`: how far that has come, for each disk that it is done for. */
+  constructor(services: readonly NbdService[], mode: ProgressMode, prefetched: ReadonlyMap<unknown, JobProgress>) {
     this.#services = services;
     this.#mode = mode;
+    this.#prefetched = prefetched;
   }
 
   start(): void {
@@ -71,6 +75,14 @@ export class Progress {
     }
   }
 
+  /** Bytes that are local, and in all; nothing where nothing is prefetched. */
+  #prefetch(): { readonly prefetched?: number; readonly prefetchTotal?: number } {
+    const all = [...this.#prefetched.values()];
+    if (all.length === 0) return {};
+    const sum = (pick: (progress: JobProgress) => number): number => all.reduce((total, one) => total + pick(one), 0);
+    return { prefetched: sum(({ current }) => current), prefetchTotal: sum(({ total }) => total) };
+  }
+
   #print(stats: NbdStats, done: boolean): void {
     const now = performance.now();
     const seconds = (now - this.#lastTime) / 1000;
@@ -80,12 +92,21 @@ export class Progress {
     const bytes = Math.round(rate((from) => from.bytesIn + from.bytesOut));
     this.#last = stats;
     this.#lastTime = now;
+    const prefetch = this.#prefetch();
     if (this.#mode === 'json') {
-      const line = { ...stats, requestsPerSecond: requests, bytesPerSecond: bytes, ...(done ? { done } : {}) };
+      const line = {
+        ...stats,
+        requestsPerSecond: requests,
+        bytesPerSecond: bytes,
+        ...prefetch,
+        ...(done ? { done } : {}),
+      };
       process.stdout.write(`${JSON.stringify(line)}\n`);
     } else {
       const clients = `${stats.clients} client${stats.clients === 1 ? '' : 's'}`;
-      process.stderr.write(`${CLEAR_LINE}${clients}  ${requests} requests/s  ${sizeText(bytes)}/s`);
+      const { prefetched, prefetchTotal } = prefetch;
+      const local = prefetchTotal === undefined ? '' : `  ${sizeText(prefetched!)} of ${sizeText(prefetchTotal)} local`;
+      process.stderr.write(`${CLEAR_LINE}${clients}  ${requests} requests/s  ${sizeText(bytes)}/s${local}`);
     }
   }
 }

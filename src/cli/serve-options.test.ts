@@ -11,6 +11,7 @@ const NONE: RawServeOptions = {
   bitmap: [],
   iothread: [],
   allowDirectory: [],
+  overlay: [],
 };
 
 test('sizes are powers of 1024, exact, and nothing else is one', () => {

@@ -49,6 +49,8 @@ export interface RawServeOptions extends RawTlsOptions {
   readonly allowDirectory: readonly string[];
   readonly snapshot?: string;
   readonly keyFile?: string;
+  readonly overlay: readonly string[];
+  readonly prefetch?: boolean;
   readonly httpOpts?: readonly string[];
 }
 
@@ -86,6 +88,8 @@ export interface ServeOptions {
   readonly size: number;
   readonly references: ReferenceOptions;
   readonly qcow2: Qcow2Settings;
+  /** Overlays are made independent of their images in the background. */
+  readonly prefetch: boolean;
   readonly http: HttpSettings | undefined;
   readonly tls: TlsServerOptions | undefined;
 }
@@ -93,6 +97,8 @@ export interface ServeOptions {
 export interface ServeImage {
   /** undefined: the temporary image. */
   readonly path: string | undefined;
+  /** What is served is this image over it. */
+  readonly overlay: string | undefined;
   readonly exportName: string;
   readonly description: string;
   readonly thread: string;
@@ -197,6 +203,14 @@ function memorySize(text: string): number {
   throw new UsageError(`--memory: '${text}' is not from ${sizeText(least)} to ${sizeText(most)}`);
 }
 
+function assertOverlays({ overlay, prefetch, forceShare }: RawServeOptions, images: number): void {
+  if (overlay.length > 0 && overlay.length !== images) {
+    throw new UsageError(`--overlay: given ${overlay.length} times for ${images} image${images === 1 ? '' : 's'}`);
+  }
+  if (prefetch && overlay.length === 0) throw new UsageError('--prefetch: only with --overlay');
+  if (forceShare && overlay.length > 0) throw new UsageError('--force-share: not with --overlay, which is written to');
+}
+
 /** Throws {@link UsageError}. */
 export function serveOptions(paths: readonly string[], raw: RawServeOptions): ServeOptions {
   const targets: readonly (string | undefined)[] = paths.length > 0 ? paths : [undefined];
@@ -212,12 +226,14 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
   if (raw.imageOpts && own !== undefined) {
     throw new UsageError('--image-opts: not with --format, --snapshot or --key-file, which it says itself');
   }
+  assertOverlays(raw, paths.length);
   if (raw.description.length > targets.length) throw new UsageError('--description: given more often than IMAGE');
   const number = (text: string | undefined, what: string, range?: Range): number | undefined =>
     text === undefined ? undefined : parseCount(text, what, range?.least, range?.most);
   return {
     images: targets.map((path, i) => ({
       path,
+      overlay: raw.overlay[i],
       exportName: names[i]!,
       description: raw.description[i] ?? '',
       thread: threads[i % threads.length]!,
@@ -230,8 +246,8 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     format: oneOf(raw.format, FORMATS, '--format'),
     bitmaps: raw.bitmap,
     imageOpts: raw.imageOpts ?? false,
-    // A snapshot is what it was.
-    readOnly: raw.readOnly ?? raw.snapshot !== undefined,
+    // A snapshot is what it was; writes over it are in the overlay.
+    readOnly: raw.readOnly ?? (raw.snapshot !== undefined && raw.overlay.length === 0),
     forceShare: raw.forceShare ?? false,
     aio: oneOf(raw.aio, ['ring', 'pool'] as const, '--aio'),
     cache: oneOf(raw.cache, CACHE_MODES, '--cache'),
@@ -244,6 +260,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     progress: progressMode(raw.progress),
     size: raw.size === undefined ? 2 ** 30 : parseSize(raw.size, '--size'),
     references: referenceOptions(raw),
+    prefetch: raw.prefetch ?? false,
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
     tls: tlsOptions(raw),

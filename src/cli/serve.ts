@@ -2,6 +2,7 @@
 import { EventEmitter, once } from 'node:events';
 import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
+import type { JobProgress } from '../lib/job-messages.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
@@ -30,6 +31,7 @@ class ServeCommand {
   readonly #threads = new Map<string, IOThread>();
   readonly #disks = new Map<ServeImage, Disk>();
   readonly #services: NbdService[] = [];
+  readonly #prefetched = new Map<Disk, JobProgress>();
   readonly #devices: VhostUserService[] = [];
   #directory: PrivateDirectory | undefined;
   readonly #over = new EventEmitter();
@@ -63,8 +65,8 @@ class ServeCommand {
 
   async run(early: EarlyThread | undefined): Promise<number> {
     const signals = this.#catchSignals();
-    const progress = new Progress(this.#services, this.#options.progress);
-    this.#starting = this.#start(early);
+    const progress = new Progress(this.#services, this.#options.progress, this.#prefetched);
+    this.#starting = this.#start(early).then(() => this.#startPrefetch());
     this.#starting.catch(() => undefined);
     try {
       await Promise.race([this.#starting, this.#ending]);
@@ -157,6 +159,7 @@ class ServeCommand {
     const target = this.#options.imageOpts ? (await import('../lib/image-opts.ts')).imageOpts(path) : path;
     const disk = await open(target, {
       ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, http, ...references },
+      overlay: image.overlay,
       iothread: thread,
     });
     this.#disks.set(image, disk);
@@ -204,6 +207,21 @@ class ServeCommand {
     const names = Array.from({ length: this.#options.clientThreads - 1 }, (_, i) => `${own}.${i + 1}`);
     await Promise.all(names.map((name) => this.#startThread(name, undefined)));
     return [own, ...names].map((name) => this.#threads.get(name)!);
+  }
+
+  #startPrefetch(): void {
+    if (this.#ended || !this.#options.prefetch) return;
+    for (const disk of this.#disks.values()) void this.#prefetch(disk);
+  }
+
+  /** Goes on until it is done or the disk is closed; what was not copied then is the next run's. */
+  async #prefetch(disk: Disk): Promise<void> {
+    try {
+      await disk.stream({ onProgress: (progress) => this.#prefetched.set(disk, progress) });
+    } catch (error) {
+      this.#prefetched.delete(disk);
+      if (!this.#ended) process.stderr.write(errorLine(error));
+    }
   }
 
   /** A device for each image, in order. */

@@ -11,6 +11,7 @@ const REFERENCES = 'files that an image may lead to: none, directory (default: i
 const ALLOW = 'files in here may be led to as well, also by absolute names; repeat for more';
 const KEY_FILE = 'file with the passphrase of an encrypted image, every byte of it';
 
+const OVERLAY = 'keep what is read and written in this qcow2 file, made if need be; repeat for each IMAGE';
 const HTTP = 'options of web servers, for URLs: name=value,...; a secret by its file, as in password-file=PATH';
 
 const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value];
@@ -25,6 +26,7 @@ Examples:
   blockplane serve --listen 127.0.0.1:10809 --export-name disk --read-only disk.img
   blockplane serve --snapshot monday disk.qcow2                       # as it was, read-only
   blockplane serve --allow-directory /var/lib/bases overlay.qcow2     # its backing file is there
+  blockplane serve --overlay mine.qcow2 --prefetch /mnt/remote/base.qcow2   # becomes local
   blockplane serve --http-opts username=me,password-file=pw https://example.org/disk.qcow2
   blockplane serve --vhost-user /run/vm.sock disk.qcow2               # a vhost-user-blk device, not NBD
   blockplane serve --iothreads 2 --socket /run/nbd.sock a.img b.img   # a: nbd.sock, b: nbd.sock.io1`;
@@ -40,6 +42,8 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
     .option('--key-file <path>', KEY_FILE)
+    .option('--overlay <file>', OVERLAY, collect, [])
+    .option('--prefetch', 'copy what is missing in the overlay in the background, until it needs the IMAGE no more')
     .option('--http-opts <options>', HTTP, collect)
     .option('-k, --socket <path>', 'listen on a unix socket (default: one in a private temporary directory)')
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')

@@ -1,4 +1,5 @@
 import { registerDriver } from '../block/registry.ts';
+import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
 import { ftpDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
@@ -14,6 +15,7 @@ export function builtinDrivers(): void {
   registerDriver(nbdDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
+  registerDriver(copyOnReadDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
   registerDriver(ftpDriver, 'ftps');

@@ -3,11 +3,10 @@ import { existsSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import type { Bytes } from '../base/units.ts';
 import { checkedSparse, SPARSE_DEFAULT } from '../jobs/block-copy.ts';
-import type { Abortable } from './abort.ts';
+import { followJob, type JobWatch } from './follow-job.ts';
 import { driverOptions, type ImageOptions } from './image-options.ts';
 import { createIn, type Engine, type EngineOptions } from './images.ts';
 import { useThread } from './iothread.ts';
-import type { JobProgress } from './job-messages.ts';
 import type { OpenMessage, OpenReply } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import { type BlockdevOptions, type Format, formatByName, type TargetOptions } from './options.ts';
@@ -29,13 +28,7 @@ export interface CopySettings extends ReferenceOptions {
   readonly speed?: Bytes | undefined;
 }
 
-export interface CopyOptions extends CopySettings, EngineOptions, Abortable {
-  /** Told from time to time how far it has come, and at its end. */
-  readonly onProgress?: ((progress: JobProgress) => void) | undefined;
-}
-
-/** Between two looks at the progress. */
-const LOOK_MS = 200;
+export interface CopyOptions extends CopySettings, EngineOptions, JobWatch {}
 
 /**
  * Copies a disk, whole: whatever can be opened, into whatever can be written. A destination file that is not there is
@@ -81,7 +74,7 @@ export async function copyIn(
     const target = await disks.open(to);
     const { speed = 0 } = options;
     const job = await engine.call('job-copy', { source: disk, target: target.disk, sparse, targetIsZero: made, speed });
-    await follow(engine, job, options);
+    await followJob(engine, job, options);
     await disks.close();
   } catch (error) {
     await disks.close().catch(() => undefined);
@@ -93,27 +86,6 @@ export async function copyIn(
 /** A file name, and nothing is there. */
 function isNewFile(destination: string | BlockdevOptions): destination is string {
   return typeof destination === 'string' && !/^[a-z0-9+-]+:\/\//i.test(destination) && !existsSync(destination);
-}
-
-/** Waits for a job's end, tells of its progress, cancels it when its caller does. */
-async function follow(engine: Engine, job: number, { signal, onProgress }: CopyOptions): Promise<void> {
-  // It may have ended in the meantime.
-  const ignore = (): undefined => undefined;
-  const cancel = (): void => void engine.call('job-verb', { job, verb: 'cancel' }).catch(ignore);
-  const look = (): void => void engine.call('job-progress', { job }).then(onProgress, ignore);
-  const timer = onProgress ? setInterval(look, LOOK_MS) : undefined;
-  signal?.addEventListener('abort', cancel, { once: true });
-  if (signal?.aborted) cancel();
-  try {
-    const last = await engine.call('job-wait', { job });
-    onProgress?.(last);
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    clearInterval(timer);
-    signal?.removeEventListener('abort', cancel);
-  }
 }
 
 /** Disks that are closed together, the last opened first. */

@@ -29,6 +29,7 @@ import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type Trunca
 import { IOThread, type ThreadUse, useThread } from './iothread.ts';
 import type { BlockExtent, Method, MethodArgs, MethodResult, OpenReply } from './messages.ts';
 import { moveDisk } from './move-disk.ts';
+import { type DiskStreamOptions, streamDisk } from './stream.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
 import { readInto, writeFrom } from './transfer.ts';
 
@@ -314,6 +315,16 @@ export class Disk {
       this.#guests.delete(to);
       if (guest) this.#guests.add(from);
     });
+  }
+
+  /**
+   * Makes the image independent of what is below it, or of what is above `base`, while it is used: what only the layers
+   * below hold is copied into it, and then it names the base, or nothing. Where it rejects, or the process dies on the
+   * way, the image reads as it did, and what was copied stays. EBUSY: it has internal snapshots, or is streamed
+   * already; EINVAL: a layer ends before the base does.
+   */
+  stream(options: DiskStreamOptions = {}): Promise<void> {
+    return streamDisk(this, options);
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {

@@ -54,16 +54,17 @@ export async function create(path: string, options: CreateOptions = {}): Promise
   }
 }
 
-/** `options` by the names of the driver's creation options. */
+/** `options` by the names of the driver's creation options. `knowsBacking`: they say all of the backing file, which is
+ *  not looked at. */
 export async function createIn(
   engine: Engine,
   path: string,
   options: Readonly<Record<string, unknown>>,
-  how: Pick<CreateOptions, 'format' | 'overwrite'>,
+  how: Pick<CreateOptions, 'format' | 'overwrite'> & { readonly knowsBacking?: boolean },
 ): Promise<void> {
   assertLocal(path);
   const format = how.format ?? formatByName(path) ?? 'raw';
-  const whole = format === 'qcow2' ? await withBacking(path, options) : options;
+  const whole = format === 'qcow2' && !how.knowsBacking ? await withBacking(path, options) : options;
   const made: string[] = [];
   try {
     const file = await fileFor(path, how.overwrite ?? false, made);

@@ -75,9 +75,9 @@ export interface StoredBitmap {
 
 /**
  * What an image in a file, or at a URL (NBD, http), says of itself: its header, features, snapshots, bitmaps and the
- * names of other files in it. Only the image is opened, read-only and without a lock: no name in it is followed. Memory
- * is bounded by what the format allows its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for features
- * that are not known.
+ * names of other files in it. Only the image is opened, read-only and without a lock: no name in it is followed.
+ * Memory is bounded by what the format allows its tables, 64 MiB each. EINVAL for an image that cannot be, ENOTSUP for
+ * features that are not known.
  */
 export async function inspect(
   path: string,

@@ -11,6 +11,16 @@ export interface CopyMessage {
   readonly speed: Bytes;
 }
 
+export interface StreamMessage {
+  /** Number of a disk that stays open until the job has ended. */
+  readonly disk: number;
+  /** Node-name or file name of the layer that stays below. */
+  readonly base?: string | undefined;
+  /** What the image is to call it. */
+  readonly backingFile?: string | undefined;
+  readonly speed: Bytes;
+}
+
 export interface JobMessage {
   readonly job: number;
 }
@@ -34,6 +44,7 @@ export interface JobProgress {
 export interface JobMethods {
   /** Answers the job's number; the job runs. */
   'job-copy'(args: CopyMessage): number;
+  'job-stream'(args: StreamMessage): number;
   'job-progress'(args: JobMessage): JobProgress;
   'job-verb'(args: JobVerbMessage): void;
   'job-speed'(args: JobSpeedMessage): void;

@@ -215,6 +215,8 @@ export interface ThreadStats {
 export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
+  /** Answers the tree of an image of which nobody said what format it is. */
+  probe(args: OpenMessage): BlockdevOptions;
   close(args: DiskMessage): void;
   share(args: ShareMessage): BlkIdentity;
   guest(args: GuestMessage): void;

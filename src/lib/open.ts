@@ -2,9 +2,9 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { Disk } from './disk.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import type { OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import type { BlockdevOptions, TargetOptions } from './options.ts';
+import { overlayMessage } from './overlay.ts';
 import type { ReferenceOptions } from './reference-policy.ts';
 
 export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable {
@@ -12,6 +12,11 @@ export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable 
   readonly iothread?: IOThread | undefined;
   /** Which backend the default thread shall have. With `iothread`: must be what that thread runs on. */
   readonly aio?: 'ring' | 'pool' | undefined;
+  /**
+   * A qcow2 image over the target, which then stays as it is: all that is read of the target is kept in the overlay,
+   * all that is written goes there. Made where it is not there; EINVAL where it is one of another target.
+   */
+  readonly overlay?: string | undefined;
 }
 
 /**
@@ -35,7 +40,7 @@ export async function open(target: string | BlockdevOptions, options: OpenOption
     throw new BlockError(Errno.EINVAL, `target: expected a file name or an options object, not ${typeof target}`);
   }
   options.signal?.throwIfAborted();
-  const opening = openIn(openMessage(target, options), options);
+  const opening = openIn(target, options);
   try {
     return await abortable(opening, options.signal);
   } catch (error) {
@@ -44,9 +49,12 @@ export async function open(target: string | BlockdevOptions, options: OpenOption
   }
 }
 
-async function openIn(message: OpenMessage, options: OpenOptions): Promise<Disk> {
+async function openIn(target: string | BlockdevOptions, options: OpenOptions): Promise<Disk> {
+  const { overlay } = options;
+  const plain = overlay === undefined ? openMessage(target, options) : undefined;
   const use = await useThread(options.iothread, options.aio);
   try {
+    const message = plain ?? (await overlayMessage(use.thread, overlay!, target, options));
     return new Disk(use, await use.thread.call('open', message), message.name);
   } catch (error) {
     await use.release();

@@ -39,9 +39,18 @@ function node(options: BlockdevOptions): NodeOptions {
 
 export function snapshots(blk: BlockBackend, { action, which }: SnapshotMessage): Promise<SnapshotReply> {
   return withSnapshots(blk, async (control) => {
+    if (action !== 'list') assertRevertible(blk);
     const about = await act(control, action, which);
     return { snapshots: about, size: blk.length };
   });
+}
+
+/** EBUSY where somebody needs the disk to go on as it is. */
+function assertRevertible(blk: BlockBackend): void {
+  for (const user of blk.users) {
+    const why = user.cannotRevert?.();
+    if (why !== undefined) throw new BlockError(Errno.EBUSY, `Could not change the snapshots of '${blk.name}': ${why}`);
+  }
 }
 
 async function act(

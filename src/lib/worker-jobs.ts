@@ -2,7 +2,9 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
 import type { Job } from '../jobs/job.ts';
-import type { CopyMessage, JobMethods, JobProgress } from './job-messages.ts';
+import { StreamJob } from '../jobs/stream-job.ts';
+import { baseOf } from './backing-names.ts';
+import type { CopyMessage, JobMethods, JobProgress, StreamMessage } from './job-messages.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
 /** Jobs in one thread at a time, those included whose end nobody has asked for yet. */
@@ -22,6 +24,7 @@ export class WorkerJobs {
     this.#disks = disks;
     this.handlers = {
       'job-copy': async (args) => this.#copy(args),
+      'job-stream': async (args) => this.#stream(args),
       'job-progress': async ({ job }) => progressOf(this.#job(job)),
       'job-verb': async ({ job, verb }) => this.#job(job)[verb](),
       'job-speed': async ({ job, speed }) => this.#job(job).setSpeed(speed),
@@ -38,9 +41,21 @@ export class WorkerJobs {
   }
 
   #copy({ source, target, ...options }: CopyMessage): number {
+    const [from, to] = [this.#disks.blk(source), this.#disks.blk(target)];
+    return this.#start((number) => new CopyJob(from, to, { id: `copy${number}`, ...options }));
+  }
+
+  #stream({ disk, base: name, backingFile, speed }: StreamMessage): number {
+    const blk = this.#disks.blk(disk);
+    const base = name === undefined ? undefined : baseOf(blk, name, backingFile);
+    const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);
+    return this.#start((number) => new StreamJob(blk, { id: `stream${number}`, base, alone, speed }));
+  }
+
+  #start(make: (number: number) => Job): number {
     if (this.#jobs.size >= MAX_JOBS) throw new BlockError(Errno.EAGAIN, `Could not begin: ${MAX_JOBS} jobs are there`);
     const number = ++this.#ids;
-    const job = new CopyJob(this.#disks.blk(source), this.#disks.blk(target), { id: `copy${number}`, ...options });
+    const job = make(number);
     this.#jobs.set(number, job);
     job.start();
     return number;

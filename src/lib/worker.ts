@@ -4,6 +4,7 @@ import { amend, checkOpen } from '../block/control.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import { probe } from './probe.ts';
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
@@ -29,6 +30,7 @@ export function setup(thread: SetupThread): Furnished {
       return loadDrivers(urls);
     },
     open: (args) => disks.open(args),
+    probe: ({ options, name }) => probe(thread.context, options, name),
     close: ({ disk }) => disks.close(disk),
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
     guest: (args) => disks.addGuest(args),

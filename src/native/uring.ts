@@ -29,6 +29,9 @@ export const Op = {
 
 export const FSYNC_DATASYNC = 1;
 export const POLL_MULTISHOT = 1;
+export const POLLIN = 1;
+export const CANCEL_ALL = 1;
+export const CANCEL_ANY = 4;
 export const CQE_F_MORE = 2;
 
 const SETUP_CQSIZE = 1 << 3;

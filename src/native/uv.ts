@@ -78,3 +78,9 @@ export function uvLoop(): UvLoop | undefined {
     return undefined;
   }
 }
+
+/** True when others are in the queue with it: Node links its immediates, and says so nowhere else. */
+export function hasNeighbour(immediate: NodeJS.Immediate | undefined): boolean {
+  const { _idlePrev: before, _idleNext: after } = (immediate ?? {}) as { _idlePrev?: unknown; _idleNext?: unknown };
+  return (before ?? after ?? null) !== null;
+}

@@ -18,8 +18,8 @@ import { close } from '../../native/file.ts';
 import { native } from '../../native/lib.ts';
 import { memoryOf } from '../../native/memory.ts';
 import { releasePages } from '../../native/mmap.ts';
-import { CQE_F_MORE, Op, POLL_MULTISHOT, Uring } from '../../native/uring.ts';
-import { type UvLoop, uvLoop } from '../../native/uv.ts';
+import { CANCEL_ALL, CANCEL_ANY, CQE_F_MORE, Op, POLL_MULTISHOT, POLLIN, Uring } from '../../native/uring.ts';
+import { hasNeighbour, type UvLoop, uvLoop } from '../../native/uv.ts';
 import type {
   AioBackend,
   AioFile,
@@ -55,9 +55,6 @@ const ONE = new Uint32Array(new SharedArrayBuffer(8));
 ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
-const POLLIN = 1;
-const CANCEL_ALL = 1;
-const CANCEL_ANY = 4;
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
  *  the processor from it. */
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
@@ -68,12 +65,6 @@ const GATHER_US = 60;
 /** How many busy turns, and how many looks at the ring while spinning, between two looks at the clock. */
 const TURNS_PER_CLOCK = 8;
 const LOOKS_PER_CLOCK = 32;
-
-/** True when others are in the queue with it: Node links its immediates, and says so nowhere else. */
-function hasNeighbour(immediate: NodeJS.Immediate | undefined): boolean {
-  const { _idlePrev: before, _idleNext: after } = (immediate ?? {}) as { _idlePrev?: unknown; _idleNext?: unknown };
-  return (before ?? after ?? null) !== null;
-}
 
 export class RingBackend implements AioBackend {
   readonly name = 'ring';

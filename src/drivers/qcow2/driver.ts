@@ -120,6 +120,10 @@ export class Qcow2Node implements DriverNode {
     return amend(this.image, this.#writer, changes);
   }
 
+  dropBacking(): void {
+    this.image.backing = null;
+  }
+
   /** What was found damaged while in use can be repaired: then writes go on. */
   async check(fix: CheckFix): Promise<CheckResult> {
     const { image } = this;

@@ -61,7 +61,8 @@ export class Image {
   readonly aio: AioContext;
   readonly file: Child;
   readonly dataFile: Child | null;
-  readonly backing: Child | null;
+  /** Null once it was dropped, too. */
+  backing: Child | null;
   readonly io: MetadataIo;
   readonly header: Qcow2Header;
   readonly geometry: Geometry;

@@ -1,0 +1,80 @@
+/**
+ * copy-on-read: a filter that makes an image local as it is read. What the active layer of `file` does not hold is
+ * copied into it first; block/ does that (copy-up.ts). A read fails where its copy cannot be written, as in QEMU.
+ */
+import { BlockError, Errno } from '../../base/errors.ts';
+import type { Iov } from '../../base/memory.ts';
+import type { Bytes, Offset } from '../../base/units.ts';
+import type { Child, Driver, DriverNode, Mapping, MapReason, MaybePromise, OpenContext } from '../../block/driver.ts';
+
+export interface CopyOnReadOptions {
+  /** Node-name of the lowest layer that is copied from. Default: all of them. */
+  readonly bottom?: string;
+}
+
+class CopyOnReadNode implements DriverNode {
+  readonly #file: Child;
+  readonly #bottom: string | undefined;
+
+  constructor(file: Child, bottom: string | undefined) {
+    this.#file = file;
+    this.#bottom = bottom;
+  }
+
+  get length(): Bytes {
+    return this.#file.length;
+  }
+
+  /** A read of what has to be copied comes to `preadv`; all else is the child's. */
+  map(at: Offset, want: Bytes, why: MapReason, out: Mapping): MaybePromise<void> {
+    if (why !== 'read') {
+      out.data(want, this.#file, at);
+      return undefined;
+    }
+    const held = this.#file.held(at, want);
+    if (typeof held !== 'number') return held.then((length) => this.#answer(length, at, out));
+    this.#answer(held, at, out);
+    return undefined;
+  }
+
+  #answer(held: number, at: Offset, out: Mapping): void {
+    if (held > 0) out.data(held, this.#file, at);
+    else out.other('opaque', -held);
+  }
+
+  async preadv(at: Offset, iov: Iov): Promise<void> {
+    const file = this.#file;
+    // A layer that has gone from the chain is 0: nothing is copied that it may have been to protect.
+    await file.copyUp(at, iov.length, this.#bottom === undefined ? undefined : file.layer(this.#bottom));
+    await file.read(at, iov);
+  }
+
+  grew(_end: Offset): void {}
+
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
+  truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
+    return this.#file.truncate(length, prealloc);
+  }
+}
+
+export const copyOnReadDriver: Driver<CopyOnReadOptions> = {
+  name: 'copy-on-read',
+  role: 'filter',
+  children: { file: 'filtered' },
+  copiesUp: true,
+  options: {
+    bottom: { type: 'string', help: 'node-name of the lowest layer that is copied from (default: all are)' },
+  },
+  async open(context: OpenContext, { bottom }: CopyOnReadOptions): Promise<DriverNode> {
+    const file = await context.openChild('file', 'filtered');
+    if (!file) throw new BlockError(Errno.EINVAL, "Could not open a 'copy-on-read' node: option 'file' is missing");
+    if (bottom !== undefined && file.layer(bottom) < 2) {
+      const why = `bottom '${bottom}' is no layer below the one that is copied to`;
+      throw new BlockError(Errno.EINVAL, `Could not open a 'copy-on-read' node: ${why}`);
+    }
+    return new CopyOnReadNode(file, bottom);
+  },
+};

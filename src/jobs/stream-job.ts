@@ -1,0 +1,141 @@
+/**
+ * The job that makes an image independent of what is below it, while it is used: see docs/JOBS.md. It finds what only
+ * the layers below hold, copies that up (block/copy-up.ts), and has the image name what is left below.
+ *
+ * Bounds: `PIECES` pieces of `PIECE_BYTES` at a time; their memory is the block layer's.
+ */
+import { BlockError, Errno } from '../base/errors.ts';
+import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import type { BackendUser, BlockBackend } from '../block/backend.ts';
+import { layerNumber, layerOf } from '../block/copy-up.ts';
+import { Joiner } from '../block/joiner.ts';
+import type { BlockNode } from '../block/node.ts';
+import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
+import { BlockStatus } from '../block/status.ts';
+import { Job, type JobOptions } from './job.ts';
+
+const PIECE_BYTES: Bytes = MiB;
+const PIECES = 8;
+const STATUS_BYTES: Bytes = GiB;
+
+export interface StreamJobOptions extends JobOptions {
+  /** The layer that stays below, and what the image says of it then. Default: none stays. */
+  readonly base?: NewBacking | undefined;
+  /** Runs the last step when nothing else changes the image as a whole. */
+  readonly alone: (step: () => Promise<void>) => Promise<void>;
+}
+
+/** The disk stays open until it has ended. It rests while the disk is drained. */
+export class StreamJob extends Job implements BackendUser {
+  readonly type = 'stream';
+  readonly #blk: BlockBackend;
+  readonly #root: BlockNode;
+  readonly #base: NewBacking | undefined;
+  readonly #alone: StreamJobOptions['alone'];
+  /** Number of the base among the layers; all those before it are copied from. */
+  readonly #end: number;
+
+  /** Throws what stands against it before anything happens: EINVAL, ENOTSUP, EPERM, EBUSY, ENOMEDIUM. */
+  constructor(blk: BlockBackend, options: StreamJobOptions) {
+    super(blk.context, options);
+    const { root } = blk;
+    if (!root) throw new BlockError(Errno.ENOMEDIUM, `Could not stream ${blk.describe}: it has no medium`);
+    assertRebasable(root);
+    for (const user of blk.users) {
+      if (user instanceof StreamJob) throw new BlockError(Errno.EBUSY, `Could not stream: job '${user.id}' does`);
+    }
+    const { base } = options;
+    this.#blk = blk;
+    this.#root = root;
+    this.#base = base;
+    this.#alone = options.alone;
+    this.#end = base === undefined ? Number.POSITIVE_INFINITY : layerNumber(root, (node) => node === base.node);
+    if (this.#end < 2) {
+      throw new BlockError(Errno.EINVAL, `Could not stream: '${base!.name}' is not below the image`);
+    }
+    this.#assertNothingHidden();
+    this.total = blk.length;
+    blk.users.add(this);
+    if (blk.quiesce > 0) this.hold();
+    // Until it ends, whether or not it is ever started.
+    void this.ended.then(() => blk.users.delete(this));
+  }
+
+  onDrainBegin(): void {
+    this.hold();
+  }
+
+  onDrainEnd(): void {
+    this.release();
+  }
+
+  cannotMove(): string {
+    return `job '${this.id}' copies into it`;
+  }
+
+  /** Another state of the disk would need what is below once more. */
+  cannotRevert(): string {
+    return `job '${this.id}' takes away what snapshots need`;
+  }
+
+  protected async run(): Promise<void> {
+    for (let at = 0; at < this.#blk.length; at = await this.#copy(at, this.#blk.length)) this.total = this.#blk.length;
+    await this.pausePoint(0);
+    await this.#alone(async () => {
+      // A disk that was closed has no length, either.
+      if (this.#blk.root !== this.#root) {
+        throw new BlockError(Errno.ENOMEDIUM, `Could not stream ${this.#blk.describe} to its end: it was closed`);
+      }
+      this.#assertNothingHidden();
+      await rebase(this.#root, this.#base ?? null);
+    });
+    this.total = this.#blk.length;
+    this.current = this.total;
+  }
+
+  /** Copies what has to be from `from` to `to`, and answers `to`. */
+  async #copy(from: Offset, to: Offset): Promise<Offset> {
+    const status = new BlockStatus();
+    const parts = new Joiner(PIECES);
+    try {
+      for (let at = from; at < to && !parts.failed; at += status.length) {
+        const pending = this.#blk.blockStatus(at, Math.min(to - at, STATUS_BYTES), status);
+        if (pending !== undefined) await pending;
+        if (this.#isWanted(at, status)) {
+          status.length = Math.min(status.length, PIECE_BYTES - (at % PIECE_BYTES));
+          await this.pausePoint(status.length);
+          await parts.add(this.#piece(at, status.length));
+        } else {
+          await this.pausePoint(0);
+          this.current += status.length;
+        }
+      }
+    } catch (error) {
+      await parts.settle();
+      throw error;
+    }
+    await parts.join();
+    return to;
+  }
+
+  /** Where nothing stays below, what reads as zeroes there will do so without it. */
+  #isWanted(at: Offset, { depth, zero }: BlockStatus): boolean {
+    return depth > 1 && depth < this.#end && !(zero && at >= (this.#base?.node.length ?? 0));
+  }
+
+  /** Bytes of the base behind the end of a layer above it are hidden by nothing but that end, which would be gone. */
+  #assertNothingHidden(): void {
+    if (this.#base === undefined) return;
+    const { node, name } = this.#base;
+    const seen = Math.min(node.length, this.#blk.length);
+    for (let layer = layerOf(this.#root).cow?.node; layer && layer !== node; layer = layerOf(layer).cow?.node) {
+      if (layer.length >= seen) continue;
+      throw new BlockError(Errno.EINVAL, `Could not stream: '${name}' is longer than node '${layer.name}' above it`);
+    }
+  }
+
+  async #piece(at: Offset, length: Bytes): Promise<void> {
+    await this.#blk.copyUp(at, length);
+    this.current += length;
+  }
+}
