@@ -7,7 +7,6 @@
  * one system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a
  * coroutine has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
  */
-import type { Socket as NodeSocket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { FreeList } from '../../base/free-list.ts';
@@ -34,7 +33,6 @@ import type {
 import { SharedWord } from '../context-shared.ts';
 import { type AioOp, Gate, takeResumed } from '../op.ts';
 import { anyReady, armAll, pollAll } from '../pollers.ts';
-import { socketOverStream } from '../pool/socket.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
@@ -55,6 +53,8 @@ const ONE = new Uint32Array(new SharedArrayBuffer(8));
 ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
+/** Errors of io_uring_enter that pass: it is called again anyway. */
+const LATER: ReadonlySet<number> = new Set([Errno.EINTR, Errno.ETIME, Errno.EBUSY, Errno.EAGAIN]);
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
  *  the processor from it. */
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
@@ -129,9 +129,7 @@ export class RingBackend implements AioBackend {
     return performance.now() * 1e6;
   }
 
-  memory(bytes: Uint8Array): Memory {
-    return memoryOf(bytes);
-  }
+  readonly memory: (bytes: Uint8Array) => Memory = memoryOf;
 
   release(memory: Memory, at: number, length: number): void {
     releasePages(memory.address + at, length);
@@ -256,9 +254,7 @@ export class RingBackend implements AioBackend {
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
   }
 
-  fromStream(stream: NodeSocket): AioSocket {
-    return socketOverStream(this.#streams, stream);
-  }
+  readonly fromStream: NonNullable<AioBackend['fromStream']> = (stream) => this.#streams.adopt(stream);
 
   pollFd(op: AioOp, fd: number, events: number): void {
     this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
@@ -439,15 +435,7 @@ export class RingBackend implements AioBackend {
   #submit(wait: boolean, timeoutNs: number, gather = 1): void {
     this.#host.stats.submits++;
     const result = this.ring.enter(wait, timeoutNs, gather, GATHER_US);
-    if (
-      result < 0 &&
-      result !== -Errno.EINTR &&
-      result !== -Errno.ETIME &&
-      result !== -Errno.EBUSY &&
-      result !== -Errno.EAGAIN
-    ) {
-      throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
-    }
+    if (result < 0 && !LATER.has(-result)) throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
     this.iovs.submitted(this.ring.toSubmit === 0);
   }
 

@@ -1,10 +1,11 @@
 /** Node's own streams (TLS) beside the ring: libuv drives them, and their operations end in the ring's dispatch. */
+import type { Socket } from 'node:net';
 import { Errno } from '../../base/errors.ts';
-import type { LoopHost } from '../backend.ts';
+import type { AioSocket, LoopHost } from '../backend.ts';
 import { type AioOp, markResumed } from '../op.ts';
 import { type OpOwner, OpTable } from '../op-table.ts';
 import type { PoolResource } from '../pool/loop.ts';
-import type { StreamLoop } from '../pool/socket.ts';
+import { type StreamLoop, socketOverStream } from '../pool/socket.ts';
 
 export class RingStreams implements StreamLoop {
   readonly resources = new Set<PoolResource>();
@@ -18,6 +19,10 @@ export class RingStreams implements StreamLoop {
 
   get busy(): boolean {
     return this.#ops.size > 0;
+  }
+
+  adopt(stream: Socket): AioSocket {
+    return socketOverStream(this, stream);
   }
 
   begin(op: AioOp, owner: OpOwner): boolean {
