@@ -296,8 +296,10 @@ test('TLS handshakes that stall, break off or are none end, within their time, a
   await using service = await serveNbd(disk, { port: 0, handshakeSeconds: 3, tls: psk });
   const [address] = service.addresses;
   assert.ok(address?.kind === 'inet');
-  await using good = await open(service.uri, { tls: psk });
-  const connections = service.clients;
+  const server = { type: 'inet', host: address.host, port: String(address.port) } as const;
+  // One connection and no more, so that clients can be counted.
+  const connections = 1;
+  await using good = await open({ driver: 'nbd', server, connections, 'tls-creds': psk });
   const begin = async (): Promise<RawClient> => {
     const client = await RawClient.connect(address.port);
     await client.greet();
