@@ -13,12 +13,14 @@ import {
   type Qcow2Settings,
 } from '../lib/options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
+import { type RawTlsOptions, tlsOptions } from './tls-args.ts';
 
 /** As commander delivers them. */
-export interface RawServeOptions {
+export interface RawServeOptions extends RawTlsOptions {
   readonly format?: string;
   readonly imageOpts?: boolean;
   readonly socket?: string;
@@ -89,6 +91,7 @@ export interface ServeOptions {
   /** Overlays are made independent of their images in the background. */
   readonly prefetch: boolean;
   readonly http: HttpSettings | undefined;
+  readonly tls: TlsServerOptions | undefined;
 }
 
 export interface ServeImage {
@@ -260,5 +263,6 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     prefetch: raw.prefetch ?? false,
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
+    tls: tlsOptions(raw),
   };
 }

@@ -36,6 +36,7 @@ import { anyReady, armAll, pollAll } from '../pollers.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
+import { RingStreams } from './streams.ts';
 
 const SQ_ENTRIES = 1024;
 const CQ_ENTRIES = 16384;
@@ -52,6 +53,8 @@ const ONE = new Uint32Array(new SharedArrayBuffer(8));
 ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
+/** Errors of io_uring_enter that pass: it is called again anyway. */
+const LATER: ReadonlySet<number> = new Set([Errno.EINTR, Errno.ETIME, Errno.EBUSY, Errno.EAGAIN]);
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
  *  the processor from it. */
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
@@ -77,6 +80,7 @@ export class RingBackend implements AioBackend {
   readonly #slots: (AioOp | undefined)[] = [];
   readonly #free = new FreeList<number>();
   #host!: LoopHost;
+  #streams!: RingStreams;
   /** By slot: 1 for an operation that a thread of the kernel's works on (see {@link WORKER_OPS}). */
   readonly #byWorker = new Uint8Array(MAX_SLOTS);
   #workerOps = 0;
@@ -125,9 +129,7 @@ export class RingBackend implements AioBackend {
     return performance.now() * 1e6;
   }
 
-  memory(bytes: Uint8Array): Memory {
-    return memoryOf(bytes);
-  }
+  readonly memory: (bytes: Uint8Array) => Memory = memoryOf;
 
   release(memory: Memory, at: number, length: number): void {
     releasePages(memory.address + at, length);
@@ -135,6 +137,7 @@ export class RingBackend implements AioBackend {
 
   start(host: LoopHost): void {
     this.#host = host;
+    this.#streams = new RingStreams(host);
     this.#running = true;
     this.#armWake();
     this.#schedule();
@@ -148,10 +151,12 @@ export class RingBackend implements AioBackend {
   async stop(): Promise<void> {
     this.#stopping = true;
     for (const op of this.#slots) if (op) this.cancel(op);
-    while (this.#inFlight > 0) {
+    this.#streams.endAll();
+    while (this.#inFlight > 0 || this.#streams.busy) {
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
+    await this.#streams.close();
     // What the last completions have queued.
     while (this.#host.dispatch()) takeResumed();
     this.#running = false;
@@ -243,10 +248,13 @@ export class RingBackend implements AioBackend {
   }
 
   cancel(op: AioOp): void {
+    if (this.#streams.cancel(op)) return;
     const { slot } = op.proxy ?? op;
     if (slot < 0 || !this.#running || !this.room()) return;
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
   }
+
+  readonly fromStream: NonNullable<AioBackend['fromStream']> = (stream) => this.#streams.adopt(stream);
 
   pollFd(op: AioOp, fd: number, events: number): void {
     this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
@@ -427,15 +435,7 @@ export class RingBackend implements AioBackend {
   #submit(wait: boolean, timeoutNs: number, gather = 1): void {
     this.#host.stats.submits++;
     const result = this.ring.enter(wait, timeoutNs, gather, GATHER_US);
-    if (
-      result < 0 &&
-      result !== -Errno.EINTR &&
-      result !== -Errno.ETIME &&
-      result !== -Errno.EBUSY &&
-      result !== -Errno.EAGAIN
-    ) {
-      throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
-    }
+    if (result < 0 && !LATER.has(-result)) throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
     this.iovs.submitted(this.ring.toSubmit === 0);
   }
 

@@ -21,6 +21,8 @@ import {
   TransmissionFlag,
 } from '../../proto/nbd/constants.ts';
 import type { StatusExtent } from '../../proto/nbd/reply.ts';
+import { loadCredentials } from '../../tls/credentials.ts';
+import { TlsClientSide } from '../../tls/side.ts';
 import { Connector } from './connector.ts';
 import { NBD_OPTIONS, type NbdOptions, type NbdTarget, nbdTarget } from './options.ts';
 import { firstConnection, NbdSession } from './session.ts';
@@ -189,7 +191,9 @@ class NbdNode implements DriverNode {
 
 async function open(context: OpenContext, options: NbdOptions): Promise<DriverNode> {
   const target = nbdTarget(options);
-  const connector = new Connector(context.aio, target);
+  const { tls } = target;
+  const side = tls && new TlsClientSide(await loadCredentials(tls.credentials, 'client'), tls.host);
+  const connector = new Connector(context.aio, target, side);
   const first = await firstConnection(context.aio, target, connector);
   const sealed = (first.server.flags & TransmissionFlag.READ_ONLY) !== 0;
   const refuse = async (errno: number, why: string): Promise<never> => {
