@@ -38,12 +38,6 @@ interface Call {
 const EXIT_MS = 5000;
 /** How long one that is to die may take to do so by itself, ms. */
 const KILL_MS = 2000;
-/**
- * An IOThread's room for young objects. TLS gets each record in a small object with 16 KiB outside of the heap, and
- * those are given back when the young are collected. With the usual 48 MiB, 64 MiB outside came first, and made V8 go
- * through the whole heap: 35 times for 512 MiB that were written by TLS, which took 1.2 s of processor time, not 0.8 s.
- */
-const YOUNG_MB = 3;
 
 export class IOThread extends EventEmitter<IOThreadEvents> {
   readonly name: string;
@@ -73,7 +67,6 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     this.#worker = new Worker(new URL(`./iothread-worker${here.slice(here.lastIndexOf('.'))}`, here), {
       name: options.name,
       workerData: data,
-      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MB },
       ...threadArgv(),
     });
     this.threadId = this.#worker.threadId;
