@@ -2,6 +2,7 @@
 /** The `blockplane` command. Verbs load what they need when they are called, so that it starts quickly. */
 import { readFileSync, realpathSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { programOf } from './programs.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import type { EarlyThread } from './serve.ts';
 
@@ -37,10 +38,15 @@ async function startEarly(argv: readonly string[]): Promise<EarlyThread | undefi
   return { name: 'io0', aio, thread };
 }
 
-/** Runs one command line (without node and the script); answers its exit code: 0, 1 for a failure, 2 for bad usage. */
-export async function main(argv: readonly string[]): Promise<number> {
+/**
+ * Runs one command line (without node and the script, whose name is `called`); answers its exit code: 0, 1 for a
+ * failure, 2 for bad usage.
+ */
+export async function main(argv: readonly string[], called?: string): Promise<number> {
   // Somebody who has read enough, as `| head -1` has, or a terminal that is gone.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
+  const standIn = programOf(called, argv);
+  if (standIn) return (await standIn.load()).run(standIn.argv);
   const early = await startEarly(argv);
   const [{ Command, CommanderError }, { addServe, addImageVerbs }] = await Promise.all([
     import('commander'),
@@ -88,5 +94,5 @@ function isEntry(): boolean {
 }
 
 if (isEntry()) {
-  process.exitCode = await main(process.argv.slice(2));
+  process.exitCode = await main(process.argv.slice(2), process.argv[1]);
 }
