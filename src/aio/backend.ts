@@ -118,7 +118,7 @@ export interface AioBackend {
   adoptListener(fd: number): Promise<AioListener>;
   /** A connected stream of Node's (a TLS stream) as a socket of this seam: it belongs to that from here on. Absent
    *  where there are none (sim). */
-  fromStream?(stream: NodeSocket): AioSocket;
+  fromStream?(stream: NodeSocket): Promise<AioSocket>;
   /** Completes `op` with the ready events once `fd` is ready for `events` (POLLIN 1, POLLOUT 4), or -ECANCELED after
    *  {@link cancel}. ENOTSUP where there is no native layer. */
   pollFd(op: AioOp, fd: number, events: number): void;
@@ -238,7 +238,7 @@ export interface AioSocket {
   sendAfter(op: AioOp, iov: Iov, first: AioOp): boolean;
   /** Gives the connection up as a stream of Node's; bytes that were received and not asked for come out of it. No
    *  operation may be pending, and the socket is not used again. Absent where it cannot be had (sim). */
-  toStream?(): NodeSocket;
+  toStream?(): Promise<NodeSocket>;
   /** Both directions end: pending operations complete (0 or an error), the peer sees the end. Idempotent. */
   shutdown(): void;
   /** Every operation on it must have ended. */

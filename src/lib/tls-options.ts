@@ -1,6 +1,6 @@
 /** How programs and URIs say what TLS is to be like. */
 import { BlockError, Errno } from '../base/errors.ts';
-import { checkCredentials, type TlsCredentials } from '../tls/credentials.ts';
+import { checkCredentials, type TlsCredentials } from '../tls/options.ts';
 
 /** TLS of an NBD client. */
 export type TlsClientOptions = TlsCredentials & {

@@ -6,8 +6,6 @@ import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
-import { loadCredentials } from '../tls/credentials.ts';
-import { TlsServerSide } from '../tls/side.ts';
 import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
 import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
@@ -135,8 +133,10 @@ export class WorkerNbd {
   }
 }
 
+/** Node's TLS is loaded where it is used. */
 async function serverTls({ credentials, required, authz }: TlsMessage): Promise<ServerTls> {
-  return { side: new TlsServerSide(await loadCredentials(credentials, 'server'), authz), required };
+  const { serverSide } = await import('../tls/side.ts');
+  return { side: await serverSide(credentials, authz), required };
 }
 
 function statsOf(server: NbdServer): NbdStats {

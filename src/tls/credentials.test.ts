@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../base/errors.ts';
-import { loadCredentials, type TlsCredentials, type TlsEndpoint } from './credentials.ts';
+import { loadCredentials } from './credentials.ts';
+import type { TlsCredentials, TlsEndpoint } from './options.ts';
 import { distinguishedName, TlsServerSide } from './side.ts';
 
 const SECRET = 'c0ffee'.repeat(8);

@@ -1,7 +1,6 @@
 /**
- * TLS credentials, in QEMU's terms and from files of QEMU's names: `tls-creds-x509`, `tls-creds-psk`, `tls-creds-anon`.
- * Keys are read in the thread that uses them, and stand in no message, error or log: what is wrong with a file is said
- * by its name and a line's number.
+ * Reads TLS credentials from files of QEMU's names. Keys are read in the thread that uses them, and stand in no message,
+ * error or log: what is wrong with a file is said by its name and a line's number.
  */
 import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -9,38 +8,14 @@ import { join } from 'node:path';
 import { createSecureContext, rootCertificates } from 'node:tls';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import { MiB } from '../base/units.ts';
-
-/**
- * Certificates. A server has `server-cert.pem` and `server-key.pem` in `dir`, a client may have `client-cert.pem` and
- * `client-key.pem`; `ca-cert.pem` is whom they trust, and `ca-crl.pem`, where it is, what is revoked. A client without
- * `dir` trusts the authorities that Node.js comes with.
- */
-export interface X509Credentials {
-  readonly type: 'x509';
-  readonly dir?: string | undefined;
-  /** The other side has to show a certificate that is trusted; default true. A client that does not ask cannot know
-   *  whom it talks to. */
-  readonly 'verify-peer'?: boolean | undefined;
-}
-
-/** Keys that both sides know: `keys.psk` in `dir`, or `file`: a line `USER:KEY` for each, the key in hexadecimal. */
-export interface PskCredentials {
-  readonly type: 'psk';
-  readonly dir?: string | undefined;
-  readonly file?: string | undefined;
-  /** Who a client is; default 'qemu'. */
-  readonly username?: string | undefined;
-}
-
-/** Encryption without knowing with whom: no protection against somebody in the middle. TLS 1.2 at most. */
-export interface AnonCredentials {
-  readonly type: 'anon';
-}
-
-export type TlsCredentials = X509Credentials | PskCredentials | AnonCredentials;
-
-/** Which side of the connection they are for. */
-export type TlsEndpoint = 'server' | 'client';
+import {
+  checkCredentials,
+  type PskCredentials,
+  refuseCredentials as refuse,
+  type TlsCredentials,
+  type TlsEndpoint,
+  type X509Credentials,
+} from './options.ts';
 
 /** What was read: secrets, for the thread that uses them. */
 export type LoadedCredentials =
@@ -51,6 +26,7 @@ export type LoadedCredentials =
       readonly crl: string | undefined;
       readonly cert: string | undefined;
       readonly key: string | undefined;
+      readonly passphrase: string | undefined;
     }
   | { readonly type: 'psk'; readonly keys: ReadonlyMap<string, Uint8Array>; readonly username: string }
   | { readonly type: 'anon' };
@@ -74,30 +50,12 @@ export async function loadCredentials(given: TlsCredentials, endpoint: TlsEndpoi
   }
 }
 
-/** EINVAL for what no credentials are. */
-export function checkCredentials(given: TlsCredentials): void {
-  if (typeof given !== 'object' || given === null) throw refuse('expected an object with type x509, psk or anon');
-  const fields = Object.hasOwn(FIELDS, given.type) ? FIELDS[given.type] : undefined;
-  if (!fields) throw refuse(`type is '${String(given.type)}', not x509, psk or anon`);
-  for (const [name, value] of Object.entries(given)) {
-    const type = Object.hasOwn(fields, name) ? fields[name] : undefined;
-    if (type === undefined) throw refuse(`${name} is not a field of type ${given.type}`);
-    if (value === undefined) continue;
-    if (typeof value !== type || value === '') throw refuse(`${name} is not a ${type}`);
-  }
-}
-
-const FIELDS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
-  x509: { type: 'string', dir: 'string', 'verify-peer': 'boolean' },
-  psk: { type: 'string', dir: 'string', file: 'string', username: 'string' },
-  anon: { type: 'string' },
-};
-
 async function loadX509(given: X509Credentials, endpoint: TlsEndpoint): Promise<LoadedCredentials> {
-  const { dir, 'verify-peer': verifyPeer = true } = given;
+  const { dir, 'verify-peer': verifyPeer = true, passphrase } = given;
   if (dir === undefined) {
     if (endpoint === 'server') throw refuse('a server needs dir, where its certificate is');
-    return { type: 'x509', verifyPeer, ca: rootCertificates, crl: undefined, cert: undefined, key: undefined };
+    const none = { crl: undefined, cert: undefined, key: undefined, passphrase };
+    return { type: 'x509', verifyPeer, ca: rootCertificates, ...none };
   }
   const [ca, crl, cert, key] = await Promise.all(
     ['ca-cert.pem', 'ca-crl.pem', `${endpoint}-cert.pem`, `${endpoint}-key.pem`].map((name) => read(join(dir, name))),
@@ -111,8 +69,8 @@ async function loadX509(given: X509Credentials, endpoint: TlsEndpoint): Promise<
   tryContext(join(dir, 'ca-cert.pem'), { ca });
   tryContext(join(dir, 'ca-crl.pem'), { crl });
   tryContext(join(dir, `${endpoint}-cert.pem`), { cert });
-  tryContext(join(dir, `${endpoint}-key.pem`), { cert, key });
-  return { type: 'x509', verifyPeer, ca, crl, cert, key };
+  tryContext(join(dir, `${endpoint}-key.pem`), { cert, key, passphrase });
+  return { type: 'x509', verifyPeer, ca, crl, cert, key, passphrase };
 }
 
 /** Says of a file that OpenSSL does not take that it does not, in its words, which quote nothing of the file. */
@@ -175,8 +133,4 @@ async function read(path: string): Promise<string | undefined> {
 
 function missing(path: string): BlockError {
   return new BlockError(Errno.ENOENT, `Could not load TLS credentials: '${path}' is missing`);
-}
-
-function refuse(why: string): BlockError {
-  return new BlockError(Errno.EINVAL, `Could not load TLS credentials: ${why}`);
 }

@@ -34,15 +34,17 @@ export class SecureSocket implements AioSocket {
       throw new BlockError(Errno.ENOTSUP, 'TLS is not possible on this backend');
     }
     if (this.#shut) throw new BlockError(Errno.ECANCELED, 'the connection was closed');
-    const stream = this.#inner.toStream();
+    const stream = await this.#inner.toStream();
     this.#stream = stream;
+    // A shutdown may have come in each of these waits: it could not end a stream that it did not know.
+    if (this.#shut) stream.destroy();
     const secured = await side.handshake(stream);
+    this.#inner = await this.#backend.fromStream(secured);
+    this.#stream = undefined;
     if (this.#shut) {
-      secured.destroy();
+      this.#inner.shutdown();
       throw new BlockError(Errno.ECANCELED, 'the connection was closed');
     }
-    this.#inner = this.#backend.fromStream(secured);
-    this.#stream = undefined;
   }
 
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {

@@ -4,7 +4,8 @@ import { isIP, type Socket } from 'node:net';
 import * as tls from 'node:tls';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import type { LoadedCredentials } from './credentials.ts';
+import { type LoadedCredentials, loadCredentials } from './credentials.ts';
+import type { TlsCredentials } from './options.ts';
 
 /** One side of the handshake. */
 export interface TlsSide {
@@ -31,14 +32,24 @@ function contextOptions(loaded: LoadedCredentials): tls.SecureContextOptions {
   };
   switch (loaded.type) {
     case 'x509': {
-      const { ca, crl, cert, key } = loaded;
-      return { ...common, ca: ca as string | string[], crl, cert, key };
+      const { ca, crl, cert, key, passphrase } = loaded;
+      return { ...common, ca: ca as string | string[], crl, cert, key, passphrase };
     }
     case 'psk':
       return { ...common, ciphers: PSK_CIPHERS, dhparam: 'auto' };
     default:
       return { ...common, ciphers: ANON_CIPHERS, dhparam: 'auto', maxVersion: 'TLSv1.2' };
   }
+}
+
+/** Reads the credentials of a server. `allowed`: see {@link TlsServerSide}. */
+export async function serverSide(given: TlsCredentials, allowed?: readonly string[]): Promise<TlsSide> {
+  return new TlsServerSide(await loadCredentials(given, 'server'), allowed);
+}
+
+/** Reads the credentials of a client. `host`: see {@link TlsClientSide}. */
+export async function clientSide(given: TlsCredentials, host: string | undefined): Promise<TlsSide> {
+  return new TlsClientSide(await loadCredentials(given, 'client'), host);
 }
 
 /** The server's. `allowed`: the distinguished names that clients' certificates may have; undefined: any. */

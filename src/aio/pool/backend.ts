@@ -113,7 +113,7 @@ export class PoolBackend implements AioBackend {
     return adoptPoolListener(this.#loop, fd);
   }
 
-  fromStream(stream: Socket): AioSocket {
+  async fromStream(stream: Socket): Promise<AioSocket> {
     return socketOverStream(this.#loop, stream);
   }
 

@@ -198,7 +198,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     return false;
   }
 
-  toStream(): net.Socket {
+  async toStream(): Promise<net.Socket> {
     assert(!this.#receiver && !this.#sender, 'a socket that is given up has no operation pending');
     const socket = this.#socket;
     socket.off('data', this.#onData);

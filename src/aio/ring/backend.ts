@@ -7,6 +7,7 @@
  * one system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a
  * coroutine has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
  */
+import type { Socket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { FreeList } from '../../base/free-list.ts';
@@ -36,7 +37,7 @@ import { anyReady, armAll, pollAll } from '../pollers.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
-import { RingStreams } from './streams.ts';
+import type { RingStreams } from './streams.ts';
 
 const SQ_ENTRIES = 1024;
 const CQ_ENTRIES = 16384;
@@ -80,7 +81,8 @@ export class RingBackend implements AioBackend {
   readonly #slots: (AioOp | undefined)[] = [];
   readonly #free = new FreeList<number>();
   #host!: LoopHost;
-  #streams!: RingStreams;
+  /** Once there is one. */
+  #streams: RingStreams | undefined;
   /** By slot: 1 for an operation that a thread of the kernel's works on (see {@link WORKER_OPS}). */
   readonly #byWorker = new Uint8Array(MAX_SLOTS);
   #workerOps = 0;
@@ -137,7 +139,6 @@ export class RingBackend implements AioBackend {
 
   start(host: LoopHost): void {
     this.#host = host;
-    this.#streams = new RingStreams(host);
     this.#running = true;
     this.#armWake();
     this.#schedule();
@@ -151,12 +152,12 @@ export class RingBackend implements AioBackend {
   async stop(): Promise<void> {
     this.#stopping = true;
     for (const op of this.#slots) if (op) this.cancel(op);
-    this.#streams.endAll();
-    while (this.#inFlight > 0 || this.#streams.busy) {
+    this.#streams?.endAll();
+    while (this.#inFlight > 0) {
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
-    await this.#streams.close();
+    await this.#streams?.close();
     // What the last completions have queued.
     while (this.#host.dispatch()) takeResumed();
     this.#running = false;
@@ -248,13 +249,17 @@ export class RingBackend implements AioBackend {
   }
 
   cancel(op: AioOp): void {
-    if (this.#streams.cancel(op)) return;
+    if (this.#streams?.cancel(op)) return;
     const { slot } = op.proxy ?? op;
     if (slot < 0 || !this.#running || !this.room()) return;
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
   }
 
-  readonly fromStream: NonNullable<AioBackend['fromStream']> = (stream) => this.#streams.adopt(stream);
+  async fromStream(stream: Socket): Promise<AioSocket> {
+    const { RingStreams } = await import('./streams.ts');
+    this.#streams ??= new RingStreams(this.#host);
+    return this.#streams.adopt(stream);
+  }
 
   pollFd(op: AioOp, fd: number, events: number): void {
     this.begin(op, Op.POLL_ADD, fd, null, 0, 0, 0, events);
@@ -282,13 +287,8 @@ export class RingBackend implements AioBackend {
     return connectRing(this, address);
   }
 
-  async adoptSocket(fd: number): Promise<AioSocket> {
-    return adoptRingSocket(this, fd);
-  }
-
-  async adoptListener(fd: number): Promise<AioListener> {
-    return adoptRingListener(this, fd);
-  }
+  readonly adoptSocket = async (fd: number): Promise<AioSocket> => adoptRingSocket(this, fd);
+  readonly adoptListener = async (fd: number): Promise<AioListener> => adoptRingListener(this, fd);
 
   // The loop.
 

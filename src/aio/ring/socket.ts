@@ -1,6 +1,6 @@
 /** Stream sockets on the ring. Receiving, sending, accepting and connecting are ring operations. */
 import { chmodSync, unlinkSync } from 'node:fs';
-import { Socket as NodeSocket } from 'node:net';
+import type { Socket as NodeSocket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
@@ -132,11 +132,12 @@ class RingSocket implements AioSocket {
     else this.#backend.begin(op, Op.SENDMSG, this.fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
   }
 
-  toStream(): NodeSocket {
+  async toStream(): Promise<NodeSocket> {
     assert(!this.#closed, 'a socket that is given up is open');
     this.#closed = true;
     this.#backend.fds.delete(this.fd);
-    return new NodeSocket({ fd: this.fd, readable: true, writable: true, allowHalfOpen: true });
+    const { Socket } = await import('node:net');
+    return new Socket({ fd: this.fd, readable: true, writable: true, allowHalfOpen: true });
   }
 
   shutdown(): void {

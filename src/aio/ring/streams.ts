@@ -17,10 +17,6 @@ export class RingStreams implements StreamLoop {
     this.#host = host;
   }
 
-  get busy(): boolean {
-    return this.#ops.size > 0;
-  }
-
   adopt(stream: Socket): AioSocket {
     return socketOverStream(this, stream);
   }

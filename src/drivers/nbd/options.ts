@@ -3,7 +3,7 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import type { OptionSpec } from '../../block/driver.ts';
 import { BASE_ALLOCATION, DEFAULT_PORT, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
-import { checkCredentials, type TlsCredentials } from '../../tls/credentials.ts';
+import { checkCredentials, type TlsCredentials } from '../../tls/options.ts';
 
 export interface NbdOptions {
   readonly 'server.type': 'unix' | 'inet';
@@ -17,6 +17,7 @@ export interface NbdOptions {
   readonly 'tls-creds.file'?: string;
   readonly 'tls-creds.username'?: string;
   readonly 'tls-creds.verify-peer'?: boolean;
+  readonly 'tls-creds.passphrase'?: string;
   readonly 'tls-hostname'?: string;
   readonly 'reconnect-delay'?: number;
   readonly 'open-timeout'?: number;
@@ -37,6 +38,7 @@ export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   'tls-creds.file': { type: 'string', help: 'psk: file of USER:KEY lines' },
   'tls-creds.username': { type: 'string', help: 'psk: whose key (default qemu)' },
   'tls-creds.verify-peer': { type: 'boolean', help: "x509: check the server's certificate (default on)" },
+  'tls-creds.passphrase': { type: 'string', help: 'x509: of the private key, where it is encrypted' },
   'tls-hostname': { type: 'string', help: "x509: whose certificate it must be (default: the server's host)" },
   'reconnect-delay': { type: 'number', help: 'seconds that requests wait for a server that was lost (default 0)' },
   'open-timeout': { type: 'number', help: 'seconds that opening waits for a server that is not there (default 0)' },
