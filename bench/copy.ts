@@ -1,5 +1,6 @@
 /**
- * `npm run bench -- copy`: our copy beside nbdcopy and `qemu-img convert`, from one nbdkit to another over unix sockets:
+ * `npm run bench -- copy`: our copy beside nbdcopy and `qemu-img convert`, from one nbdkit to another over unix
+ * sockets:
  * a disk that is a quarter data. Then the same with 20 ms before each read and write is done (nbdkit's delay filter),
  * where one request at a time is measured as well, on less. Everybody makes sure that it is stored (a flush) and knows
  * nothing of the target. Whole runs of programs, from start to end; each has a new, empty target.
