@@ -1,6 +1,5 @@
 /** Connections to the servers of one node: those that are idle are used again; through the proxy where there is one. */
 import { connect, isIP, type Socket } from 'node:net';
-import { connect as connectTls } from 'node:tls';
 import { Connection, type ConnectionOwner, type Exchange, HttpError, type OnRead } from './connection.ts';
 import { HeadReader, NOT_HTTP } from './head.ts';
 import type { HttpSettings } from './settings.ts';
@@ -72,7 +71,8 @@ export class Transport implements ConnectionOwner {
   #secure(url: URL, base: object): Socket {
     const host = hostOf(url);
     const session = this.#sessions.get(url.origin);
-    const socket = connectTls({
+    // Loaded by the first connection that wants it: some 15 ms.
+    const socket = process.getBuiltinModule('node:tls').connect({
       ...base,
       ...this.#settings.tls,
       host,
