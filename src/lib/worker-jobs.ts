@@ -36,7 +36,7 @@ export class WorkerJobs {
   async stopAll(): Promise<void> {
     const all = [...this.#jobs.values()];
     this.#jobs.clear();
-    for (const job of all) if (!job.cancelled && job.status !== 'concluded') job.cancel();
+    for (const job of all) if (job.status !== 'concluded' && !job.ran) job.cancel(true);
     await Promise.all(all.map((job) => job.ended));
   }
 
