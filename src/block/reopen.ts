@@ -1,10 +1,10 @@
 /**
  * An open image that becomes writable, or read-only, while it stays where it is in the graph (commit writes to what was
- * opened as a backing file). The drivers of the node, and of what holds its bytes, are opened anew in their nodes; what is
- * below as a backing file stays as it is.
+ * opened as a backing file). The drivers of the node, and of what holds its bytes, are opened anew in their nodes; what
+ * is below as a backing file stays as it is.
  *
- * Invariants: nothing is in flight on any of them meanwhile; the file is never without its locks; whatever fails, all is
- * as it was.
+ * Invariants: nothing is in flight on any of them meanwhile; the file is never without its locks; whatever fails, all
+ * is as it was.
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import { busy, Drained, quiesce, waitQuiet } from './drain.ts';

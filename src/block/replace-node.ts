@@ -10,9 +10,9 @@ import { graphSection, PermChange } from './permissions.ts';
 type Choice = (parent: NodeParent) => boolean;
 
 /**
- * Puts `to` in the place of `from`: the parents of `from` become those of `to`, but for what is `to` itself or below it,
- * and what `moves` leaves out. Nothing changes when a permission, a cycle or the depth stands against it: EPERM, EINVAL,
- * ELOOP. The caller holds `to`. Control function; must not be called from a request of either.
+ * Puts `to` in the place of `from`: the parents of `from` become those of `to`, but for what is `to` itself or below
+ * it, and what `moves` leaves out. Nothing changes when a permission, a cycle or the depth stands against it: EPERM,
+ * EINVAL, ELOOP. The caller holds `to`. Control function; must not be called from a request of either.
  */
 export async function replaceNode(from: BlockNode, to: BlockNode, moves: Choice = () => true): Promise<void> {
   if (from.aio !== to.aio) {

@@ -168,8 +168,8 @@ export class DirtyCopy {
     if (failure !== undefined) throw failure;
   }
 
-  /** From here on, and until it is disposed, the range is somebody's to write to the target: no piece that overlaps it is
-   *  in flight, and nobody else's. First come, first served. */
+  /** From here on, and until it is disposed, the range is somebody's to write to the target: no piece that overlaps it
+   *  is in flight, and nobody else's. First come, first served. */
   async exclude(at: Offset, length: Bytes): Promise<Disposable> {
     const range = { at, end: at + length };
     this.#excluded.add(range);

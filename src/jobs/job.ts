@@ -44,6 +44,7 @@ export abstract class Job {
   readonly #onStatus: ((job: Job) => void) | undefined;
   readonly #transaction: JobTransaction;
   readonly #ended = new Gate();
+  readonly #ready = new Gate();
   #status: JobStatus = 'undefined';
   #speed: Bytes;
   #userPaused = false;
@@ -107,6 +108,11 @@ export abstract class Job {
   /** Resolves once it has concluded, well or not: see {@link error}. */
   get ended(): Promise<void> {
     return this.#ended.promise;
+  }
+
+  /** Resolves once it is ready, or has concluded without that. */
+  get readyOrEnded(): Promise<void> {
+    return this.#ready.promise;
   }
 
   /** Gives it up: what is under way ends, and nothing more begins. One that is ready and can ends well instead, with
@@ -337,6 +343,7 @@ export abstract class Job {
   #become(status: JobStatus): void {
     assert(TRANSITIONS[this.#status].includes(status), `job '${this.id}' cannot become ${status}: ${this.#status}`);
     this.#status = status;
+    if (status === 'ready' || status === 'concluded') this.#ready.open();
     this.#onStatus?.(this);
   }
 

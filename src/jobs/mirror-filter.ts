@@ -1,7 +1,7 @@
 /**
- * The filter that a mirror in the mode write-blocking puts over its source: what a guest writes goes to the source, then
- * to the target, and only then has the guest's write ended. What does not get to the target is dirty. Nobody can ask for
- * it by name, so it is no driver of src/drivers.
+ * The filter that a mirror in the mode write-blocking puts over its source: what a guest writes goes to the source,
+ * then to the target, and only then has the guest's write ended. What does not get to the target is dirty. Nobody can
+ * ask for it by name, so it is no driver of src/drivers.
  */
 import { BlockError } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';

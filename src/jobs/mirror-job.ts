@@ -3,7 +3,8 @@
  * source's place (complete) or is left as it is at that moment (cancel once it is ready). The active layer is committed
  * in the same way, to a layer below it (active-commit.ts). See docs/JOBS.md.
  *
- * - `background`: what is written to the source is noted, and copied later. `write-blocking`: a filter writes it to both.
+ * - `background`: what is written to the source is noted, and copied later. `write-blocking`: a filter writes it to
+ *   both.
  * - The last step is taken with the source drained: what is left is copied, the target is flushed, then the users move.
  */
 import { BlockError, Errno } from '../base/errors.ts';

@@ -5,7 +5,8 @@ import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
-import type { NodeOptions } from '../block/graph.ts';
+import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
+import type { BlockNode } from '../block/node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
@@ -139,21 +140,36 @@ export class WorkerDisks {
     }
   }
 
-  async #open({ options: given, name, writethrough, probed, policy: allowed }: OpenMessage): Promise<BlockBackend> {
+  async #open(message: OpenMessage): Promise<BlockBackend> {
+    const { node, readOnly } = await this.openTree(message);
+    const { name, writethrough } = message;
+    try {
+      return await BlockBackend.open(this.#context, node.name, {
+        ...{ name, writethrough },
+        ...(readOnly === undefined ? {} : { readOnly }),
+      });
+    } finally {
+      await releaseNode(node);
+    }
+  }
+
+  /** Opens a tree that nothing uses yet: the caller holds it, until it releases it. `readOnly`: what was asked for. */
+  async openTree({
+    options: given,
+    name,
+    probed,
+    policy: allowed,
+  }: OpenMessage): Promise<{ readonly node: BlockNode; readonly readOnly: boolean | undefined }> {
     const options = probed ? await probe(this.#context, given, name) : given;
     // Whatever the content has become since it was looked at.
     const policy = probed ? NO_REFERENCES : allowed;
     const resolved = await resolveReferences(options, policy);
-    const readOnly = options['read-only'];
-    const blk = await BlockBackend.open(this.#context, resolved as unknown as NodeOptions, {
-      ...{ name, writethrough },
-      ...(readOnly === undefined ? {} : { readOnly }),
-    });
+    const node = await openNode(this.#context, resolved as unknown as NodeOptions);
     try {
       await assertUnchanged(options, resolved, policy, name);
-      return blk;
+      return { node, readOnly: options['read-only'] };
     } catch (error) {
-      await blk.close().catch(() => undefined);
+      await releaseNode(node).catch(() => undefined);
       throw error;
     }
   }
