@@ -15,6 +15,7 @@ const storageDaemon = async (name: string): Promise<Program> =>
 const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
   daemon: () => storageDaemon('blockplane daemon'),
   'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
+  'qemu-img': () => import('./qemu-img/program.ts'),
 };
 
 /**
