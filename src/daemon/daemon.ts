@@ -3,8 +3,6 @@
  * control plane and runs in the program's thread; I/O is done in IOThreads (docs/DAEMON.md).
  */
 import { CoMutex } from '../aio/co-mutex.ts';
-import { driverTable } from '../block/registry.ts';
-import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { ThresholdEvent } from '../lib/node-messages.ts';
 import { policyOf, type ReferenceOptions } from '../lib/reference-policy.ts';
@@ -20,7 +18,7 @@ import { Exports } from './exports.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
-import { daemonSchema } from './schema.ts';
+import { builtinSchema } from './schema.ts';
 import { versionInfo } from './version.ts';
 
 export interface DaemonOptions extends ReferenceOptions {
@@ -49,7 +47,7 @@ export class Daemon implements Dispatcher {
 
   private constructor(home: IOThread, options: DaemonOptions) {
     this.#home = home;
-    this.schema = daemonSchema(driverTable());
+    this.schema = builtinSchema();
     this.greeting = { version: versionInfo(options.package), capabilities: ['oob'] } as unknown as JsonObject;
     this.nodes = new Nodes(home, policyOf(options));
     this.nbd = new NbdListeners(home);
@@ -60,7 +58,6 @@ export class Daemon implements Dispatcher {
   }
 
   static async start(options: DaemonOptions = {}): Promise<Daemon> {
-    builtinDrivers();
     const home = await IOThread.start({ name: 'main-loop', aio: options.aio });
     return new Daemon(home, options);
   }

@@ -1,6 +1,8 @@
 /** The schema of a daemon: that of the monitor, and what the drivers take. */
 import type { Driver, OptionSpec } from '../block/driver.ts';
 import { COMMON_OPTIONS } from '../block/options.ts';
+import { driverTable } from '../block/registry.ts';
+import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { SCHEMA } from '../qmp/schema/schema.ts';
 import type { Members, Schema } from '../qmp/schema/types.ts';
 
@@ -9,8 +11,14 @@ const ENUMS: Readonly<Record<string, string>> = {
   'detect-zeroes': 'BlockdevDetectZeroesOptions',
 };
 
+/** With the drivers that come along. */
+export function builtinSchema(): Schema {
+  builtinDrivers();
+  return daemonSchema(driverTable());
+}
+
 /** `drivers`: by each name that they are known under. */
-export function daemonSchema(drivers: ReadonlyMap<string, Driver>): Schema {
+function daemonSchema(drivers: ReadonlyMap<string, Driver>): Schema {
   const enums: Record<string, readonly string[]> = { ...SCHEMA.enums, BlockdevDriver: [...drivers.keys()].sort() };
   const structs: Record<string, Members> = { ...SCHEMA.structs };
   const branches = Object.fromEntries(
@@ -73,7 +81,7 @@ function typeOf({ type }: OptionSpec, enumName: string): string {
     case 'boolean':
       return 'bool';
     case 'size':
-      return 'size';
+      return 'bytes';
     case 'number':
       return 'int';
     case 'enum':

@@ -14,6 +14,7 @@ const INTEGERS: Readonly<Record<string, readonly [number, number] | undefined>> 
   int: undefined,
   int64: undefined,
   size: undefined,
+  bytes: undefined,
   uint64: undefined,
   uint32: [0, 2 ** 32 - 1],
   uint16: [0, 2 ** 16 - 1],
@@ -176,19 +177,20 @@ function onOff(text: string, path: string): boolean {
 }
 
 /** 4096, 0x1000, -1; a size also 4k, 1.5M. */
-function integerText(type: string, text: string, path: string): number | WideInteger {
+function integerText(type: string, text: string, path: string): number {
   const plain = /^[+-]?(0[xX][0-9a-fA-F]+|\d+)$/.test(text) ? Number(text.replace(/^[+-]/, '')) : undefined;
   const negative = text.startsWith('-');
-  if (type === 'size') {
-    if (negative) throw new QmpError(`Parameter '${path}' expects a non-negative number below 2^64`);
-    const suffixed = /^(\d+(?:\.\d+)?)([bBkKmMgGtTpPeE])?$/.exec(text);
-    const bytes =
-      plain ?? (suffixed ? Number(suffixed[1]) * 1024 ** SUFFIXES.indexOf(suffixed[2]!.toUpperCase()) : undefined);
-    if (bytes === undefined) throw new QmpError(`Parameter '${path}' expects a non-negative number below 2^64`);
-    return Math.trunc(bytes);
+  const value = plain ?? (type === 'size' || type === 'bytes' ? suffixed(text) : undefined);
+  if (type === 'size' && (value === undefined || negative)) {
+    throw new QmpError(`Parameter '${path}' expects a non-negative number below 2^64`);
   }
-  if (plain === undefined) throw new QmpError(`Parameter '${path}' expects integer`);
-  return negative ? -plain : plain;
+  if (value === undefined) throw new QmpError(`Parameter '${path}' expects integer`);
+  return negative ? -value : value;
+}
+
+function suffixed(text: string): number | undefined {
+  const parts = /^(\d+(?:\.\d+)?)([bBkKmMgGtTpPeE])$/.exec(text);
+  return parts ? Math.trunc(Number(parts[1]) * 1024 ** SUFFIXES.indexOf(parts[2]!.toUpperCase())) : undefined;
 }
 
 /** `{ '0': a, '1': b }` as an array. */

@@ -12,7 +12,7 @@ const BUILTINS: Readonly<Record<string, string>> = {
 };
 
 /** Who reads the schema has no use for the width of an integer. */
-const INTEGERS = new Set(['int64', 'uint64', 'size', 'uint32', 'uint16', 'uint8']);
+const INTEGERS = new Set(['int64', 'uint64', 'size', 'bytes', 'uint32', 'uint16', 'uint8']);
 
 export function introspect(schema: Schema): JsonObject[] {
   return new Introspection(schema).all();

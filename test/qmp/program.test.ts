@@ -32,7 +32,6 @@ const WRONG: readonly (readonly string[])[] = [
   ['--blockdev', 'help'],
   ['--blockdev', 'null-co,help'],
   ['--blockdev', 'null-co,node-name=a', '--blockdev', 'null-co,node-name=a'],
-  ['--block', 'null-co'],
   ['--chardev', 'foo,id=x'],
   ['--chardev', 'stdio'],
   ['--monitor', 'chardev=zz'],
@@ -60,8 +59,8 @@ test(
         run('qemu-storage-daemon', args),
         run(OURS[0]!, [...OURS.slice(1), ...args]),
       ]);
-      if (ours.stderr !== theirs.stderr)
-        different.push(`${args.join(' ')}: ours ${ours.stderr}, theirs ${theirs.stderr}`);
+      const told = theirs.stderr.replace('/usr/bin/', '');
+      if (ours.stderr !== told) different.push(`${args.join(' ')}: ours ${ours.stderr}, theirs ${told}`);
       assert.deepEqual([ours.code, ours.stdout], [theirs.code, theirs.stdout], args.join(' '));
     }
     assert.equal(different.join('\n'), '');

@@ -22,14 +22,17 @@ export async function daemonize(argv: readonly string[]): Promise<number> {
   );
   const child = spawn(process.execPath, [...process.execArgv, main, 'qemu-storage-daemon', ...argv], {
     detached: true,
-    stdio: ['ignore', 'ignore', 'inherit', ...(passed as ('ignore' | number)[]), 'ipc'],
+    // Not our own: whoever reads that waits for the last who has it.
+    stdio: ['ignore', 'ignore', 'pipe', ...(passed as ('ignore' | number)[]), 'ipc'],
     env: { ...process.env, [VARIABLE]: '1' },
   });
+  child.stderr!.pipe(process.stderr);
   const outcome = new Gate<number>();
   child.once('message', () => outcome.open(0));
-  child.once('exit', (status) => outcome.open(status ?? 1));
+  child.once('close', (status) => outcome.open(status ?? 1));
   child.once('error', () => outcome.open(1));
   const code = await outcome.promise;
+  child.stderr!.destroy();
   if (child.connected) child.disconnect();
   child.unref();
   return code;

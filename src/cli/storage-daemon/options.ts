@@ -6,6 +6,7 @@ import { QmpError } from '../../qmp/errors.ts';
 import type { JsonObject } from '../../qmp/json.ts';
 import { parseOptionText } from '../../qmp/key-value.ts';
 import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
+import type { Schema } from '../../qmp/schema/types.ts';
 import type { OptionDef } from '../getopt.ts';
 import { chardevBackend, chardevHelp } from './chardev.ts';
 
@@ -85,6 +86,11 @@ export class StorageDaemon implements AsyncDisposable {
     return daemon;
   }
 
+  /** What options may be is known before anything runs. */
+  async #schema(): Promise<Schema> {
+    return (await import('../../daemon/schema.ts')).builtinSchema();
+  }
+
   async #run<N extends CommandName>(command: N, args: Arguments<N>): Promise<void> {
     await (await this.daemon()).run(command, args);
   }
@@ -92,12 +98,12 @@ export class StorageDaemon implements AsyncDisposable {
   async #options(type: string, text: string, implied?: string): Promise<unknown> {
     const { style, value, help } = parseOptionText(text, implied);
     if (help) throw new QmpError('Help is not available for this option');
-    return new Checker((await this.daemon()).schema, style).value(type, value, '');
+    return new Checker(await this.#schema(), style).value(type, value, '');
   }
 
   async #chardev(text: string): Promise<boolean> {
     const { value, style, help } = parseOptionText(text, 'backend', true);
-    const { schema, chardevs } = await this.daemon();
+    const schema = await this.#schema();
     if (help) {
       process.stdout.write(chardevHelp(schema));
       return true;
@@ -105,7 +111,7 @@ export class StorageDaemon implements AsyncDisposable {
     const { id, backend } = style === 'json' ? jsonChardev(value) : chardevBackend(value, schema);
     if (typeof id !== 'string') throw new QmpError('chardev: no id specified');
     const checked = new Checker(schema, style).value('ChardevBackend', backend, '');
-    await chardevs.add(id, checked as Qapi<'ChardevBackend'>);
+    await (await this.daemon()).chardevs.add(id, checked as Qapi<'ChardevBackend'>);
     return false;
   }
 }

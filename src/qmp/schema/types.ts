@@ -11,6 +11,8 @@ export interface Builtins {
   int64: number;
   uint64: number;
   size: number;
+  /** As int; on a command line also with a suffix: 64k. */
+  bytes: number;
   uint32: number;
   uint16: number;
   uint8: number;
