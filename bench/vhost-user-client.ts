@@ -1,7 +1,7 @@
 /**
- * A load on a vhost-user-blk back-end, through our own driver: random requests, so many at a time. A program of its own,
- * so that its processor time is not the back-end's: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a VhostResult
- * as JSON.
+ * A load on a vhost-user-blk back-end, through our own driver: random requests, so many at a time. A program of its
+ * own, so that its processor time is not the back-end's: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a
+ * VhostResult as JSON.
  */
 import { coSleep } from '../src/aio/co-timeout.ts';
 import { AioContext } from '../src/aio/context.ts';

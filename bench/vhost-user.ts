@@ -1,8 +1,8 @@
 /**
  * vhost-user-blk exports side by side, under the same front-end (our driver, vhost-user-client.ts): ours and
  * qemu-storage-daemon's, each polling as it does by itself, and not at all; under a client that waits for interrupts,
- * and one that spins before it does. Figures are medians over rounds in turning order; requests per CPU second count the
- * back-end's processor time with all its threads. At the end: what each takes of a processor with an idle client.
+ * and one that spins before it does. Figures are medians over rounds in turning order; requests per CPU second count
+ * the back-end's processor time with all its threads. At the end: what each takes of a processor with an idle client.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
@@ -53,10 +53,9 @@ const daemon = (name: string, pollMaxNs: string): BackEnd => ({
     ...['--object', `iothread,id=io0${pollMaxNs}`],
     ...['--blockdev', `driver=file,node-name=file,filename=${image},aio=io_uring,discard=unmap`],
     ...['--blockdev', `driver=${format},node-name=disk,file=file`],
-    ...[
-      '--export',
-      `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,num-queues=${IDLE_QUEUES},addr.type=unix,addr.path=${socket}`,
-    ],
+    '--export',
+    `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,num-queues=${IDLE_QUEUES}` +
+      `,addr.type=unix,addr.path=${socket}`,
   ],
 });
 

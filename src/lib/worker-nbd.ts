@@ -4,9 +4,10 @@ import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
-import { NbdServer, type NbdServerOptions } from '../exports/nbd/server.ts';
+import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
 import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
 import { assertWritable, ServiceTable } from './service-table.ts';
+import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
 /** Milliseconds that clients get when the thread stops. */
@@ -50,7 +51,8 @@ export class WorkerNbd {
       ...(handshakeSeconds === undefined ? {} : { handshakeNs: Math.round(handshakeSeconds * 1e9) }),
       ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
     };
-    const server: NbdServer = new TellingServer(this.#thread.context, { limits }, (name, peer) => {
+    const tls = message.tls && (await serverTls(message.tls));
+    const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
       this.#thread.emit(name, { service, peer, clients: server.clients.length });
     });
     this.services.set(service, server);
@@ -101,6 +103,12 @@ export class WorkerNbd {
   stats(service: number): NbdStats {
     return statsOf(this.services.get(service));
   }
+}
+
+/** Node's TLS is loaded where it is used. */
+async function serverTls({ credentials, required, authz }: TlsMessage): Promise<ServerTls> {
+  const { serverSide } = await import('../tls/side.ts');
+  return { side: await serverSide(credentials, authz), required };
 }
 
 function statsOf(server: NbdServer): NbdStats {

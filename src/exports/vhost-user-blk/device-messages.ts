@@ -1,6 +1,6 @@
 /**
- * What messages do to a device and its queues. A front-end's Session has one, and so has each further thread that serves
- * queues of the same device: see members.ts. [Vhost-user Protocol: Front-end message types]
+ * What messages do to a device and its queues. A front-end's Session has one, and so has each further thread that
+ * serves queues of the same device: see members.ts. [Vhost-user Protocol: Front-end message types]
  */
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { isPowerOfTwo } from '../../base/units.ts';
