@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
-export const MAIN = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
+/** The command line: what was compiled last, or what is published where the caller says so (tools/setup.mjs). */
+export const MAIN = process.env.BLOCKPLANE_MAIN ?? fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
 const PEER_PATHS = ['/usr/bin', '/usr/sbin', '/bin', '/sbin'];
 
 /** Where a Debian program is; not by PATH, which may lead to other builds. */

@@ -77,19 +77,20 @@ test('the package can be imported by its name, with what it promises for drivers
 
 test('the packed package holds everything that its files import', { timeout: 60_000 }, async (t) => {
   const root = projectRoot();
-  if (!existsSync(join(root, 'dist', 'src', 'index.js'))) return t.skip('dist is not built');
+  if (!existsSync(join(root, 'dist', 'bundle', 'index.js'))) return t.skip('dist/bundle is not built');
   const { code, stdout, stderr } = await run('npm', ['pack', root, '--dry-run', '--json', '--ignore-scripts']);
   assert.equal(code, 0, stderr);
   const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }];
   const packed = new Set(files.map(({ path }) => path));
   for (const path of packed) {
-    if (!path.endsWith('.js')) continue;
+    if (!/\.(js|d\.ts)$/.test(path)) continue;
     const text = readFileSync(join(root, path), 'utf8');
     for (const [, from] of text.matchAll(/^(?:import|export) [^'"]*?['"](\.[^'"]+)['"];$/gm)) {
-      assert.ok(packed.has(join(dirname(path), from!)), `${path} imports ${from}, which is not packed`);
+      const file = join(dirname(path), from!).replace(/(?<!\.d)\.ts$/, '.d.ts');
+      assert.ok(packed.has(file), `${path} imports ${from}, which is not packed`);
     }
   }
-  for (const name of ['README.md', 'LICENSE', 'dist/src/lib/worker.js', 'dist/src/aio/iothread-worker.js']) {
+  for (const name of ['README.md', 'LICENSE', 'dist/bundle/worker.js', 'dist/bundle/iothread-worker.js']) {
     assert.ok(packed.has(name), name);
   }
 });

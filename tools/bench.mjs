@@ -4,7 +4,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
-import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
+import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, published, root, say } from './setup.mjs';
 
 async function main(args) {
   await ensureDependencies();
@@ -19,7 +19,10 @@ async function main(args) {
   let failed = 0;
   for (const name of one ? [args[0]] : names) {
     const script = join(root, 'dist', 'bench', `${name}.js`);
-    const done = spawnSync(process.execPath, [script, ...args.slice(one ? 1 : 0)], { stdio: 'inherit' });
+    const done = spawnSync(process.execPath, [script, ...args.slice(one ? 1 : 0)], {
+      stdio: 'inherit',
+      env: { ...process.env, ...published },
+    });
     if (done.status !== 0 && done.status !== 77) failed += 1;
   }
   return failed === 0 ? 0 : 1;

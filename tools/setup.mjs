@@ -69,7 +69,7 @@ export async function ensureDependencies() {
 
 /** Every source file of the build and the newest modification time among them. */
 function sources() {
-  const files = ['package-lock.json', 'tsconfig.json'];
+  const files = ['package-lock.json', 'tsconfig.json', 'tools/bundle.mjs'];
   let newest = 0;
   const walk = (folder) => {
     for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
@@ -84,7 +84,8 @@ function sources() {
   return { list: `${files.sort().join('\n')}\n`, newest };
 }
 
-/** Compiles into dist/ when a source is newer than the last build, or was added or removed. Throws when tsc fails. */
+/** Compiles into dist/ and bundles, when a source is newer than the last build, was added or removed. Throws when that
+ *  fails. */
 export async function ensureBuilt() {
   const stamp = join(root, 'dist', '.built');
   const { list, newest } = sources();
@@ -98,12 +99,17 @@ export async function ensureBuilt() {
   const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
   const why = await run(process.execPath, [tsc, '-p', 'tsconfig.json'], { timeout: TSC_TIMEOUT_MS });
   if (why) throw new Error(`Could not build: tsc: ${why}`);
+  const { bundle } = await import('./bundle.mjs');
+  await bundle(root);
   mkdirSync(join(root, 'dist'), { recursive: true });
   writeFileSync(stamp, list);
   // The stamp says when the build began: a file saved meanwhile is newer, and is built next time.
   const { utimesSync } = await import('node:fs');
   utimesSync(stamp, began, began);
 }
+
+/** For programs that start our command: the one that is published. */
+export const published = { BLOCKPLANE_MAIN: join(root, 'dist', 'bundle', 'main.js') };
 
 /** The path of a program, or undefined when it is not installed. */
 export function which(program) {

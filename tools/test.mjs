@@ -7,7 +7,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';
-import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, root, say } from './setup.mjs';
+import { benchmarks, ensureBuilt, ensureDebian, ensureDependencies, published, root, say } from './setup.mjs';
 
 const NODE_24 = '24.21.0';
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
@@ -118,7 +118,7 @@ async function suite(name, files, { node = process.execPath, aio, flags = [] } =
   mkdirSync(folder, { recursive: true });
   const tap = join(folder, `${name.replaceAll(/[^a-z0-9]+/gi, '-')}.tap`);
   rmSync(tap, { force: true });
-  const env = { ...process.env };
+  const env = { ...process.env, ...published };
   delete env.NODE_TEST_CONTEXT;
   if (aio === 'default') delete env.BLOCKPLANE_AIO;
   else if (aio) env.BLOCKPLANE_AIO = aio;
@@ -176,7 +176,8 @@ async function smoke() {
   const counts = { pass: 0, fail: 0, skip: 0 };
   for (const name of benchmarks()) {
     console.log(`\n== bench ${name} --smoke ==`);
-    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], process.env, TIER_TIMEOUT_MS);
+    const env = { ...process.env, ...published };
+    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], env, TIER_TIMEOUT_MS);
     if (code === 0) counts.pass += 1;
     else if (code === 77) counts.skip += 1;
     else counts.fail += 1;
