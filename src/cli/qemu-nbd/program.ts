@@ -1,0 +1,82 @@
+/**
+ * `blockplane qemu-nbd`, or blockplane called under that name: the options, defaults, messages and exit codes of
+ * Debian's qemu-nbd 7.2. docs/COMPATIBILITY.md says where it is otherwise.
+ */
+import { OptionError, readCommandLine } from '../getopt.ts';
+import { Failure, type NbdOptions, OPTIONS, Option, readOptions } from './options.ts';
+
+const PROGRAM = 'qemu-nbd';
+/** What scripts look for to know which options there are. */
+const VERSION = `${PROGRAM} 7.2.22 (blockplane)\n`;
+const TRY_HELP = `Try \`${PROGRAM} --help' for more information.\n`;
+
+/** Runs a command line without the program's name; answers its exit code. */
+export async function run(argv: readonly string[]): Promise<number> {
+  try {
+    return await dispatch(argv);
+  } catch (error) {
+    if (error instanceof OptionError) return complain(`${error.message}\n${PROGRAM}: ${TRY_HELP}`);
+    if (error instanceof Misuse) return complain(`Invalid number of arguments\n${TRY_HELP}`);
+    return complain(`${error instanceof Error ? error.message : String(error)}\n`);
+  }
+}
+
+class Misuse extends Error {}
+
+function complain(text: string): number {
+  process.stderr.write(`${PROGRAM}: ${text}`);
+  return 1;
+}
+
+async function dispatch(argv: readonly string[]): Promise<number> {
+  const line = readCommandLine(argv, OPTIONS);
+  for (const { def } of line.options) {
+    if (def !== Option.help && def !== Option.version) continue;
+    process.stdout.write(def === Option.version ? VERSION : (await import('./help.ts')).HELP);
+    return 0;
+  }
+  const options = readOptions(line);
+  const operand = line.operands[0];
+  const { objectStore } = await import('./objects.ts');
+  const objects = await objectStore(options.objects);
+  if (typeof objects === 'string') {
+    process.stdout.write(objects);
+    return 0;
+  }
+  if (options.list) {
+    checkList(options, operand);
+    const { list } = await import('./list.ts');
+    return await list(options, objects);
+  }
+  if (line.operands.length !== 1) throw new Misuse();
+  checkKernel(options);
+  checkTls(options);
+  const { serve } = await import('./serve.ts');
+  return await serve(operand!, options, objects);
+}
+
+function checkList(options: NbdOptions, operand: string | undefined): void {
+  if (operand !== undefined) throw new Failure('List mode is incompatible with a file name');
+  const { exportName, description, offset, connect, disconnect, format, snapshot, bitmaps } = options;
+  const { allocationDepth, aio, discard, cache } = options;
+  const own = [exportName, description, connect, format, snapshot, aio, discard, cache, bitmaps[0]];
+  if (offset !== 0 || disconnect || allocationDepth || own.some((one) => one !== undefined)) {
+    throw new Failure('List mode is incompatible with per-device settings');
+  }
+  if (options.fork) throw new Failure('List mode is incompatible with forking');
+}
+
+/** What the kernel's NBD client would be told through ioctl(2) on its device. */
+function checkKernel({ connect, disconnect }: NbdOptions): void {
+  const option = connect !== undefined ? '-c' : disconnect ? '-d' : undefined;
+  if (option === undefined) return;
+  const why = 'the kernel takes no device over from here; serve the image, and use nbd-client(8)';
+  throw new Failure(`${option} is not supported: ${why}`);
+}
+
+function checkTls({ tlsCreds, tlsAuthz, tlsHostname }: NbdOptions): void {
+  if (tlsCreds === undefined) {
+    if (tlsAuthz !== undefined) throw new Failure('--tls-authz is not permitted without --tls-creds');
+    if (tlsHostname !== undefined) throw new Failure('--tls-hostname is not permitted without --tls-creds');
+  } else if (tlsHostname !== undefined) throw new Failure('TLS hostname is not required with server');
+}
