@@ -27,7 +27,7 @@ export async function serve(name: string, options: NbdOptions, objects: ObjectSt
   }
   checkTexts(options);
   if (options.fork && forked === undefined) return await fork(fds);
-  await using server = await Server.start(options, objects);
+  await using server = new Server(options, objects);
   await server.open(name);
   await server.listen(fds);
   if (forked !== undefined) forkDone();
@@ -52,7 +52,8 @@ function checkTexts({ exportName, description, exportName: name }: NbdOptions): 
 class Server implements AsyncDisposable {
   readonly #options: NbdOptions;
   readonly #objects: ObjectStore | undefined;
-  readonly #thread: IOThread;
+  /** Starts while the image is looked for. */
+  readonly #thread: Promise<IOThread>;
   /** Opens at the end: with the error that it ends with, if there is one. */
   readonly #end = new Gate<Error | undefined>();
   readonly #onSignal = (): void => this.#end.open(undefined);
@@ -60,35 +61,30 @@ class Server implements AsyncDisposable {
   #service: NbdService | undefined;
   #pidFile: PidFile | undefined;
 
-  private constructor(options: NbdOptions, objects: ObjectStore | undefined, thread: IOThread) {
+  constructor(options: NbdOptions, objects: ObjectStore | undefined) {
     this.#options = options;
     this.#objects = objects;
-    this.#thread = thread;
-    thread.on('crash', (error) => this.#end.open(error));
+    const { aio: mode } = options;
+    const aio = mode === undefined ? undefined : mode === 'threads' ? 'pool' : 'ring';
+    this.#thread = IOThread.start({ name: 'io0', aio });
+    this.#thread.then(
+      (thread) => thread.on('crash', (error) => this.#end.open(error)),
+      () => undefined,
+    );
     for (const signal of SIGNALS) process.on(signal, this.#onSignal);
   }
 
-  static async start(options: NbdOptions, objects: ObjectStore | undefined): Promise<Server> {
-    const { aio: mode, cache } = options;
-    if (mode === 'native' && cache !== 'none' && cache !== 'directsync') {
-      throw new Failure('aio=native was specified, but it requires cache.direct=on, which was not specified.');
-    }
-    const aio = mode === undefined ? undefined : mode === 'threads' ? 'pool' : 'ring';
-    return new Server(options, objects, await IOThread.start({ name: 'io0', aio }));
-  }
-
   async open(name: string): Promise<void> {
-    const { temporary, snapshot } = this.#options;
+    const { aio, cache, temporary, snapshot } = this.#options;
     try {
+      if (aio === 'native' && cache !== 'none' && cache !== 'directsync') {
+        throw new Error('aio=native was specified, but it requires cache.direct=on, which was not specified.');
+      }
       const { tree, guessedRaw } = await findImage(name, this.#options);
       if (guessedRaw && !this.#options.readOnly && !temporary) process.stderr.write(rawWarning(name));
       if (snapshot && tree.driver !== 'qcow2') throw new Failure(withoutSnapshots(tree.driver));
-      const how = {
-        ...howOf(this.#options),
-        objects: this.#objects,
-        iothread: this.#thread,
-        references: 'all',
-      } as const;
+      const iothread = await this.#thread;
+      const how = { ...howOf(this.#options), objects: this.#objects, iothread, references: 'all' } as const;
       // The temporary image has none.
       const which = snapshot && (temporary ? undefined : await this.#snapshotId(snapshot, () => open(tree, how)));
       if (snapshot && which === undefined) throw new Failure("Failed to load snapshot: Can't find snapshot");
@@ -125,11 +121,11 @@ class Server implements AsyncDisposable {
           // As many as fit into the server, where that is less.
           maxConnections: Math.min(shared, NBD_RANGES.maxConnections.most),
           handshakeSeconds: this.#options.handshakeSeconds,
-          iothreads: [this.#thread],
+          iothreads: [await this.#thread],
         },
       );
     } catch (error) {
-      throw new Failure(listenFailure(place as { socket?: string; host?: string }, error));
+      throw new Failure(listenFailure(place, error));
     }
     this.#service.on('disconnect', () => this.#onDisconnect());
     // One that was as quick.
@@ -172,7 +168,7 @@ class Server implements AsyncDisposable {
       await this.#disk?.close();
     } finally {
       this.#pidFile?.remove();
-      await this.#thread.stop().catch(() => undefined);
+      await this.#thread.then((thread) => thread.stop()).catch(() => undefined);
     }
   }
 }

@@ -6,7 +6,11 @@ type Words = readonly [pattern: RegExp, text: (match: RegExpExecArray) => string
 /** Why an image did not open. */
 const REASONS: readonly Words[] = [
   [/^Unknown driver '([^']*)'/, ([, driver]) => `Unknown driver '${driver}'`],
-  [/: it is not a qcow2 image/, () => 'Image is not in qcow2 format'],
+  [/: it is not in qcow2 format$/, () => 'Image is not in qcow2 format'],
+  [
+    /^Could not open '(.*)': (Failed to get .* lock); is another process using it\?$/s,
+    ([, path, what]) => `${what}\nIs another process using the image [${path}]?`,
+  ],
   [/: the file name is empty$/, () => "The 'file' block driver requires a file name"],
 ];
 
@@ -26,13 +30,21 @@ export function openFailure(name: string, error: unknown): string {
   return whole ?? `Failed to blk_new_open '${name}': ${said(REASONS, message) ?? message}`;
 }
 
-/** What is said when it cannot be served at `place`. */
-export function listenFailure(place: { readonly socket?: string; readonly host?: string }, error: unknown): string {
+interface Place {
+  readonly socket?: string | undefined;
+  readonly host?: string | undefined;
+  readonly port?: number | undefined;
+}
+
+/** What is said when it cannot be served at a place. */
+export function listenFailure({ socket, host, port }: Place, error: unknown): string {
   const errno = error instanceof BlockError ? error.errno : 0;
-  const { socket, host } = place;
   const message = textOf(error);
   const bitmap = /bitmap '([^']*)'/.exec(message)?.[1];
   if (bitmap !== undefined && errno === Errno.ENOENT) return `Bitmap '${bitmap}' is not found`;
+  if (/: the name is not known$/.test(message)) {
+    return `address resolution failed for ${host}:${port}: Name or service not known`;
+  }
   if (errno === Errno.EADDRINUSE && host !== undefined) {
     return `Failed to find an available port: ${errnoText(Errno.EADDRINUSE)}`;
   }
