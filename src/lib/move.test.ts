@@ -221,7 +221,8 @@ async function serve(sim: Sim, home: Home): Promise<{ readonly disk: number; rea
   const exports = [
     { disk, name: '', description: '', writable: true, bitmaps: [], allocationDepth: true, multiConn: true },
   ];
-  const limits = { mode: undefined, maxConnections: undefined, handshakeSeconds: undefined, byteBudget: undefined };
+  const none = { handshakeSeconds: undefined, byteBudget: undefined, tls: undefined };
+  const limits = { mode: undefined, maxConnections: undefined, ...none };
   const { service } = await home.call('nbd-start', { listen: [ADDRESS], exports, ...limits });
   return { disk, service };
 }

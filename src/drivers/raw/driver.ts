@@ -11,6 +11,7 @@ export interface RawOptions {
 }
 
 class RawNode implements DriverNode {
+  readonly window = true;
   readonly #file: Child;
   readonly #offset: Bytes;
   readonly #size: Bytes | undefined;
