@@ -4,6 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync, rmSync, statSync, watch, writeFileSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
+import { run as qemuNbd } from '../src/cli/qemu-nbd/program.ts';
 import { MAIN, needs, type Output, pattern, peer, run, scratch } from './harness.ts';
 
 const ORIGINAL = ['/usr/bin/qemu-nbd'];
@@ -14,6 +15,21 @@ const MiB = 2 ** 20;
 
 function command(program: readonly string[], args: readonly string[]): Promise<Output> {
   return run(program[0]!, [...program.slice(1), ...args]);
+}
+
+/** Ours in this process, which is quicker; what forks does not come back. */
+async function inProcess(words: readonly string[]): Promise<Output> {
+  if (words.includes('--fork')) return command(OURS, words);
+  const text = { stdout: '', stderr: '' };
+  const code = await qemuNbd(words, {
+    out(some) {
+      text.stdout += some;
+    },
+    err(some) {
+      text.stderr += some;
+    },
+  });
+  return { code, signal: null, ...text };
 }
 
 /** Images that every test has copies of. */
@@ -74,6 +90,16 @@ const SAME: readonly string[] = [
   '-L -x name',
   '-L -A',
   '-L --fork',
+  '-L -k $D/none',
+  '-L -b 127.0.0.1 -p 1',
+  '-L --tls-creds x -k $D/none',
+  '--tls-creds x -k $D/s -f raw $D/raw',
+  '--object secret,id=x,data=a --tls-creds x -k $D/s -f raw $D/raw',
+  '--object tls-creds-psk,id=x,endpoint=server --tls-creds x -k $D/s -f raw $D/raw',
+  '--object tls-creds-anon,id=x --tls-creds x -k $D/s -f raw $D/raw',
+  '--object tls-creds-anon,id=x,endpoint=server --tls-creds x --tls-hostname y -k $D/s -f raw $D/raw',
+  '--object tls-creds-anon,id=x,endpoint=server --tls-creds x -L -k $D/s',
+  '--object authz-list,id=x,rules.0.match=y -k $D/s -f raw $D/raw',
   '--tls-authz x -f raw $D/raw',
   '--tls-hostname x -f raw $D/raw',
   '-k $D/s --object secret,id=x -f raw $D/raw',
@@ -84,21 +110,16 @@ const SAME: readonly string[] = [
 
 test('what cannot be is refused in the same words and with the same code', needs('qemu-nbd', 'qemu-io'), async (t) => {
   const wrong: object[] = [];
-  const lines = [...SAME];
-  // Two at a time, each with images of its own: a start is mostly waiting.
-  const worker = async (): Promise<void> => {
-    const dir = await images(t);
-    for (let line = lines.shift(); line !== undefined; line = lines.shift()) {
-      const words = line === '' ? [] : line.replaceAll('$D', dir).split(' ');
-      const theirs = await command(ORIGINAL, words);
-      const ours = await command(OURS, words);
-      // It calls itself by the path that it was called by, here and there.
-      const plain = { ...theirs, stderr: theirs.stderr.replaceAll(ORIGINAL[0]!, 'qemu-nbd') };
-      const same = (['code', 'stdout', 'stderr'] as const).every((part) => plain[part] === ours[part]);
-      if (!same) wrong.push({ line, theirs, ours });
-    }
-  };
-  await Promise.all([worker(), worker()]);
+  const dir = await images(t);
+  for (const line of SAME) {
+    const words = line === '' ? [] : line.replaceAll('$D', dir).split(' ');
+    const theirs = await command(ORIGINAL, words);
+    const ours = await inProcess(words);
+    // It calls itself by the path that it was called by, here and there.
+    const plain = { ...theirs, stderr: theirs.stderr.replaceAll(ORIGINAL[0]!, 'qemu-nbd') };
+    const same = (['code', 'stdout', 'stderr'] as const).every((part) => plain[part] === ours[part]);
+    if (!same) wrong.push({ line, theirs, ours });
+  }
   assert.deepEqual(wrong, []);
 });
 
@@ -118,7 +139,6 @@ const SHOWN: readonly (readonly [line: string, ...maps: string[]])[] = [
   ['-o 4096 -f raw $D/raw'],
   ['-A -o 0x10000 -f qcow2 $D/a.qcow2', 'base:allocation', 'qemu:allocation-depth'],
   ['--cache=writethrough --discard=unmap --detect-zeroes=unmap --aio=threads -f raw $D/raw'],
-  ['-n --aio=native -f raw $D/raw'],
   ['--image-opts driver=qcow2,file.filename=$D/a.qcow2', 'base:allocation'],
   ['--image-opts file.filename=$D/a.qcow2'],
   ['--image-opts driver=raw,size=4096,offset=512,file.driver=file,file.filename=$D/raw'],
@@ -335,7 +355,7 @@ test('the kernel has no client for it, and the help says what there is', needs('
 test('the socket has the mode that the umask leaves it', needs(), async (t) => {
   const dir = scratch(t);
   writeFileSync(`${dir}/raw`, pattern(MiB));
-  const { socket } = await started(t, dir, '-f', 'raw', `${dir}/raw`);
+  const { socket } = await started(t, dir, '-n', '--aio=native', '-f', 'raw', `${dir}/raw`);
   assert.equal(statSync(socket).mode & 0o777, 0o777 & ~process.umask());
 });
 
@@ -345,4 +365,52 @@ test('an image that another program writes to is said to be so', needs('qemu-nbd
   const words = ['-k', `${dir}/s`, '-f', 'qcow2', `${dir}/a.qcow2`];
   const [theirs, ours] = await Promise.all(BOTH.map((program) => command(program, words)));
   assert.deepEqual(ours, theirs);
+});
+
+test('--list says what the original says, of its servers and of ours', needs('qemu-nbd', 'qemu-io'), async (t) => {
+  const dir = await images(t);
+  for (const program of BOTH) {
+    const words = ['-t', '-A', '-B', 'b0', '-x', 'disk', '-D', 'a disk', '-e', '3', '-f', 'qcow2', `${dir}/a.qcow2`];
+    const server = await startedOf(program, t, dir, words);
+    const [theirs, ours] = await Promise.all(BOTH.map((one) => command(one, ['-L', '-k', server.socket])));
+    assert.deepEqual(ours, theirs);
+    assert.match(ours!.stdout, /^exports available: 1\n export: 'disk'\n {2}description: a disk\n/);
+    server.child.kill();
+    await server.exited;
+    rmSync(server.pidFile, { force: true });
+  }
+});
+
+test('TLS: credentials are objects, here and at the original', needs('qemu-nbd', 'qemu-img'), async (t) => {
+  const dir = scratch(t);
+  writeFileSync(`${dir}/raw`, pattern(MiB));
+  writeFileSync(`${dir}/keys.psk`, `qemu:${'1f'.repeat(32)}\n`);
+  const creds = (endpoint: string): string[] => [
+    ...['--object', `tls-creds-psk,id=tls0,dir=${dir},endpoint=${endpoint}`, '--tls-creds', 'tls0'],
+  ];
+  for (const program of BOTH) {
+    const server = await startedOf(program, t, dir, ['-t', ...creds('server'), '-f', 'raw', `${dir}/raw`]);
+    const [theirs, ours] = await Promise.all(
+      BOTH.map((one) => command(one, ['-L', ...creds('client'), '-k', server.socket])),
+    );
+    assert.deepEqual(ours, theirs);
+    assert.match(ours!.stdout, /^exports available: 1\n/);
+    const [plain, secret] = await Promise.all([
+      command(OURS, ['-L', '-k', server.socket]),
+      command(OURS, [
+        ...['--object', `tls-creds-psk,id=tls0,dir=${dir},endpoint=client`, '-k', `${dir}/s`, '--image-opts'],
+        `driver=nbd,server.type=unix,server.path=${server.socket},tls-creds=none`,
+      ]),
+    ]);
+    assert.deepEqual([plain.code, secret.code], [1, 1]);
+    assert.match(plain.stderr, /it wants TLS/);
+    assert.match(secret.stderr, /No TLS credentials with id 'none'/);
+    const object = ['--object', `tls-creds-psk,id=tls0,dir=${dir},endpoint=client`];
+    const node = `driver=nbd,server.type=unix,server.path=${server.socket},tls-creds=tls0`;
+    const words = [...object, '-r', '--image-opts', node];
+    assert.equal(await peer('nbdinfo', '--size', '--', '[', ...OURS, ...words, ']'), `${MiB}\n`);
+    server.child.kill();
+    await server.exited;
+    rmSync(server.pidFile, { force: true });
+  }
 });

@@ -2,6 +2,8 @@
  * `blockplane qemu-nbd`, or blockplane called under that name: the options, defaults, messages and exit codes of
  * Debian's qemu-nbd 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
+import type { ObjectStore } from '../../lib/objects/store.ts';
+import type { TlsServerOptions } from '../../lib/tls-options.ts';
 import { OptionError, readCommandLine } from '../getopt.ts';
 import { Failure, type NbdOptions, OPTIONS, Option, readOptions } from './options.ts';
 
@@ -10,10 +12,25 @@ const PROGRAM = 'qemu-nbd';
 const VERSION = `${PROGRAM} 7.2.22 (blockplane)\n`;
 const TRY_HELP = `Try \`${PROGRAM} --help' for more information.\n`;
 
+/** Where it speaks. */
+export interface Terminal {
+  out(text: string): void;
+  err(text: string): void;
+}
+
+const PROCESS: Terminal = {
+  out: (text) => void process.stdout.write(text),
+  err: (text) => void process.stderr.write(text),
+};
+
 /** Runs a command line without the program's name; answers its exit code. */
-export async function run(argv: readonly string[]): Promise<number> {
+export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
+  const complain = (text: string): number => {
+    terminal.err(`${PROGRAM}: ${text}`);
+    return 1;
+  };
   try {
-    return await dispatch(argv);
+    return await dispatch(argv, terminal);
   } catch (error) {
     if (error instanceof OptionError) return complain(`${error.message}\n${PROGRAM}: ${TRY_HELP}`);
     if (error instanceof Misuse) return complain(`Invalid number of arguments\n${TRY_HELP}`);
@@ -23,16 +40,11 @@ export async function run(argv: readonly string[]): Promise<number> {
 
 class Misuse extends Error {}
 
-function complain(text: string): number {
-  process.stderr.write(`${PROGRAM}: ${text}`);
-  return 1;
-}
-
-async function dispatch(argv: readonly string[]): Promise<number> {
+async function dispatch(argv: readonly string[], terminal: Terminal): Promise<number> {
   const line = readCommandLine(argv, OPTIONS);
   for (const { def } of line.options) {
     if (def !== Option.help && def !== Option.version) continue;
-    process.stdout.write(def === Option.version ? VERSION : (await import('./help.ts')).HELP);
+    terminal.out(def === Option.version ? VERSION : (await import('./help.ts')).HELP);
     return 0;
   }
   const options = readOptions(line);
@@ -40,19 +52,19 @@ async function dispatch(argv: readonly string[]): Promise<number> {
   const { objectStore } = await import('./objects.ts');
   const objects = await objectStore(options.objects);
   if (typeof objects === 'string') {
-    process.stdout.write(objects);
+    terminal.out(objects);
     return 0;
   }
   if (options.list) {
     checkList(options, operand);
     const { list } = await import('./list.ts');
-    return await list(options, objects);
+    return await list(options, objects, terminal);
   }
   if (line.operands.length !== 1) throw new Misuse();
   checkKernel(options);
-  checkTls(options);
+  const tls = await serverTls(options, objects);
   const { serve } = await import('./serve.ts');
-  return await serve(operand!, options, objects);
+  return await serve(operand!, options, { objects, tls, terminal });
 }
 
 function checkList(options: NbdOptions, operand: string | undefined): void {
@@ -74,9 +86,22 @@ function checkKernel({ connect, disconnect }: NbdOptions): void {
   throw new Failure(`${option} is not supported: ${why}`);
 }
 
-function checkTls({ tlsCreds, tlsAuthz, tlsHostname }: NbdOptions): void {
-  if (tlsCreds === undefined) {
+/** Of the server; undefined for none. */
+async function serverTls(
+  { tlsCreds: id, tlsAuthz, tlsHostname }: NbdOptions,
+  objects: ObjectStore | undefined,
+): Promise<TlsServerOptions | undefined> {
+  if (id === undefined) {
     if (tlsAuthz !== undefined) throw new Failure('--tls-authz is not permitted without --tls-creds');
     if (tlsHostname !== undefined) throw new Failure('--tls-hostname is not permitted without --tls-creds');
-  } else if (tlsHostname !== undefined) throw new Failure('TLS hostname is not required with server');
+    return undefined;
+  }
+  if (tlsHostname !== undefined) throw new Failure('TLS hostname is only supported with export list');
+  if (!objects) throw new Failure(`Failed to get TLS creds: No TLS credentials with id '${id}'`);
+  const { serverTlsOf } = await import('../../lib/objects/tls.ts');
+  try {
+    return serverTlsOf(objects, id, tlsAuthz);
+  } catch (error) {
+    throw new Failure(`Failed to get TLS creds: ${(error as Error).message}`);
+  }
 }

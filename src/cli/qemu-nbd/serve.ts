@@ -6,10 +6,12 @@ import { NBD_RANGES, type NbdService, type ServeNbdOptions, serveNbd } from '../
 import type { ObjectStore } from '../../lib/objects/store.ts';
 import { open } from '../../lib/open.ts';
 import { PidFile } from '../../lib/pid-file.ts';
+import type { TlsServerOptions } from '../../lib/tls-options.ts';
 import { activatedFds } from '../activation.ts';
 import { fork, forkDone, forkedFds } from './fork.ts';
 import { findImage, howOf } from './image.ts';
 import { Failure, type NbdOptions, type WantedSnapshot } from './options.ts';
+import type { Terminal } from './program.ts';
 import { listenFailure, openFailure } from './words.ts';
 
 /** Milliseconds that requests in flight get when a signal comes. */
@@ -17,8 +19,15 @@ const GRACE_MS = 1500;
 const DEFAULT_PORT = 10809;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
+/** What comes with the options. */
+interface Beside {
+  readonly objects: ObjectStore | undefined;
+  readonly tls: TlsServerOptions | undefined;
+  readonly terminal: Terminal;
+}
+
 /** Answers the exit code. Throws what is to be printed. */
-export async function serve(name: string, options: NbdOptions, objects: ObjectStore | undefined): Promise<number> {
+export async function serve(name: string, options: NbdOptions, beside: Beside): Promise<number> {
   const forked = forkedFds(process.env);
   const fds = forked ?? activatedFds(process.env, process.pid);
   checkPlace(options, fds);
@@ -27,7 +36,7 @@ export async function serve(name: string, options: NbdOptions, objects: ObjectSt
   }
   checkTexts(options);
   if (options.fork && forked === undefined) return await fork(fds);
-  await using server = new Server(options, objects);
+  await using server = new Server(options, beside);
   await server.open(name);
   await server.listen(fds);
   if (forked !== undefined) forkDone();
@@ -51,7 +60,7 @@ function checkTexts({ exportName, description, exportName: name }: NbdOptions): 
 
 class Server implements AsyncDisposable {
   readonly #options: NbdOptions;
-  readonly #objects: ObjectStore | undefined;
+  readonly #beside: Beside;
   /** Starts while the image is looked for. */
   readonly #thread: Promise<IOThread>;
   /** Opens at the end: with the error that it ends with, if there is one. */
@@ -61,9 +70,9 @@ class Server implements AsyncDisposable {
   #service: NbdService | undefined;
   #pidFile: PidFile | undefined;
 
-  constructor(options: NbdOptions, objects: ObjectStore | undefined) {
+  constructor(options: NbdOptions, beside: Beside) {
     this.#options = options;
-    this.#objects = objects;
+    this.#beside = beside;
     const { aio: mode } = options;
     const aio = mode === undefined ? undefined : mode === 'threads' ? 'pool' : 'ring';
     this.#thread = IOThread.start({ name: 'io0', aio });
@@ -81,10 +90,10 @@ class Server implements AsyncDisposable {
         throw new Error('aio=native was specified, but it requires cache.direct=on, which was not specified.');
       }
       const { tree, guessedRaw } = await findImage(name, this.#options);
-      if (guessedRaw && !this.#options.readOnly && !temporary) process.stderr.write(rawWarning(name));
+      if (guessedRaw && !this.#options.readOnly && !temporary) this.#beside.terminal.err(rawWarning(name));
       if (snapshot && tree.driver !== 'qcow2') throw new Failure(withoutSnapshots(tree.driver));
       const iothread = await this.#thread;
-      const how = { ...howOf(this.#options), objects: this.#objects, iothread, references: 'all' } as const;
+      const how = { ...howOf(this.#options), objects: this.#beside.objects, iothread, references: 'all' } as const;
       // The temporary image has none.
       const which = snapshot && (temporary ? undefined : await this.#snapshotId(snapshot, () => open(tree, how)));
       if (snapshot && which === undefined) throw new Failure("Failed to load snapshot: Can't find snapshot");
@@ -122,6 +131,7 @@ class Server implements AsyncDisposable {
           maxConnections: Math.min(shared, NBD_RANGES.maxConnections.most),
           handshakeSeconds: this.#options.handshakeSeconds,
           iothreads: [await this.#thread],
+          tls: this.#beside.tls,
         },
       );
     } catch (error) {
