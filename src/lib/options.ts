@@ -121,6 +121,21 @@ export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly 'x-dirty-bitmap'?: string;
 }
 
+/** A disk of any vhost-user-blk back-end. It needs io_uring. */
+export interface VirtioBlkVhostUserOptions extends NodeOptions {
+  readonly driver: 'virtio-blk-vhost-user';
+  /** Of the back-end's unix socket. */
+  readonly path: string;
+  /** At most so many, 1 to 64, where the back-end has several; default 1. */
+  readonly 'num-queues'?: number;
+  /** Packed rings, where the back-end has them. */
+  readonly packed?: boolean;
+  /** Seconds that requests wait for a back-end that was lost, and then are made again; default 0: they fail. */
+  readonly 'reconnect-delay'?: number;
+  /** Seconds after which a back-end that does not answer a request counts as lost; default 120, 0 for never. */
+  readonly 'request-timeout'?: number;
+}
+
 /** What a driver of your own takes. */
 export interface CustomOptions extends NodeOptions {
   readonly driver: string;
@@ -128,7 +143,14 @@ export interface CustomOptions extends NodeOptions {
 }
 
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
-export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NbdOptions | NullOptions | HttpOptions;
+export type BlockdevOptions =
+  | FileOptions
+  | RawOptions
+  | Qcow2Options
+  | NbdOptions
+  | NullOptions
+  | HttpOptions
+  | VirtioBlkVhostUserOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -259,12 +281,14 @@ export function nameOf(options: BlockdevOptions): string {
   let node = options;
   // A tree that goes round in a circle has no name; the graph refuses it.
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
-    const { filename, url, file } = node as {
+    const { filename, path, url, file } = node as {
       readonly filename?: unknown;
+      readonly path?: unknown;
       readonly url?: unknown;
       readonly file?: string | BlockdevOptions;
     };
     if (typeof filename === 'string') return filename;
+    if (node.driver === 'virtio-blk-vhost-user') return String(path);
     if (node.driver === 'nbd') return locationName(node);
     if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;
