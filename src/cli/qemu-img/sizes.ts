@@ -12,7 +12,16 @@ export function shortSize(bytes: number): string {
     value /= KiB;
     unit++;
   }
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}B`;
+  return `${threeDigits(value)} ${UNITS[unit]}B`;
+}
+
+/** Rounded as C rounds: what is half-way goes to the even digit. */
+function threeDigits(value: number): number {
+  const scale = value < 10 ? 100 : value < 100 ? 10 : 1;
+  const whole = Math.floor(value * scale);
+  const rest = value * scale - whole;
+  const up = rest > 0.5 || (rest === 0.5 && whole % 2 === 1);
+  return (whole + (up ? 1 : 0)) / scale;
 }
 
 const SUFFIXES = 'BKMGTPE';
