@@ -4,6 +4,7 @@ import { MAX_DEPTH } from '../block/depth.ts';
 import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
+import type { ObjectStore } from './objects/store.ts';
 import { isNbdUri, type NbdServerAddress, nbdUri, parseNbdUri } from './uri.ts';
 
 /** Options of every node. */
@@ -44,6 +45,10 @@ export interface Qcow2Settings {
   readonly snapshot?: string | undefined;
   /** Passphrase of an encrypted image. */
   readonly 'encrypt.key'?: string | undefined;
+  /** Instead: the id of a secret with it. */
+  readonly 'encrypt.key-secret'?: string | undefined;
+  /** What the encryption has to be; default: whatever it is. */
+  readonly 'encrypt.format'?: 'luks' | 'aes' | undefined;
   readonly 'lazy-refcounts'?: boolean | undefined;
   /** Bytes of both metadata caches together, of the L2 tables' and of the refcounts'. */
   readonly 'cache-size'?: number | undefined;
@@ -73,10 +78,16 @@ export interface Qcow2Options extends NodeOptions, Qcow2Settings {
 }
 
 /** How a web server is used: all but the URL. Values that are secret are in no message. */
-export type HttpSettings = Omit<HttpNodeSettings, 'url'>;
+export interface HttpSettings extends Omit<HttpNodeSettings, 'url'> {
+  /** Instead of `password`: the id of a secret with it. So with the others. */
+  readonly 'password-secret'?: string;
+  readonly 'cookie-secret'?: string;
+  readonly 'proxy-password-secret'?: string;
+}
 
 /** A file on a web server, read-only. */
-export interface HttpOptions extends NodeOptions, HttpNodeSettings {
+export interface HttpOptions extends NodeOptions, HttpSettings {
+  readonly url: string;
   readonly driver: 'http' | 'https';
 }
 
@@ -145,6 +156,8 @@ export interface TargetOptions {
   readonly cache?: CacheMode | undefined;
   readonly discard?: Discard | undefined;
   readonly detectZeroes?: DetectZeroes | undefined;
+  /** Where the objects are that options name by their ids. */
+  readonly objects?: ObjectStore | undefined;
 }
 
 export function isWritethrough(cache: CacheMode | undefined): boolean {
