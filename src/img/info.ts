@@ -18,7 +18,7 @@ const CHAIN_MAX = 256;
 export async function imageInfo(
   context: AioContext,
   spec: ImageSpec,
-  how: Pick<OpenHow, 'forceShare'> = {},
+  how: Pick<OpenHow, 'forceShare' | 'objects'> = {},
 ): Promise<ImageInfo> {
   const { tree } = await findImage(context, spec, how);
   // Whoever writes to a raw image changes nothing of what is said here; metadata must stand still.
@@ -37,7 +37,7 @@ export async function imageInfo(
 export async function chainInfo(
   context: AioContext,
   spec: ImageSpec,
-  how: Pick<OpenHow, 'forceShare'> = {},
+  how: Pick<OpenHow, 'forceShare' | 'objects'> = {},
 ): Promise<ImageInfo[]> {
   const chain: ImageInfo[] = [];
   const seen = new Set<string>();

@@ -11,6 +11,8 @@ import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
+import { withObjects } from '../lib/objects/resolve.ts';
+import type { ObjectStore } from '../lib/objects/store.ts';
 import { openTree } from '../lib/open-tree.ts';
 import { type BlockdevOptions, blockdevOf, type CacheMode, isWritethrough } from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
@@ -32,6 +34,8 @@ export interface OpenHow {
   readonly cache?: CacheMode | undefined;
   /** Whatever locks others hold; for reading only. */
   readonly forceShare?: boolean | undefined;
+  /** Objects that options name by their ids. */
+  readonly objects?: ObjectStore | undefined;
   /** Without the images below it. */
   readonly alone?: boolean | undefined;
   /** What it needs and lets others do; see BlockBackendOptions. */
@@ -70,7 +74,7 @@ export async function openImage(context: AioContext, spec: ImageSpec, how: OpenH
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   builtinDrivers();
   try {
-    const given = treeOf(spec, how);
+    const given = withObjects(treeOf(spec, how), how.objects);
     const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
@@ -85,7 +89,7 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
 /** What an open failed with, said of the image that was to be opened; the error below is its cause. */
 export function openFailure(spec: ImageSpec, error: unknown): unknown {
   if (!(error instanceof BlockError)) return error;
-  const why = error.message.replace(/^Could not open [^:]*: /, '');
+  const why = error.message.replace(/^Could not open (?:'.*?'|[^:']*|a '.*?' node): /s, '');
   const where = { op: 'open', path: spec.name };
   return new BlockError(error.errno, `Could not open '${spec.name}': ${why}`, { where, cause: error });
 }
@@ -112,8 +116,8 @@ function withSettings(target: FoundTree | string, settings: object): FoundTree {
   return blockdevOf(target as string | BlockdevOptions, settings) as unknown as FoundTree;
 }
 
-/** A name as it is for the library: `file:x` is x, and what is no protocol of ours is refused. */
-function locationOf(name: string): FoundTree | string {
+/** A name as it is for the library: `file:x` is x, and what is no protocol of ours is refused (EINVAL). */
+export function locationOf(name: string): FoundTree | string {
   const [, protocol] = /^([^/:]+):/.exec(name) ?? [];
   if (protocol === undefined || isNbdUri(name) || isRemoteUrl(name) || /^null-(co|aio):\/\/$/.test(name)) return name;
   if (protocol === 'file') return fileName(name.slice('file:'.length));
