@@ -6,9 +6,9 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { isRemoteUrl } from '../drivers/http/location.ts';
 import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
+import { isRemoteUrl } from '../drivers/http/location.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
 import { withObjects } from '../lib/objects/resolve.ts';
@@ -31,11 +31,16 @@ export interface ImageSpec {
 export interface OpenHow {
   /** Default: for reading. */
   readonly write?: boolean | undefined;
+  /** Called when the image is to be written, and it was its content alone that spoke for raw: a guest that writes the
+   *  first bytes of another format changes what the image is taken for the next time. */
+  readonly onProbedRaw?: ((name: string) => void) | undefined;
   readonly cache?: CacheMode | undefined;
   /** Whatever locks others hold; for reading only. */
   readonly forceShare?: boolean | undefined;
   /** Objects that options name by their ids. */
   readonly objects?: ObjectStore | undefined;
+  /** Name or id of the internal snapshot to show; for reading only. */
+  readonly snapshot?: string | undefined;
   /** Without the images below it. */
   readonly alone?: boolean | undefined;
   /** What it needs and lets others do; see BlockBackendOptions. */
@@ -70,6 +75,25 @@ export async function openImage(context: AioContext, spec: ImageSpec, how: OpenH
   }
 }
 
+/** Opens an image for the time of `body`. */
+export async function withImage<T>(
+  context: AioContext,
+  spec: ImageSpec,
+  how: OpenHow,
+  body: (blk: BlockBackend) => T | Promise<T>,
+): Promise<T> {
+  const blk = await openImage(context, spec, how);
+  let result: T;
+  try {
+    result = await body(blk);
+  } catch (error) {
+    await blk.close().catch(() => undefined);
+    throw error;
+  }
+  await blk.close();
+  return result;
+}
+
 /** The tree for an image; its first bytes are looked at where the format is not given. */
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   builtinDrivers();
@@ -79,6 +103,8 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
     ownOptions(driverByName(driver), tree);
+    if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
+    if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };
   } catch (error) {

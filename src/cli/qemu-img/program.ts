@@ -7,8 +7,15 @@ import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  amend: async () => (await import('./amend.ts')).amend,
+  bitmap: async () => (await import('./bitmap.ts')).bitmap,
+  check: async () => (await import('./check.ts')).check,
   create: async () => (await import('./create.ts')).create,
   info: async () => (await import('./info.ts')).info,
+  map: async () => (await import('./map.ts')).map,
+  measure: async () => (await import('./measure.ts')).measure,
+  resize: async () => (await import('./resize.ts')).resize,
+  snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
 
 const HELP: OptionDef = { short: 'h', long: 'help' };
@@ -54,13 +61,17 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   if (name === undefined) throw new Misuse('Not enough arguments');
   if (!Object.hasOwn(VERBS, name)) throw new Misuse(`Command not found: ${name}`);
   const verb = await VERBS[name]!();
+  if (verb.lastWord !== undefined && words.length < 2 && !words.some((word) => word === '-h' || word === '--help')) {
+    throw new Misuse(verb.lastWord);
+  }
+  const lastWord = verb.lastWord === undefined ? undefined : words.pop();
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
-  const objects = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
-  if (objects.length === 0) return await verb.run(new VerbLine(line, undefined), terminal);
+  const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
+  if (texts.length === 0) return await verb.run(new VerbLine(line, undefined, lastWord), terminal);
   const { objectsOf } = await import('./objects.ts');
-  const store = await objectsOf(objects, terminal);
-  return store ? await verb.run(new VerbLine(line, store), terminal) : 0;
+  const objects = await objectsOf(texts, terminal);
+  return objects ? await verb.run(new VerbLine(line, objects, lastWord), terminal) : 0;
 }
 
 function read<D extends OptionDef>(

@@ -120,6 +120,12 @@ export class Qcow2Node implements DriverNode {
     return amend(this.image, this.#writer, changes);
   }
 
+  /** `backing-file`: what the image names, which need not be what is open below it. */
+  info(): Record<string, unknown> {
+    const { version, backingFile } = this.image.header;
+    return { version, 'backing-file': backingFile };
+  }
+
   dropBacking(): void {
     this.image.backing = null;
   }
