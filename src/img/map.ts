@@ -90,7 +90,7 @@ async function extentAt(root: BlockNode, start: Offset, want: Bytes, end: Offset
 /** What the file below an image is called: as the image calls it, where that is what is open. */
 function nameBelow(layer: BlockNode, image: string, open: string): string {
   const info = layerOf(layer).impl.info?.();
-  const name = info === undefined || info instanceof Promise ? undefined : info['backing-file'];
+  const name = info === undefined || info instanceof Promise ? undefined : info['backing-filename'];
   if (typeof name !== 'string') return open;
   const path = backingPath(image, name);
   return resolve(path) === open ? path : open;

@@ -2,6 +2,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { alignUp, type Bytes, SECTOR } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
+import type { BlockNode } from '../block/node.ts';
 import { planOf } from '../drivers/qcow2/create-options.ts';
 import { withObjects } from '../lib/objects/resolve.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
@@ -106,14 +107,20 @@ function luksBytes(options: CreationOptions): Bytes {
   return LUKS_UNIT + LUKS_SLOTS * alignUp(((bits * keys) / 8) * LUKS_STRIPES, LUKS_UNIT);
 }
 
+/** Which has no bitmaps. */
+function isVersion2({ impl }: BlockNode): boolean {
+  const info = impl.info?.() ?? {};
+  const specific =
+    info instanceof Promise ? undefined : (info['format-specific'] as { readonly data?: { readonly compat?: string } });
+  return specific?.data?.compat === '0.10';
+}
+
 const DIRECTORY_ENTRY_BYTES = 24;
 
 /** Of an image that can have bitmaps: their bits, their tables and the directory. */
 function bitmapBytes(blk: BlockBackend): Bytes | undefined {
   const root = blk.root!;
-  const info = root.impl.info?.() ?? {};
-  // Version 2 of qcow2 has none.
-  if (root.driver.name !== 'qcow2' || info instanceof Promise || info.version === 2) return undefined;
+  if (root.driver.name !== 'qcow2' || isVersion2(root)) return undefined;
   const cluster = root.limits.zeroAlignment || SECTOR;
   let bytes = 0;
   let directory = 0;

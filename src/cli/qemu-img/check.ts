@@ -1,7 +1,7 @@
 /** `qemu-img check`. */
 import { BlockError } from '../../base/errors.ts';
-import type { CheckResult } from '../../lib/image-options.ts';
 import { checkImage } from '../../img/check.ts';
+import type { CheckResult } from '../../lib/image-options.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { jsonText } from './json.ts';
 import { failureText } from './messages.ts';

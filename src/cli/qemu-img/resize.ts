@@ -45,8 +45,8 @@ function reason(message: string): string | undefined {
   if (/--shrink/.test(message)) {
     return (
       'Use the --shrink option to perform a shrink operation.\nqemu-img: warning: Shrinking an image will delete ' +
-      "all data beyond the shrunken image's end. Before performing such an operation, make sure there is no important " +
-      'data there.'
+      "all data beyond the shrunken image's end. Before performing such an operation, make sure there is no " +
+      'important data there.'
     );
   }
   if (/must be positive/.test(message)) return NOT_POSITIVE;

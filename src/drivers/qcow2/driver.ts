@@ -23,6 +23,7 @@ import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
 import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
+import { imageInfo } from './info.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
 import { openImage, reopen, reread } from './open.ts';
@@ -116,14 +117,12 @@ export class Qcow2Node implements DriverNode {
     await resize(this.image, { writer: this.#writer, eraser: this.#eraser, settle }, length, preallocation);
   }
 
-  amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
-    return amend(this.image, this.#writer, changes);
+  info(): Record<string, unknown> {
+    return imageInfo(this.image);
   }
 
-  /** `backing-file`: what the image names, which need not be what is open below it. */
-  info(): Record<string, unknown> {
-    const { version, backingFile } = this.image.header;
-    return { version, 'backing-file': backingFile };
+  amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
+    return amend(this.image, this.#writer, changes);
   }
 
   dropBacking(): void {
