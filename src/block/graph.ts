@@ -76,8 +76,15 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     },
     grace: () => node.grace(),
     quiet: kickDrain,
+    dirtyRanges,
     openChild,
   };
+}
+
+function dirtyRanges(name: string, bitmapName: string, visit: (at: number, length: number) => void): void {
+  const { bitmap, release } = nodeByName(name).bitmaps.share(bitmapName);
+  release();
+  bitmap.eachRange(visit);
 }
 
 async function openChild(
