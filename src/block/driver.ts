@@ -416,6 +416,8 @@ export interface OpenContext {
   quiet(): void;
   /** Calls `visit` with each dirty range of a bitmap of the node of that name. ENOENT, EINVAL (inconsistent). */
   dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
+  /** To be called when `length` has changed by itself: everybody above is told. */
+  resized(): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }

@@ -77,6 +77,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     grace: () => node.grace(),
     quiet: kickDrain,
     dirtyRanges,
+    resized: () => node.resized(),
     openChild,
   };
 }

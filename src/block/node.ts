@@ -171,6 +171,11 @@ export class BlockNode {
     void withdrawLeases(this);
   }
 
+  /** 0 for none. */
+  get writeThreshold(): Bytes {
+    return this.#thresholdHook === null ? 0 : this.#threshold;
+  }
+
   /** True while somebody is told of writes, its bitmaps apart. */
   get watched(): boolean {
     return this.#thresholdHook !== null || this.dirtyHooks.length > (this.bitmaps.recording ? 1 : 0);

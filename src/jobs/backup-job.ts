@@ -25,11 +25,11 @@ const WORKERS_DEFAULT = 64;
 const WORKERS_MAX = 1024;
 
 export interface BackupJobOptions extends BlockJobOptions {
-  /** All of the disk; what its active layer holds; only what is about to be written over, until it is cancelled; what is
-   *  dirty in `bitmap`. */
+  /** All of the disk; what its active layer holds; only what is about to be written over, until it is cancelled; what
+   *  is dirty in `bitmap`. */
   readonly sync: 'full' | 'top' | 'none' | 'bitmap';
-  /** Name of a bitmap of the source, and what it is afterwards: what was written since (`on-success`: only where the job
-   *  has ended well; `always`: and what could not be copied), or as if there had been no backup. */
+  /** Name of a bitmap of the source, and what it is afterwards: what was written since (`on-success`: only where the
+   *  job has ended well; `always`: and what could not be copied), or as if there had been no backup. */
   readonly bitmap?: string | undefined;
   readonly bitmapMode?: 'on-success' | 'never' | 'always' | undefined;
   /** Stored compressed, where the target's format can. */

@@ -82,7 +82,7 @@ async function held(context: AioContext, name: string): Promise<Uint8Array> {
   }
 }
 
-test('J4 a backup is of the moment it was made, whatever the guest writes, and the guest stays where it is [sim]', async () => {
+test('J4 a backup is of the moment it was made, and the guest stays where it is [sim]', async () => {
   for (let seed = 1; seed <= 24; seed++) {
     await inSim(seed, async ({ context, model, blk, target, job }) => {
       const source = blk.root!;
@@ -163,7 +163,7 @@ test('J4 bitmap modes: what a bitmap holds after success, and after failure', as
   }
 });
 
-test('J4 top leaves out what only the layers below hold; none keeps what is written over until it is cancelled', async () => {
+test('J4 top leaves out what only layers below hold; none keeps what is written over, until cancelled', async () => {
   await inSim(4, async ({ context, blk, target, job }) => {
     await blk.write(0, testIov(context, [512], 3));
     const backup = await job({ sync: 'top' });

@@ -38,7 +38,7 @@ export interface DirtyCopyOptions {
   /** Zeroes may deallocate in the target. */
   readonly unmap: boolean;
   /** `length` bytes are about to be begun. May wait; throws to end the copy. */
-  readonly before: (length: Bytes) => Promise<void>;
+  readonly before: (length: Bytes) => MaybePromise<void>;
   /** So many bytes more are done. */
   readonly onDone: (length: Bytes) => void;
   /** A piece has failed, and is dirty again. True: go on. */
@@ -126,7 +126,7 @@ export class DirtyCopy {
   /** Marks the extents of the source that `isWanted`; `before` each of them may wait. */
   async markWhere(
     isWanted: (status: BlockStatus, at: Offset) => MaybePromise<boolean>,
-    before: () => Promise<void>,
+    before: () => MaybePromise<void>,
   ): Promise<void> {
     const status = new BlockStatus();
     for (let at = 0; at < this.length; at += status.length) {

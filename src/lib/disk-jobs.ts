@@ -41,8 +41,8 @@ interface IntoOptions extends JobWatch, ReferenceOptions, Omit<TargetOptions, 'r
 }
 
 export interface DiskBackupOptions extends IntoOptions {
-  /** All of the disk, what its active layer holds, what is dirty in `bitmap`, or, until it is given up, what is about to
-   *  be written over. Default: `bitmap` where one is given, else `full`. */
+  /** All of the disk, what its active layer holds, what is dirty in `bitmap`, or, until it is given up, what is about
+   *  to be written over. Default: `bitmap` where one is given, else `full`. */
   readonly sync?: 'full' | 'top' | 'bitmap' | 'none' | undefined;
   /** Name of a bitmap of the disk. Afterwards it holds what was written since. */
   readonly bitmap?: string | undefined;

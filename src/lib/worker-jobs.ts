@@ -20,6 +20,7 @@ import type {
   StreamMessage,
 } from './job-messages.ts';
 import type { OpenMessage } from './messages.ts';
+import { openTreeNode } from './open-tree.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
 /** Jobs in one thread at a time, those included whose end nobody has asked for yet. */
@@ -111,7 +112,7 @@ export class WorkerJobs {
     message: OpenMessage,
     make: (root: BlockNode, target: BlockNode, number: number) => Promise<Job>,
   ): Promise<number> {
-    const { node } = await this.#disks.openTree(message);
+    const { node } = await openTreeNode(this.#disks.blk(disk).context, message);
     try {
       return await this.#start((number) => make(rootOf(this.#disks.blk(disk)), node, number));
     } finally {

@@ -2,8 +2,8 @@
  * What a disk was at one moment, kept while it is written to: a cluster that is about to change is copied to the target
  * first. Used by the filter (before each write), by a backup (all that is left), and by whoever reads the snapshot.
  *
- * A cluster is `pending` (the disk still holds it), or is being copied, or is done (the target holds it), or was never to
- * be kept. Invariants:
+ * A cluster is `pending` (the disk still holds it), or is being copied, or is done (the target holds it), or was never
+ * to be kept. Invariants:
  * - Nothing is written to the disk while a cluster in it is pending or being copied, or is being read for the snapshot.
  * - A cluster is copied by one at a time; a copy that fails leaves it pending.
  * - Once the snapshot is broken nothing is copied, and nobody reads it.
