@@ -1,41 +1,65 @@
 /**
- * Copying from one BlockBackend to another of the same context: several pieces at a time, each a request of its own
- * that reads, then writes what it has read. What is known to read as zeroes is not read, and what is found to is not
- * written as data.
+ * Copying from BlockBackends to another of the same context: several pieces at a time, each a request of its own that
+ * reads, then writes what it has read. What is known to read as zeroes is not read, and what is found to is not written
+ * as data.
  *
- * Bounds: `pieces` pieces of `pieceBytes`, in one region of memory. A piece that fails ends the copy: those under way
- * end, no other begins, and the first error is thrown.
+ * Bounds: `requests` pieces of `pieceBytes`, in one region of memory. A piece that fails ends the copy: those under way
+ * end, no other begins, and the first error is thrown; its `where` says at which byte of the target, and whether it was
+ * read or written.
  */
-import { Gate } from '../aio/op.ts';
+import { Gate, spawn } from '../aio/op.ts';
 import { BlockError, Errno, ioError } from '../base/errors.ts';
+import { Fifo } from '../base/fifo.ts';
 import { isZero, type Memory } from '../base/memory.ts';
-import { type Bytes, GiB, KiB, type Offset } from '../base/units.ts';
+import { alignDown, alignUp, type Bytes, GiB, KiB, MiB, type Offset, SECTOR } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
 import { BlockStatus } from '../block/status.ts';
 
 /** Bytes of a piece, and pieces at a time: what keeps a line of some ms busy, in 8 MiB. */
-const PIECE_BYTES: Bytes = 256 * KiB;
-const PIECES = 32;
+const PIECE_BYTES: Bytes = 512 * KiB;
+const REQUESTS = 16;
+/** Of all pieces together. */
+const MEMORY_MAX: Bytes = 16 * MiB;
 /** Zeroes need no memory, so a piece of them is larger: small enough to be cancelled soon, and to show progress. */
 const ZERO_BYTES: Bytes = GiB;
 const STATUS_BYTES: Bytes = 2 * GiB;
 
-export interface BlockCopyOptions {
-  /** Zeroes that the source holds as data are looked for in units of this; a power of two, 0 for not at all. */
+/** A disk that is copied whole. */
+export interface CopySource {
+  readonly blk: BlockBackend;
+  /** Where its first byte goes in the target. */
+  readonly at: Offset;
+}
+
+/** How bytes are copied; what a copy reports to is in {@link BlockCopyOptions}. */
+export interface CopyTuning {
+  /** Zeroes that the source holds as data are looked for in units of this, or of the target's clusters where these are
+   *  larger; a power of two, 0 for not at all. */
   readonly sparse: Bytes;
   /** The target reads as zeroes everywhere: nothing is done for what does in the source. */
   readonly targetIsZero: boolean;
+  /** Pieces at a time, 1 to 16; default 16. */
+  readonly requests?: number | undefined;
+  /** Writes begin in the order of their offsets. */
+  readonly ordered?: boolean | undefined;
+  /** Whole clusters of this size are stored compressed. */
+  readonly compressed?: Bytes | undefined;
+  /** The target is an overlay: what only layers below the source's own hold of the first so many bytes is below the
+   *  target, too, and not copied. */
+  readonly below?: Bytes | undefined;
+  /** What cannot be read is taken for zeroes, sector by sector, and told of. Default: it ends the copy. */
+  readonly salvage?: ((at: Offset, error: BlockError) => void) | undefined;
+  /** Copies a range without reading it; resolves to false where that cannot be done. For sources that begin at 0. */
+  readonly offload?: ((at: Offset, length: Bytes) => Promise<boolean>) | undefined;
+}
+
+export interface BlockCopyOptions extends CopyTuning {
   /** `length` bytes are about to be begun. May wait; throws to end the copy. */
   readonly before: (length: Bytes) => Promise<void>;
   /** So many bytes more are done. */
   readonly onDone: (length: Bytes) => void;
-}
-
-/** Of SharedArrayBuffer: the kernel reads and writes it. */
-function regionOf(source: BlockBackend, bytes: Bytes): Memory {
-  return source.context.backend.memory(new Uint8Array(new SharedArrayBuffer(bytes)));
 }
 
 /** A piece on its way: read, written part after part, back in the list of free ones. */
@@ -43,10 +67,17 @@ class Piece extends BlockRequest {
   readonly #copy: BlockCopy;
   /** Where its memory begins in the region. */
   readonly place: number;
-  /** The whole of it; `at` and `length` are those of the step that is under way. */
+  /** Number of the source that its next read is from. */
+  source = 0;
+  /** The whole of it, in the target; `at` and `length` are those of the step that is under way. */
   from: Offset = 0;
   bytes: Bytes = 0;
-  /** Bytes that the target has. */
+  zero = false;
+  reading = false;
+  /** Read one sector at a time from here to here: something there cannot be read. */
+  singlyTo: Bytes = 0;
+  /** Bytes that were read, and bytes that the target has. */
+  filled: Bytes = 0;
   written: Bytes = 0;
 
   constructor(copy: BlockCopy, place: number) {
@@ -61,103 +92,212 @@ class Piece extends BlockRequest {
 }
 
 export class BlockCopy {
-  readonly #source: BlockBackend;
+  readonly #sources: readonly CopySource[];
   readonly #target: BlockBackend;
   readonly #options: BlockCopyOptions;
+  readonly #pieceBytes: Bytes;
+  /** Unit of looking for zeroes; 0 for not at all. */
+  readonly #unit: Bytes;
+  readonly #requests: number;
   readonly #memory: Memory;
+  readonly #words: Int32Array;
   readonly #free: Piece[] = [];
+  /** Of an ordered copy: pieces that have not begun to write, in the order of their offsets. */
+  readonly #line = new Fifo<Piece>();
   /** Opened when a piece is free again. */
   #waiting: Gate | undefined;
+  #offloads: boolean;
   #failure: unknown;
 
-  /** Both in the same context. */
-  constructor(source: BlockBackend, target: BlockBackend, options: BlockCopyOptions) {
-    this.#source = source;
+  /** All in the same context; `sources` one behind the other, the first at 0. */
+  constructor(sources: readonly CopySource[], target: BlockBackend, options: BlockCopyOptions) {
+    const { sparse, compressed = 0, requests = REQUESTS } = options;
+    this.#sources = sources;
     this.#target = target;
     this.#options = options;
-    this.#memory = regionOf(source, PIECES * PIECE_BYTES);
-    for (let i = PIECES - 1; i >= 0; i--) this.#free.push(new Piece(this, i * PIECE_BYTES));
+    this.#pieceBytes = Math.max(PIECE_BYTES, compressed);
+    this.#requests = Math.max(1, Math.min(requests, REQUESTS, MEMORY_MAX / this.#pieceBytes));
+    const { optimal } = target.limits;
+    this.#unit = compressed || (sparse === 0 ? 0 : Math.min(this.#pieceBytes, Math.max(sparse, optimal)));
+    this.#offloads = options.offload !== undefined;
+    const bytes = new Uint8Array(new SharedArrayBuffer(this.#requests * this.#pieceBytes));
+    // The kernel reads and writes it.
+    this.#memory = target.context.backend.memory(bytes);
+    this.#words = new Int32Array(bytes.buffer);
+    for (let i = this.#requests - 1; i >= 0; i--) this.#free.push(new Piece(this, i * this.#pieceBytes));
   }
 
-  /** Copies `from`..`to`, which both have. Nothing is under way when it ends, well or not. */
-  async run(from: Offset, to: Offset): Promise<void> {
+  /** Copies all sources. Nothing is under way when it ends, well or not. */
+  async run(): Promise<void> {
     try {
       const status = new BlockStatus();
-      for (let at = from; at < to && this.#failure === undefined; at += status.length) {
-        const pending = this.#source.blockStatus(at, Math.min(to - at, STATUS_BYTES), status);
-        if (pending !== undefined) await pending;
-        await this.#extent(at, status);
+      let at = 0;
+      for (let i = 0; i < this.#sources.length; i++) {
+        const { blk, at: begin } = this.#sources[i]!;
+        const end = begin + blk.length;
+        while (at < end && this.#failure === undefined) {
+          await this.#look(blk, at - begin, Math.min(end - at, STATUS_BYTES), status);
+          at = await this.#extent(i, at, status);
+        }
       }
     } catch (error) {
       this.#failure ??= error;
     }
-    while (this.#free.length < PIECES) await this.#ended();
+    while (this.#free.length < this.#requests) await this.#ended();
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  async #extent(from: Offset, { length, zero }: BlockStatus): Promise<void> {
-    if (zero && this.#options.targetIsZero) {
-      await this.#options.before(0);
-      this.#options.onDone(length);
-      return;
+  async #look(blk: BlockBackend, at: Offset, length: Bytes, status: BlockStatus): Promise<void> {
+    try {
+      const pending = blk.blockStatus(at, length, status);
+      if (pending !== undefined) await pending;
+    } catch (error) {
+      if (this.#options.salvage === undefined || !(error instanceof BlockError)) throw error;
+      // Whatever it is will show when it is read.
+      status.set(Math.min(length, this.#pieceBytes), true, false, 1);
     }
-    const end = from + length;
-    for (let at = from; at < end && this.#failure === undefined; ) {
+  }
+
+  /** Begins what is to be done for an extent; answers where the next one is looked for. */
+  async #extent(source: number, from: Offset, { length, zero, depth }: BlockStatus): Promise<Offset> {
+    const { targetIsZero, below = 0, compressed = 0 } = this.#options;
+    const inherited = depth !== 1 && from < below;
+    let end = inherited ? Math.min(from + length, below) : from + length;
+    if (compressed !== 0) {
+      // The last source may end within a cluster.
+      const whole = end === this.#end ? end : alignDown(end, compressed);
+      if (whole === from || !(zero || inherited)) return await this.#pieces(source, from, this.#wholeEnd(end), false);
+      end = whole;
+    }
+    if (inherited || (zero && targetIsZero && from >= below)) {
+      await this.#options.before(0);
+      this.#options.onDone(end - from);
+      return end;
+    }
+    return await this.#pieces(source, from, end, zero);
+  }
+
+  get #end(): Offset {
+    const { at, blk } = this.#sources.at(-1)!;
+    return at + blk.length;
+  }
+
+  #wholeEnd(end: Offset): Offset {
+    return Math.min(this.#end, alignUp(end, this.#options.compressed!));
+  }
+
+  async #pieces(source: number, from: Offset, end: Offset, zero: boolean): Promise<Offset> {
+    let at = from;
+    while (at < end && this.#failure === undefined) {
       // Later pieces begin at whole units of their size, and so at whole clusters.
-      const most = zero ? ZERO_BYTES : PIECE_BYTES - (at % PIECE_BYTES);
+      const most = zero ? ZERO_BYTES : this.#pieceBytes - (at % this.#pieceBytes);
       const bytes = Math.min(end - at, most);
       await this.#options.before(zero ? 0 : bytes);
       while (this.#free.length === 0) await this.#ended();
-      if (this.#failure !== undefined) return;
-      this.#begin(this.#free.pop()!, at, bytes, zero);
+      if (this.#failure !== undefined) break;
+      this.#begin(this.#free.pop()!, source, at, bytes, zero);
       at += bytes;
     }
+    return at;
   }
 
-  #begin(piece: Piece, at: Offset, bytes: Bytes, zero: boolean): void {
-    piece.from = at;
+  #begin(piece: Piece, source: number, from: Offset, bytes: Bytes, zero: boolean): void {
+    piece.source = source;
+    piece.from = from;
     piece.bytes = bytes;
+    piece.zero = zero;
+    piece.filled = zero ? bytes : 0;
     piece.written = 0;
-    if (zero) this.#submit(piece, this.#target, RequestKind.ZERO, at, bytes);
-    else this.#submit(piece, this.#source, RequestKind.READ, at, bytes);
+    piece.singlyTo = 0;
+    piece.reading = true;
+    if (this.#options.ordered) this.#line.push(piece);
+    if (zero) this.#filled(piece);
+    else if (this.#offloads) spawn(this.#offload(piece));
+    else this.#readNext(piece);
   }
 
-  #submit(piece: Piece, blk: BlockBackend, kind: number, at: Offset, length: Bytes): void {
-    piece.kind = kind;
-    piece.at = at;
+  async #offload(piece: Piece): Promise<void> {
+    if (await this.#options.offload!(piece.from, piece.bytes)) {
+      piece.filled = piece.bytes;
+      piece.written = piece.bytes;
+      this.#options.onDone(piece.bytes);
+      this.#filled(piece);
+      return;
+    }
+    this.#offloads = false;
+    this.#readNext(piece);
+  }
+
+  /** Reads on: as far as the source goes, and there may be a next one. */
+  #readNext(piece: Piece): void {
+    const at = piece.from + piece.filled;
+    let source = this.#sources[piece.source]!;
+    while (at >= source.at + source.blk.length) source = this.#sources[++piece.source]!;
+    const left = Math.min(piece.bytes - piece.filled, source.at + source.blk.length - at);
+    const length = piece.filled < piece.singlyTo ? Math.min(left, SECTOR) : left;
+    piece.kind = RequestKind.READ;
+    piece.at = at - source.at;
     piece.length = length;
-    piece.flags = kind === RequestKind.ZERO ? RequestFlags.MAY_UNMAP : 0;
-    piece.iov.reset();
-    if (kind !== RequestKind.ZERO) piece.iov.push(this.#memory, piece.place + at - piece.from, length);
-    blk.submit(piece);
+    piece.flags = 0;
+    piece.iov.reset().push(this.#memory, piece.place + piece.filled, length);
+    source.blk.submit(piece);
   }
 
   /** @internal */
   stepEnded(piece: Piece, error: number): void {
-    if (error !== 0) this.#failure ??= this.#errorOf(piece, error);
-    else if (piece.kind !== RequestKind.READ) {
+    if (piece.kind === RequestKind.READ) this.#readEnded(piece, error);
+    else {
+      if (error !== 0) this.#failure ??= this.#errorOf(piece, 'write', error);
       piece.written += piece.length;
       this.#options.onDone(piece.length);
+      this.#write(piece);
     }
-    if (this.#failure === undefined && piece.written < piece.bytes) {
-      this.#writeNext(piece);
+  }
+
+  #readEnded(piece: Piece, error: number): void {
+    if (error !== 0 && !this.#salvages(piece, error)) this.#failure ??= this.#errorOf(piece, 'read', error);
+    else piece.filled += piece.length;
+    if (this.#failure !== undefined || piece.filled >= piece.bytes) this.#filled(piece);
+    else this.#readNext(piece);
+  }
+
+  /** True where the copy goes on: with single sectors, or zeroes for this one. */
+  #salvages(piece: Piece, error: number): boolean {
+    const { salvage } = this.#options;
+    if (salvage === undefined) return false;
+    if (piece.length > SECTOR) {
+      piece.singlyTo = piece.filled + piece.length;
+      piece.length = 0;
+      return true;
+    }
+    salvage(piece.from + piece.filled, this.#errorOf(piece, 'read', error));
+    piece.iov.fill(0);
+    return true;
+  }
+
+  /** It is written once those before it are, or given up where the copy has failed. */
+  #filled(piece: Piece): void {
+    piece.reading = false;
+    if (!this.#options.ordered) {
+      this.#write(piece);
       return;
     }
-    this.#free.push(piece);
-    this.#waiting?.open();
+    for (let first = this.#line.peek(); first && !first.reading; first = this.#line.peek()) {
+      this.#line.shift();
+      this.#write(first);
+    }
   }
 
   /** Writes the next part of what was read: as much as is of one kind. Zeroes that the target has are skipped. */
-  #writeNext(piece: Piece): void {
-    const { sparse, targetIsZero } = this.#options;
-    const { from, bytes } = piece;
-    while (piece.written < bytes) {
+  #write(piece: Piece): void {
+    const { targetIsZero, below = 0 } = this.#options;
+    while (piece.written < piece.bytes && this.#failure === undefined) {
       const start = piece.written;
-      const zero = this.#isZero(piece, start);
-      let end = this.#unitEnd(piece, start);
-      while (sparse !== 0 && end < bytes && this.#isZero(piece, end) === zero) end = this.#unitEnd(piece, end);
-      if (!zero || !targetIsZero) {
-        this.#submit(piece, this.#target, zero ? RequestKind.ZERO : RequestKind.WRITE, from + start, end - start);
+      const zero = piece.zero || this.#isZero(piece, start);
+      let end = piece.zero ? piece.bytes : this.#unitEnd(piece, start);
+      while (this.#unit !== 0 && end < piece.bytes && this.#isZero(piece, end) === zero) end = this.#unitEnd(piece, end);
+      if (!zero || !targetIsZero || piece.from + start < below) {
+        this.#submit(piece, zero ? RequestKind.ZERO : RequestKind.WRITE, start, end);
         return;
       }
       piece.written = end;
@@ -167,16 +307,39 @@ export class BlockCopy {
     this.#waiting?.open();
   }
 
-  /** Where the unit ends in which `at` lies; both counted from the beginning of the piece. */
-  #unitEnd({ from, bytes }: Piece, at: Bytes): Bytes {
-    const { sparse } = this.#options;
-    return sparse === 0 ? bytes : Math.min(bytes, at + sparse - ((from + at) % sparse));
+  /** Of a piece, from `start` to `end` in it. */
+  #submit(piece: Piece, kind: number, start: Bytes, end: Bytes): void {
+    const { compressed = 0 } = this.#options;
+    piece.kind = kind;
+    piece.at = piece.from + start;
+    piece.length = end - start;
+    piece.flags = 0;
+    piece.iov.reset();
+    if (kind === RequestKind.ZERO) piece.flags = RequestFlags.MAY_UNMAP;
+    else {
+      piece.iov.push(this.#memory, piece.place + start, end - start);
+      const stop = piece.from + end;
+      const whole = stop % compressed === 0 || stop === this.#target.length;
+      if (compressed !== 0 && whole) piece.flags = RequestFlags.COMPRESSED;
+    }
+    this.#target.submit(piece);
   }
 
+  /** Where the unit ends in which `at` lies; both counted from the beginning of the piece. */
+  #unitEnd({ from, bytes }: Piece, at: Bytes): Bytes {
+    const unit = this.#unit;
+    return unit === 0 ? bytes : Math.min(bytes, at + unit - ((from + at) % unit));
+  }
+
+  /** Of the unit at `at`. */
   #isZero(piece: Piece, at: Bytes): boolean {
-    if (this.#options.sparse === 0) return false;
+    if (this.#unit === 0) return false;
     const begin = piece.place + at;
-    return isZero(this.#memory.bytes.subarray(begin, piece.place + this.#unitEnd(piece, at)));
+    const end = piece.place + this.#unitEnd(piece, at);
+    if (begin % 4 !== 0 || end % 4 !== 0) return isZero(this.#memory.bytes.subarray(begin, end));
+    const words = this.#words;
+    for (let i = begin / 4; i < end / 4; i++) if (words[i] !== 0) return false;
+    return true;
   }
 
   async #ended(): Promise<void> {
@@ -185,15 +348,17 @@ export class BlockCopy {
     this.#waiting = undefined;
   }
 
-  #errorOf({ kind, at, length, failure }: Piece, error: number): BlockError {
-    if (failure instanceof BlockError) return failure;
-    const what = kind === RequestKind.READ ? 'read' : 'write';
-    return ioError(error, `Could not ${what} ${length} bytes at ${at}`, { op: what, at, length });
+  #errorOf(piece: Piece, op: 'read' | 'write', error: number): BlockError {
+    const at = op === 'read' ? piece.from + piece.filled : piece.at;
+    const where = { op, at, length: piece.length };
+    const { failure } = piece;
+    if (!(failure instanceof BlockError)) return ioError(error, `Could not ${op} ${piece.length} bytes at ${at}`, where);
+    return new BlockError(failure.errno, failure.message, { where, cause: failure });
   }
 }
 
 /** Largest unit in which zeroes are looked for: those of a piece. */
-export const SPARSE_MAX: Bytes = PIECE_BYTES;
+export const SPARSE_MAX: Bytes = 256 * KiB;
 /** As the usual block of a file system. */
 export const SPARSE_DEFAULT: Bytes = 4 * KiB;
 

@@ -1,33 +1,31 @@
-/** The job that makes one disk what another is. */
+/** The job that makes one disk what others are, one behind the other. */
 
 import { BlockError, Errno } from '../base/errors.ts';
-import type { Bytes } from '../base/units.ts';
 import type { BackendUser, BlockBackend } from '../block/backend.ts';
-import { BlockCopy } from './block-copy.ts';
+import { BlockCopy, type CopySource, type CopyTuning } from './block-copy.ts';
 import { Job, type JobOptions } from './job.ts';
 
-export interface CopyJobOptions extends JobOptions {
-  /** See BlockCopyOptions. */
-  readonly sparse: Bytes;
-  readonly targetIsZero: boolean;
+export interface CopyJobOptions extends JobOptions, CopyTuning {
+  /** The target is not made stable at the end. */
+  readonly unflushed?: boolean | undefined;
 }
 
-/** Source and target are of the same context, and stay open until it has ended. What the target has beyond the
- *  source's end stays as it is. It rests while either is drained. */
+/** Sources and target are of the same context, and stay open until it has ended. What the target has beyond the
+ *  sources' end stays as it is. It rests while any of them is drained. */
 export class CopyJob extends Job implements BackendUser {
   readonly type = 'copy';
-  readonly #source: BlockBackend;
+  readonly #sources: readonly CopySource[];
   readonly #target: BlockBackend;
   readonly #options: CopyJobOptions;
 
-  constructor(source: BlockBackend, target: BlockBackend, options: CopyJobOptions) {
-    super(source.context, options);
-    this.#source = source;
+  constructor(sources: readonly BlockBackend[], target: BlockBackend, options: CopyJobOptions) {
+    super(target.context, options);
+    this.#sources = inLine(sources);
     this.#target = target;
     this.#options = options;
-    this.total = source.length;
-    if (target.length < source.length) {
-      throw new BlockError(Errno.ENOSPC, `Could not copy ${source.length} bytes: the target has ${target.length}`);
+    this.total = sources.reduce((total, { length }) => total + length, 0);
+    if (target.length < this.total) {
+      throw new BlockError(Errno.ENOSPC, `Could not copy ${this.total} bytes: the target has ${target.length}`);
     }
   }
 
@@ -40,25 +38,33 @@ export class CopyJob extends Job implements BackendUser {
   }
 
   protected async run(): Promise<void> {
-    const ends = [this.#source, this.#target];
+    const ends = [...this.#sources.map(({ blk }) => blk), this.#target];
     for (const blk of ends) {
       blk.users.add(this);
       if (blk.quiesce > 0) this.hold();
     }
     try {
-      const { sparse, targetIsZero } = this.#options;
-      const copy = new BlockCopy(this.#source, this.#target, {
-        ...{ sparse, targetIsZero },
+      const copy = new BlockCopy(this.#sources, this.#target, {
+        ...this.#options,
         before: (length) => this.pausePoint(length),
         onDone: (length) => {
           this.current += length;
         },
       });
-      await copy.run(0, this.total);
+      await copy.run();
       await this.pausePoint(0);
-      await this.#target.flush();
+      if (!this.#options.unflushed) await this.#target.flush();
     } finally {
       for (const blk of ends) blk.users.delete(this);
     }
   }
+}
+
+function inLine(disks: readonly BlockBackend[]): readonly CopySource[] {
+  let at = 0;
+  return disks.map((blk) => {
+    const source = { blk, at };
+    at += blk.length;
+    return source;
+  });
 }

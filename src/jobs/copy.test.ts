@@ -32,7 +32,7 @@ async function inPair(context: AioContext, content: Uint8Array, body: (pair: Pai
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'to' });
   try {
     const job: Pair['job'] = ({ sparse = 4096, targetIsZero = false, speed = 0 } = {}) =>
-      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed });
+      new CopyJob([source], target, { id: 'copy', sparse, targetIsZero, speed });
     await body({ from, to, source, target, job });
   } finally {
     await source.close();
@@ -116,7 +116,7 @@ inContext('a target that is smaller is refused before anything happens', async (
   const source = await BlockBackend.open(context, { driver: 'memory', disk: 'large' }, { readOnly: true });
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'small' });
   const options = { id: 'copy', sparse: 0, targetIsZero: false };
-  assert.throws(() => new CopyJob(source, target, options), { errno: Errno.ENOSPC });
+  assert.throws(() => new CopyJob([source], target, options), { errno: Errno.ENOSPC });
   await source.close();
   await target.close();
   assert.deepEqual(small.log, ['close']);

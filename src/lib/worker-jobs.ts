@@ -42,7 +42,7 @@ export class WorkerJobs {
 
   #copy({ source, target, ...options }: CopyMessage): number {
     const [from, to] = [this.#disks.blk(source), this.#disks.blk(target)];
-    return this.#start((number) => new CopyJob(from, to, { id: `copy${number}`, ...options }));
+    return this.#start((number) => new CopyJob([from], to, { id: `copy${number}`, ...options }));
   }
 
   #stream({ disk, base: name, backingFile, speed }: StreamMessage): number {
