@@ -9,7 +9,9 @@ export interface Program {
   run(argv: readonly string[]): Promise<number>;
 }
 
-const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {};
+const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
+  'qemu-img': () => import('./qemu-img/program.ts'),
+};
 
 /**
  * The program that a command line asks for by the name it was called under (`called`, a path) or by its first word, and
