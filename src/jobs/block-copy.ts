@@ -17,9 +17,10 @@ import { RequestFlags } from '../block/driver.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
 import { BlockStatus } from '../block/status.ts';
 
-/** Bytes of a piece, and pieces at a time: what keeps a line of some ms busy, in 8 MiB. */
-const PIECE_BYTES: Bytes = 512 * KiB;
-const REQUESTS = 16;
+/** Bytes of a piece, and pieces at a time: what keeps a line of some ms busy. Fewer, larger requests cost less. */
+const PIECE_BYTES: Bytes = MiB;
+const REQUESTS = 8;
+const REQUESTS_MAX = 16;
 /** Of all pieces together. */
 const MEMORY_MAX: Bytes = 16 * MiB;
 /** Zeroes need no memory, so a piece of them is larger: small enough to be cancelled soon, and to show progress. */
@@ -40,7 +41,7 @@ export interface CopyTuning {
   readonly sparse: Bytes;
   /** The target reads as zeroes everywhere: nothing is done for what does in the source. */
   readonly targetIsZero: boolean;
-  /** Pieces at a time, 1 to 16; default 16. */
+  /** Pieces at a time, 1 to 16; default 8. */
   readonly requests?: number | undefined;
   /** Writes begin in the order of their offsets. */
   readonly ordered?: boolean | undefined;
@@ -116,7 +117,7 @@ export class BlockCopy {
     this.#target = target;
     this.#options = options;
     this.#pieceBytes = Math.max(PIECE_BYTES, compressed);
-    this.#requests = Math.max(1, Math.min(requests, REQUESTS, MEMORY_MAX / this.#pieceBytes));
+    this.#requests = Math.max(1, Math.min(requests, REQUESTS_MAX, MEMORY_MAX / this.#pieceBytes));
     const { optimal } = target.limits;
     this.#unit = compressed || (sparse === 0 ? 0 : Math.min(this.#pieceBytes, Math.max(sparse, optimal)));
     this.#offloads = options.offload !== undefined;
