@@ -368,6 +368,8 @@ export interface OpenContext {
   grace(): MaybePromise<void>;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
+  /** To be called when `length` has changed by itself: everybody above is told. */
+  resized(): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }

@@ -72,6 +72,7 @@ function openContext(node: BlockNode, options: NodeOptions, depth: number): Open
     common: node.common,
     grace: () => node.grace(),
     quiet: kickDrain,
+    resized: () => node.resized(),
     openChild: (name, role) => openChild(node, options, name, role, depth),
   };
 }

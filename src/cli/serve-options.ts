@@ -13,12 +13,14 @@ import {
   type Qcow2Settings,
 } from '../lib/options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
+import { type RawTlsOptions, tlsOptions } from './tls-args.ts';
 
 /** As commander delivers them. */
-export interface RawServeOptions {
+export interface RawServeOptions extends RawTlsOptions {
   readonly format?: string;
   readonly imageOpts?: boolean;
   readonly socket?: string;
@@ -47,6 +49,7 @@ export interface RawServeOptions {
   readonly allowDirectory: readonly string[];
   readonly snapshot?: string;
   readonly keyFile?: string;
+  readonly object: readonly string[];
   readonly overlay: readonly string[];
   readonly prefetch?: boolean;
   readonly httpOpts?: readonly string[];
@@ -89,6 +92,9 @@ export interface ServeOptions {
   /** Overlays are made independent of their images in the background. */
   readonly prefetch: boolean;
   readonly http: HttpSettings | undefined;
+  /** Descriptions of objects, in order. */
+  readonly objects: readonly string[];
+  readonly tls: TlsServerOptions | undefined;
 }
 
 export interface ServeImage {
@@ -260,5 +266,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     prefetch: raw.prefetch ?? false,
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
+    objects: raw.object,
+    tls: tlsOptions(raw),
   };
 }

@@ -14,6 +14,8 @@ const KEY_FILE = 'file with the passphrase of an encrypted image, every byte of 
 const OVERLAY = 'keep what is read and written in this qcow2 file, made if need be; repeat for each IMAGE';
 const HTTP = 'options of web servers, for URLs: name=value,...; a secret by its file, as in password-file=PATH';
 
+const OBJECT = 'an object that options name by its id, as in secret,id=sec0,file=PATH; repeat for more';
+
 const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value];
 
 const SERVE_HELP = `
@@ -42,6 +44,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
     .option('--key-file <path>', KEY_FILE)
+    .option('--object <type,id=id,...>', OBJECT, collect, [])
     .option('--overlay <file>', OVERLAY, collect, [])
     .option('--prefetch', 'copy what is missing in the overlay in the background, until it needs the IMAGE no more')
     .option('--http-opts <options>', HTTP, collect)
@@ -65,6 +68,11 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--max-connections <count>', 'clients at a time; 0 for no limit (default: 100)')
     .option('--handshake-seconds <seconds>', 'time a client has for the handshake (default: 10)')
     .option('--memory <size>', 'payload memory of all connections together, 32M to 1G (default: 64M)')
+    .option('--tls <mode>', 'off, on (for clients that ask for it) or require (default, with one of the next two)')
+    .option('--tls-certificates <folder>', 'TLS with server-cert.pem, server-key.pem and ca-cert.pem of this folder')
+    .option('--tls-psk <file>', 'TLS with the keys of this file, a line USER:HEXKEY for each client')
+    .option('--no-tls-verify-peer', 'clients need no certificate')
+    .option('--tls-authz <name>', 'only clients with this distinguished name; repeat for several', collect, [])
     .option('--progress <mode>', 'none, line, or json for a JSON line a second (default: line on a terminal)')
     .option('--size <size>', 'size of the temporary image when there is no IMAGE (default: 1G)')
     .addHelpText('after', SERVE_HELP)

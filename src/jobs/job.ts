@@ -6,7 +6,7 @@
  * cancelled. All methods: home thread.
  */
 import type { AioContext } from '../aio/context.ts';
-import { Gate, spawn } from '../aio/op.ts';
+import { Gate, type MaybePromise, spawn } from '../aio/op.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes, Nanoseconds } from '../base/units.ts';
@@ -117,10 +117,14 @@ export abstract class Job {
   protected abstract run(): Promise<void>;
 
   /** `length` bytes are about to be worked on: rests as long as it is paused or too fast. Throws ECANCELED. */
-  protected async pausePoint(length: Bytes): Promise<void> {
+  protected pausePoint(length: Bytes): MaybePromise<void> {
     this.#assertGoesOn();
     const wait = this.#limit.take(length, this.context.now());
-    if (wait > 0) await this.#rest(wait);
+    if (wait > 0 || this.#userPaused || this.#holds > 0) return this.#pause(wait);
+  }
+
+  async #pause(waitNs: Nanoseconds): Promise<void> {
+    if (waitNs > 0) await this.#rest(waitNs);
     while ((this.#userPaused || this.#holds > 0) && !this.#cancelled) {
       this.#become('paused');
       await this.#rest();

@@ -4,6 +4,8 @@ import { MAX_DEPTH } from '../block/depth.ts';
 import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
+import type { ObjectStore } from './objects/store.ts';
+import { type TlsClientOptions, type TlsNodeOptions, tlsNode } from './tls-options.ts';
 import { isNbdUri, type NbdServerAddress, nbdUri, parseNbdUri } from './uri.ts';
 
 /** Options of every node. */
@@ -44,6 +46,10 @@ export interface Qcow2Settings {
   readonly snapshot?: string | undefined;
   /** Passphrase of an encrypted image. */
   readonly 'encrypt.key'?: string | undefined;
+  /** Instead: the id of a secret with it. */
+  readonly 'encrypt.key-secret'?: string | undefined;
+  /** What the encryption has to be; default: whatever it is. */
+  readonly 'encrypt.format'?: 'luks' | 'aes' | undefined;
   readonly 'lazy-refcounts'?: boolean | undefined;
   /** Bytes of both metadata caches together, of the L2 tables' and of the refcounts'. */
   readonly 'cache-size'?: number | undefined;
@@ -73,10 +79,16 @@ export interface Qcow2Options extends NodeOptions, Qcow2Settings {
 }
 
 /** How a web server is used: all but the URL. Values that are secret are in no message. */
-export type HttpSettings = Omit<HttpNodeSettings, 'url'>;
+export interface HttpSettings extends Omit<HttpNodeSettings, 'url'> {
+  /** Instead of `password`: the id of a secret with it. So with the others. */
+  readonly 'password-secret'?: string;
+  readonly 'cookie-secret'?: string;
+  readonly 'proxy-password-secret'?: string;
+}
 
 /** A file on a web server, read-only. */
-export interface HttpOptions extends NodeOptions, HttpNodeSettings {
+export interface HttpOptions extends NodeOptions, HttpSettings {
+  readonly url: string;
   readonly driver: 'http' | 'https';
 }
 
@@ -90,7 +102,7 @@ export interface NullOptions extends NodeOptions {
 }
 
 /** An export of an NBD server. */
-export interface NbdOptions extends NodeOptions {
+export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
   readonly server: NbdServerAddress;
   /** Name of the export; default ''. */
@@ -109,6 +121,21 @@ export interface NbdOptions extends NodeOptions {
   readonly 'x-dirty-bitmap'?: string;
 }
 
+/** A disk of any vhost-user-blk back-end. It needs io_uring. */
+export interface VirtioBlkVhostUserOptions extends NodeOptions {
+  readonly driver: 'virtio-blk-vhost-user';
+  /** Of the back-end's unix socket. */
+  readonly path: string;
+  /** At most so many, 1 to 64, where the back-end has several; default 1. */
+  readonly 'num-queues'?: number;
+  /** Packed rings, where the back-end has them. */
+  readonly packed?: boolean;
+  /** Seconds that requests wait for a back-end that was lost, and then are made again; default 0: they fail. */
+  readonly 'reconnect-delay'?: number;
+  /** Seconds after which a back-end that does not answer a request counts as lost; default 120, 0 for never. */
+  readonly 'request-timeout'?: number;
+}
+
 /** What a driver of your own takes. */
 export interface CustomOptions extends NodeOptions {
   readonly driver: string;
@@ -116,7 +143,14 @@ export interface CustomOptions extends NodeOptions {
 }
 
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
-export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NbdOptions | NullOptions | HttpOptions;
+export type BlockdevOptions =
+  | FileOptions
+  | RawOptions
+  | Qcow2Options
+  | NbdOptions
+  | NullOptions
+  | HttpOptions
+  | VirtioBlkVhostUserOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -140,11 +174,15 @@ export interface TargetOptions {
   readonly qcow2?: Qcow2Settings | undefined;
   /** For a target that is a URL; of no meaning to others. */
   readonly http?: HttpSettings | undefined;
+  /** For a target that is an nbds URI, which then says nothing of it itself. */
+  readonly tls?: TlsClientOptions | undefined;
   readonly readOnly?: boolean | undefined;
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode | undefined;
   readonly discard?: Discard | undefined;
   readonly detectZeroes?: DetectZeroes | undefined;
+  /** Where the objects are that options name by their ids. */
+  readonly objects?: ObjectStore | undefined;
 }
 
 export function isWritethrough(cache: CacheMode | undefined): boolean {
@@ -181,6 +219,9 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     ...(cache ? { cache: { direct: cache === 'none' || cache === 'directsync', 'no-flush': cache === 'unsafe' } } : {}),
     ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}),
   };
+  if (options.tls !== undefined && (typeof target !== 'string' || !isNbdUri(target))) {
+    throw new BlockError(Errno.EINVAL, "tls: only for a target that is an nbds URI; a tree has 'tls-creds'");
+  }
   if (typeof target !== 'string') return { ...top, ...target };
   if (target === '') throw new BlockError(Errno.EINVAL, "Could not open '': the file name is empty");
   if (target.includes('\0')) {
@@ -193,7 +234,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
   if (isNbdUri(target)) {
-    const remote: NbdOptions = { driver: 'nbd', ...parseNbdUri(target) };
+    const remote: NbdOptions = { driver: 'nbd', ...parseNbdUri(target), ...tlsOf(target, options) };
     if (driver === 'raw') return { discard: 'unmap', ...top, ...remote };
     return { discard: 'unmap', ...top, ...options.qcow2, driver, file: remote };
   }
@@ -204,6 +245,14 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
   return { discard: 'unmap', ...top, ...options.qcow2, driver, file: { driver: 'file', filename: target } };
+}
+
+/** EINVAL where TLS would be asked for and not be had, or is said twice. */
+function tlsOf(uri: string, { tls }: TargetOptions): TlsNodeOptions {
+  if (tls === undefined) return {};
+  if (!/^nbds/i.test(uri)) throw new BlockError(Errno.EINVAL, `Could not open '${uri}': tls is for nbds URIs`);
+  if (/[?&]tls-/i.test(uri)) throw new BlockError(Errno.EINVAL, `Could not open '${uri}': tls is given twice`);
+  return tlsNode(tls);
 }
 
 /** What the format is when something says so: the option, options that only one format has, or the name. */
@@ -232,12 +281,14 @@ export function nameOf(options: BlockdevOptions): string {
   let node = options;
   // A tree that goes round in a circle has no name; the graph refuses it.
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
-    const { filename, url, file } = node as {
+    const { filename, path, url, file } = node as {
       readonly filename?: unknown;
+      readonly path?: unknown;
       readonly url?: unknown;
       readonly file?: string | BlockdevOptions;
     };
     if (typeof filename === 'string') return filename;
+    if (node.driver === 'virtio-blk-vhost-user') return String(path);
     if (node.driver === 'nbd') return locationName(node);
     if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;
@@ -248,12 +299,13 @@ export function nameOf(options: BlockdevOptions): string {
 }
 
 /** What cannot be is refused when the node opens. */
-function locationName({ server, export: name = '' }: NbdOptions): string {
+function locationName({ server, export: name = '', 'tls-creds': tls }: NbdOptions): string {
+  const secure = tls !== undefined;
   // A lone surrogate has no place in a URI.
   const text = String(name).replace(/[\ud800-\udfff]/gu, '\ufffd');
   const { type, path, host, port } = (server ?? {}) as Readonly<Record<string, unknown>>;
-  if (type === 'unix') return nbdUri({ kind: 'unix', path: String(path) }, text);
-  return nbdUri({ kind: 'inet', host: String(host), port: Number(port ?? DEFAULT_PORT) }, text);
+  if (type === 'unix') return nbdUri({ kind: 'unix', path: String(path) }, text, secure);
+  return nbdUri({ kind: 'inet', host: String(host), port: Number(port ?? DEFAULT_PORT) }, text, secure);
 }
 
 /** True when the format was left to us and nothing says it but the content. */
