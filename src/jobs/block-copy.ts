@@ -25,9 +25,11 @@ const REQUESTS_MAX = 32;
 const ZERO_BYTES: Bytes = GiB;
 const STATUS_BYTES: Bytes = 2 * GiB;
 
-/** A disk that is copied whole. */
+/** What is copied of a disk. */
 export interface CopySource {
   readonly blk: BlockBackend;
+  readonly from: Offset;
+  readonly length: Bytes;
   /** Where its first byte goes in the target. */
   readonly at: Offset;
 }
@@ -45,8 +47,9 @@ export interface CopyTuning {
   readonly ordered?: boolean | undefined;
   /** Whole clusters of this size are stored compressed. */
   readonly compressed?: Bytes | undefined;
-  /** The target is an overlay: what only layers below the source's own hold of the first so many bytes is below the
-   *  target, too, and not copied. */
+  /** What no layer down to this one holds of the first `below` bytes is left as it is in the target. Default 1: the
+   *  active layer, over an overlay whose backing file shows what those below it do. */
+  readonly layers?: number | undefined;
   readonly below?: Bytes | undefined;
   /** What cannot be read is taken for zeroes, sector by sector, and told of. Default: it ends the copy. */
   readonly salvage?: ((at: Offset, error: BlockError) => void) | undefined;
@@ -141,10 +144,10 @@ export class BlockCopy {
       const status = new BlockStatus();
       let at = 0;
       for (let i = 0; i < this.#sources.length; i++) {
-        const { blk, at: begin } = this.#sources[i]!;
-        const end = begin + blk.length;
+        const { blk, at: begin, from, length } = this.#sources[i]!;
+        const end = begin + length;
         while (at < end && this.#failure === undefined) {
-          await this.#look(blk, at - begin, Math.min(end - at, STATUS_BYTES), status);
+          await this.#look(blk, from + at - begin, Math.min(end - at, STATUS_BYTES), status);
           this.#source = i;
           at = await this.#extent(at, status);
         }
@@ -170,8 +173,8 @@ export class BlockCopy {
 
   /** Begins what is to be done for an extent; answers where the next one is looked for. */
   async #extent(from: Offset, { length, zero, depth }: BlockStatus): Promise<Offset> {
-    const { targetIsZero, below = 0, compressed = 0 } = this.#options;
-    const inherited = depth !== 1 && from < below;
+    const { targetIsZero, layers = 1, below = 0, compressed = 0 } = this.#options;
+    const inherited = (depth === 0 || depth > layers) && from < below;
     let end = inherited ? Math.min(from + length, below) : from + length;
     if (compressed !== 0) {
       // The last source may end within a cluster.
@@ -188,8 +191,8 @@ export class BlockCopy {
   }
 
   get #end(): Offset {
-    const { at, blk } = this.#sources.at(-1)!;
-    return at + blk.length;
+    const { at, length } = this.#sources.at(-1)!;
+    return at + length;
   }
 
   #wholeEnd(end: Offset): Offset {
@@ -260,11 +263,11 @@ export class BlockCopy {
   #readNext(piece: Piece): void {
     const at = piece.from + piece.filled;
     let source = this.#sources[piece.source]!;
-    while (at >= source.at + source.blk.length) source = this.#sources[++piece.source]!;
-    const left = Math.min(piece.bytes - piece.filled, source.at + source.blk.length - at);
+    while (at >= source.at + source.length) source = this.#sources[++piece.source]!;
+    const left = Math.min(piece.bytes - piece.filled, source.at + source.length - at);
     const length = piece.filled < piece.singlyTo ? Math.min(left, SECTOR) : left;
     piece.kind = RequestKind.READ;
-    piece.at = at - source.at;
+    piece.at = source.from + at - source.at;
     piece.length = length;
     piece.flags = 0;
     piece.iov.reset().push(this.#memory, piece.place + piece.filled, length);
@@ -323,7 +326,8 @@ export class BlockCopy {
       const start = piece.written;
       const zero = piece.zero || this.#isZero(piece, start);
       let end = piece.zero ? piece.bytes : this.#unitEnd(piece, start);
-      while (this.#unit !== 0 && end < piece.bytes && this.#isZero(piece, end) === zero) end = this.#unitEnd(piece, end);
+      while (this.#unit !== 0 && end < piece.bytes && this.#isZero(piece, end) === zero)
+        end = this.#unitEnd(piece, end);
       if (!zero || !targetIsZero || piece.from + start < below) {
         this.#submit(piece, zero ? RequestKind.ZERO : RequestKind.WRITE, start, end);
         return;
@@ -392,7 +396,8 @@ export class BlockCopy {
     const at = op === 'read' ? piece.from + piece.filled : piece.at;
     const where = { op, at, length: piece.length };
     const { failure } = piece;
-    if (!(failure instanceof BlockError)) return ioError(error, `Could not ${op} ${piece.length} bytes at ${at}`, where);
+    if (!(failure instanceof BlockError))
+      return ioError(error, `Could not ${op} ${piece.length} bytes at ${at}`, where);
     return new BlockError(failure.errno, failure.message, { where, cause: failure });
   }
 }

@@ -63,7 +63,7 @@ export class CopyJob extends Job implements BackendUser {
 function inLine(disks: readonly BlockBackend[]): readonly CopySource[] {
   let at = 0;
   return disks.map((blk) => {
-    const source = { blk, at };
+    const source = { blk, from: 0, length: blk.length, at };
     at += blk.length;
     return source;
   });
