@@ -12,7 +12,7 @@ export const MAIN = process.env.BLOCKPLANE_MAIN ?? fileURLToPath(new URL('../src
 const PEER_PATHS = ['/usr/bin', '/usr/sbin', '/bin', '/sbin'];
 
 /** Where a Debian program is; not by PATH, which may lead to other builds. */
-function peerPath(name: string): string | undefined {
+export function peerPath(name: string): string | undefined {
   return PEER_PATHS.map((path) => join(path, name)).find((path) => existsSync(path));
 }
 

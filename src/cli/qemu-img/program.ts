@@ -4,9 +4,10 @@
  */
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
 import { failureText } from './messages.ts';
-import { Failure, Misuse, type Terminal, type Verb, VerbLine } from './verb.ts';
+import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  create: async () => (await import('./create.ts')).create,
   info: async () => (await import('./info.ts')).info,
 };
 
@@ -34,7 +35,7 @@ export async function run(argv: readonly string[], terminal: Terminal = PROCESS)
       terminal.err(`${PROGRAM}: ${error.message}\n${TRY_HELP}`);
       return 1;
     }
-    terminal.err(`${PROGRAM}: ${failureText(error)}\n`);
+    terminal.err(`${PROGRAM}: ${failureText(error)}${error instanceof Failure ? error.end : '\n'}`);
     return error instanceof Failure ? error.exitCode : 1;
   }
 }
@@ -55,7 +56,11 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   const verb = await VERBS[name]!();
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
-  return await verb.run(new VerbLine(line), terminal);
+  const objects = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
+  if (objects.length === 0) return await verb.run(new VerbLine(line, undefined), terminal);
+  const { objectsOf } = await import('./objects.ts');
+  const store = await objectsOf(objects, terminal);
+  return store ? await verb.run(new VerbLine(line, store), terminal) : 0;
 }
 
 function read<D extends OptionDef>(

@@ -1,4 +1,5 @@
 /** What the verbs of the qemu-img form are made of. */
+import type { ObjectStore } from '../../lib/objects/store.ts';
 import type { CommandLine, OptionDef } from '../getopt.ts';
 
 /** Where a program prints. */
@@ -23,10 +24,13 @@ export class Misuse extends Error {
 export class Failure extends Error {
   override readonly name = 'Failure';
   readonly exitCode: number;
+  /** What stands behind the message. */
+  readonly end: string;
 
-  constructor(message: string, exitCode = 1) {
+  constructor(message: string, exitCode = 1, end = '\n') {
     super(message);
     this.exitCode = exitCode;
+    this.end = end;
   }
 }
 
@@ -35,6 +39,7 @@ export const Option = {
   object: { long: 'object', argument: 'required' },
   imageOpts: { long: 'image-opts' },
   format: { short: 'f', long: 'format', argument: 'required' },
+  /** Without a long form. */
   plainFormat: { short: 'f', argument: 'required' },
   output: { long: 'output', argument: 'required' },
   forceShare: { short: 'U', long: 'force-share' },
@@ -51,10 +56,13 @@ export class VerbLine {
   readonly operands: readonly string[];
   /** As they came, for verbs whose options have an order. */
   readonly options: CommandLine<OptionDef>['options'];
+  /** Of --object; undefined where there are none. */
+  readonly objects: ObjectStore | undefined;
 
-  constructor(line: CommandLine<OptionDef>) {
+  constructor(line: CommandLine<OptionDef>, objects: ObjectStore | undefined) {
     this.operands = line.operands;
     this.options = line.options;
+    this.objects = objects;
   }
 
   has(def: OptionDef): boolean {
