@@ -36,6 +36,8 @@ export interface OpenHow {
   readonly forceShare?: boolean | undefined;
   /** Objects that options name by their ids. */
   readonly objects?: ObjectStore | undefined;
+  /** Name or id of the internal snapshot to show; for reading only. */
+  readonly snapshot?: string | undefined;
   /** Without the images below it. */
   readonly alone?: boolean | undefined;
   /** What it needs and lets others do; see BlockBackendOptions. */
@@ -79,6 +81,7 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
     ownOptions(driverByName(driver), tree);
+    if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };
   } catch (error) {

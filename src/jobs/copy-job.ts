@@ -1,13 +1,14 @@
 /** The job that makes one disk what others are, one behind the other. */
 
 import { BlockError, Errno } from '../base/errors.ts';
+import type { Bytes } from '../base/units.ts';
 import type { BackendUser, BlockBackend } from '../block/backend.ts';
 import { BlockCopy, type CopySource, type CopyTuning } from './block-copy.ts';
 import { Job, type JobOptions } from './job.ts';
 
 export interface CopyJobOptions extends JobOptions, CopyTuning {
-  /** The target is not made stable at the end. */
-  readonly unflushed?: boolean | undefined;
+  /** Told of every change of `current`. */
+  readonly onProgress?: ((current: Bytes, total: Bytes) => void) | undefined;
 }
 
 /** Sources and target are of the same context, and stay open until it has ended. What the target has beyond the
@@ -18,13 +19,14 @@ export class CopyJob extends Job implements BackendUser {
   readonly #target: BlockBackend;
   readonly #options: CopyJobOptions;
 
-  constructor(sources: readonly BlockBackend[], target: BlockBackend, options: CopyJobOptions) {
+  constructor(sources: readonly CopySource[], target: BlockBackend, options: CopyJobOptions) {
     super(target.context, options);
-    this.#sources = inLine(sources);
+    this.#sources = sources;
     this.#target = target;
     this.#options = options;
     this.total = sources.reduce((total, { length }) => total + length, 0);
-    if (target.length < this.total) {
+    const end = sources.reduce((end, { at, length }) => Math.max(end, at + length), 0);
+    if (target.length < end) {
       throw new BlockError(Errno.ENOSPC, `Could not copy ${this.total} bytes: the target has ${target.length}`);
     }
   }
@@ -49,22 +51,19 @@ export class CopyJob extends Job implements BackendUser {
         before: (length) => this.pausePoint(length),
         onDone: (length) => {
           this.current += length;
+          this.#options.onProgress?.(this.current, this.total);
         },
       });
       await copy.run();
       await this.pausePoint(0);
-      if (!this.#options.unflushed) await this.#target.flush();
+      await this.#target.flush();
     } finally {
       for (const blk of ends) blk.users.delete(this);
     }
   }
 }
 
-function inLine(disks: readonly BlockBackend[]): readonly CopySource[] {
-  let at = 0;
-  return disks.map((blk) => {
-    const source = { blk, from: 0, length: blk.length, at };
-    at += blk.length;
-    return source;
-  });
+/** All of a disk, from the beginning of the target on. */
+export function wholeOf(blk: BlockBackend): CopySource {
+  return { blk, from: 0, length: blk.length, at: 0 };
 }

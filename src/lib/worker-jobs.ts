@@ -1,6 +1,6 @@
 /** The jobs of an IOThread, by number. */
 import { BlockError, Errno } from '../base/errors.ts';
-import { CopyJob } from '../jobs/copy-job.ts';
+import { CopyJob, wholeOf } from '../jobs/copy-job.ts';
 import type { Job } from '../jobs/job.ts';
 import { StreamJob } from '../jobs/stream-job.ts';
 import { baseOf } from './backing-names.ts';
@@ -42,7 +42,7 @@ export class WorkerJobs {
 
   #copy({ source, target, ...options }: CopyMessage): number {
     const [from, to] = [this.#disks.blk(source), this.#disks.blk(target)];
-    return this.#start((number) => new CopyJob([from], to, { id: `copy${number}`, ...options }));
+    return this.#start((number) => new CopyJob([wholeOf(from)], to, { id: `copy${number}`, ...options }));
   }
 
   #stream({ disk, base: name, backingFile, speed }: StreamMessage): number {

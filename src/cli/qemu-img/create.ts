@@ -57,7 +57,7 @@ export function settingsOf(line: VerbLine): readonly string[] {
 /** Drivers that are there and make nothing. */
 const OTHERS = ['nbd', 'http', 'https', 'ftp', 'ftps', 'null-co', 'null-aio', 'copy-on-read'];
 
-function assertCreatable(format: string): void {
+export function assertCreatable(format: string): void {
   if (creationOptionsOf(format) !== undefined) return;
   if (OTHERS.includes(format)) throw new Failure(`Format driver '${format}' does not support image creation`);
   throw new Failure(`Unknown file format '${format}'`);

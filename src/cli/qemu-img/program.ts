@@ -7,6 +7,7 @@ import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  convert: async () => (await import('./convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
   info: async () => (await import('./info.ts')).info,
 };
