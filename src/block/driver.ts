@@ -186,6 +186,8 @@ export interface NodeControl {
   check?(fix: CheckFix): MaybePromise<CheckResult>;
   /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
+  /** Takes away all that the image holds of the disk: what is below, or will be, is seen everywhere. Its size stays. */
+  empty?(): MaybePromise<void>;
   /** The `cow` child is about to be taken away, and the image does not name it any more. Presence says that the node
    *  can do without. Synchronous. */
   dropBacking?(): void;

@@ -31,6 +31,9 @@ export interface ImageSpec {
 export interface OpenHow {
   /** Default: for reading. */
   readonly write?: boolean | undefined;
+  /** Called when the image is to be written, and it was its content alone that spoke for raw: a guest that writes the
+   *  first bytes of another format changes what the image is taken for the next time. */
+  readonly onProbedRaw?: ((name: string) => void) | undefined;
   readonly cache?: CacheMode | undefined;
   /** Whatever locks others hold; for reading only. */
   readonly forceShare?: boolean | undefined;
@@ -72,6 +75,25 @@ export async function openImage(context: AioContext, spec: ImageSpec, how: OpenH
   }
 }
 
+/** Opens an image for the time of `body`. */
+export async function withImage<T>(
+  context: AioContext,
+  spec: ImageSpec,
+  how: OpenHow,
+  body: (blk: BlockBackend) => T | Promise<T>,
+): Promise<T> {
+  const blk = await openImage(context, spec, how);
+  let result: T;
+  try {
+    result = await body(blk);
+  } catch (error) {
+    await blk.close().catch(() => undefined);
+    throw error;
+  }
+  await blk.close();
+  return result;
+}
+
 /** The tree for an image; its first bytes are looked at where the format is not given. */
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   builtinDrivers();
@@ -82,6 +104,7 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
     const tree = { ...given, driver } as Record<string, unknown>;
     ownOptions(driverByName(driver), tree);
     if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
+    if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };
   } catch (error) {

@@ -7,9 +7,14 @@ import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  bench: async () => (await import('./bench.ts')).bench,
+  commit: async () => (await import('./commit.ts')).commit,
+  compare: async () => (await import('./compare.ts')).compare,
   convert: async () => (await import('./convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
+  dd: async () => (await import('./dd.ts')).dd,
   info: async () => (await import('./info.ts')).info,
+  rebase: async () => (await import('./rebase.ts')).rebase,
 };
 
 const HELP: OptionDef = { short: 'h', long: 'help' };

@@ -49,7 +49,7 @@ export class Eraser {
     return 'done';
   }
 
-  /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
+  /** Takes the mapping of a range away altogether: what is below is seen again. For resizing and emptying. */
   async unmap(at: Offset, end: Offset): Promise<void> {
     await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
   }
