@@ -20,7 +20,7 @@ export interface CompareOptions extends Abortable {
   /** Sizes must be the same, and what is allocated. */
   readonly strict?: boolean | undefined;
   readonly onProgress?: ((current: Bytes, total: Bytes) => void) | undefined;
-  /** One is longer, and the comparison goes on: what it has beyond the other's end must be zeroes. */
+  /** All that both have is the same, and one is longer: what it has beyond the other's end must be zeroes. */
   readonly onOtherSize?: (() => void) | undefined;
 }
 
@@ -43,10 +43,7 @@ export async function compare(context: AioContext, options: CompareOptions): Pro
     sides.push({ blk: await images.open(spec, options.how), status: new BlockStatus() });
   }
   const [first, second] = sides as [Side, Side];
-  if (first.blk.length !== second.blk.length) {
-    if (options.strict) return { kind: 'size' };
-    options.onOtherSize?.();
-  }
+  if (options.strict && first.blk.length !== second.blk.length) return { kind: 'size' };
   return await new Comparer(context, first, second, options).run();
 }
 
@@ -77,8 +74,14 @@ class Comparer {
 
   async run(): Promise<Comparison> {
     try {
+      const common = Math.min(this.#first.blk.length, this.#second.blk.length);
       for (let at = 0; at < this.#total; ) {
         this.#options.signal?.throwIfAborted();
+        if (at === common) {
+          const differs = await this.#settle(0);
+          if (differs !== undefined) return differs;
+          this.#options.onOtherSize?.();
+        }
         const length = await this.#look(at);
         const differs = await this.#extent(at, length);
         if (differs !== undefined) return differs;

@@ -8,7 +8,6 @@ import type { CopySource } from '../jobs/block-copy.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
 import type { Abortable } from '../lib/abort.ts';
 import { copyBitmaps } from './bitmap-copy.ts';
-import { createImage } from './create.ts';
 import type { CreationOptions } from './creation-options.ts';
 import { NewFile } from './new-file.ts';
 import type { ImageSpec, OpenHow } from './open.ts';
@@ -68,9 +67,8 @@ export async function convert(context: AioContext, options: ConvertOptions): Pro
     await images.close();
     return;
   }
-  const file = new NewFile(name);
+  const file = await NewFile.create(context, name, wanted, options.targetHow?.objects);
   try {
-    await createImage(context, name, wanted, { objects: options.targetHow?.objects });
     await copyInto(images, sources, options, file.isFile);
     await images.close();
   } catch (error) {

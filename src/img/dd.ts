@@ -3,7 +3,6 @@ import type { AioContext } from '../aio/context.ts';
 import { alignUp, type Bytes, type Offset, SECTOR } from '../base/units.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
 import type { Abortable } from '../lib/abort.ts';
-import { createImage } from './create.ts';
 import type { CreationOptions } from './creation-options.ts';
 import { NewFile } from './new-file.ts';
 import type { ImageSpec, OpenHow } from './open.ts';
@@ -14,10 +13,10 @@ export interface CopyPartOptions extends Abortable {
   readonly source: ImageSpec;
   readonly sourceHow?: OpenHow | undefined;
   readonly target: { readonly name: string; readonly format: string };
-  /** The part; what the source has of it. */
+  /** The part, both counted from the beginning of the source: what that has of it. */
   readonly skip: Offset;
-  readonly length: Bytes;
-  /** Told when the source ends before the part begins; the target is empty then. */
+  readonly end: Offset;
+  /** Told when nothing begins where the part does; the target is empty then. */
   readonly onBeyond?: (() => void) | undefined;
 }
 
@@ -30,15 +29,15 @@ export async function copyPart(
   await using images = new OpenImages(context);
   const blk = await images.open(options.source, options.sourceHow);
   const { skip, target } = options;
-  if (skip > blk.length) options.onBeyond?.();
-  const length = Math.max(0, Math.min(options.length, blk.length - skip));
-  const file = new NewFile(target.name);
+  const end = Math.min(options.end, alignUp(blk.length, SECTOR));
+  if (skip > end) options.onBeyond?.();
+  const length: Bytes = Math.max(0, end - skip);
+  const file = await NewFile.create(context, target.name, creation(alignUp(length, SECTOR)), undefined);
   try {
-    await createImage(context, target.name, creation(alignUp(length, SECTOR)), {});
     const into = await images.open(target, { write: true });
-    const source = { blk, from: skip, length, at: 0 };
+    const source = { blk, from: skip, length: Math.min(length, blk.length - skip), at: 0 };
     const fresh = { sparse: 4096, targetIsZero: file.isFile };
-    if (length > 0) await runJob(new CopyJob([source], into, { id: 'dd', ...fresh }), options);
+    if (source.length > 0) await runJob(new CopyJob([source], into, { id: 'dd', ...fresh }), options);
     await images.close();
   } catch (error) {
     await images.close().catch(() => undefined);

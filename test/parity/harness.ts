@@ -139,6 +139,7 @@ function withoutTimes(text: string): string {
     .replaceAll(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d/g, 'DATE TIME')
     .replaceAll(/("(?:date-n?sec|actual-size)": )\d+/g, '$1N')
     .replaceAll(/"(uuid)": "[^"]*"/g, '"$1": X')
+    .replaceAll(/(Run completed in )[\d.]+/g, '$1N')
     .replaceAll(/("?(?:master-key-)?iters"?: )\d+/g, '$1N');
 }
 

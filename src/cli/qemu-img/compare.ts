@@ -17,6 +17,7 @@ const { object, imageOpts, plainFormat, forceShare, quiet, progress, sourceCache
 
 export const compare: Verb = {
   options: [object, imageOpts, plainFormat, forceShare, quiet, progress, sourceCache, SECOND_FORMAT, STRICT],
+  objectExit: EXIT.open,
   async run(line, terminal) {
     const silent = line.has(quiet);
     const say = (text: string): void => {

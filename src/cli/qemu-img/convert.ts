@@ -3,14 +3,14 @@ import { BlockError, errnoText } from '../../base/errors.ts';
 import { type Bytes, KiB, MiB, SECTOR } from '../../base/units.ts';
 import { splitOptions } from '../../block/text-options.ts';
 import { type ConvertOptions, convert as convertImages } from '../../img/convert.ts';
-import { CreationOptions } from '../../img/creation-options.ts';
+import { CreationOptions, creationOptionsOf } from '../../img/creation-options.ts';
+import { CreationFailure } from '../../img/new-file.ts';
 import type { ImageSpec } from '../../img/open.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { assertCreatable, settingsOf } from './create.ts';
 import { creationReason } from './creation-messages.ts';
 import { creationHelp } from './help.ts';
 import { interruptible } from './interrupt.ts';
-import { failureText } from './messages.ts';
 import { Progress } from './progress.ts';
 import { sizeOf } from './sizes.ts';
 import { cacheMode, imageSpec } from './targets.ts';
@@ -192,10 +192,16 @@ function creationOf(line: VerbLine, size: Bytes, format: string): CreationOption
     options.set(name, value);
   };
   options.read(settingsOf(line));
-  if (options.size === undefined) options.set('size', String(size));
+  // Whatever -o says.
+  options.set('size', String(size));
   set('backing_file', line.value(own.backing), 'Backing file');
   set('backing_fmt', line.value(own.backingFormat), 'Backing file format');
   assertPossible(line, options);
+  const below = options.get('backing_fmt');
+  if (below !== undefined && creationOptionsOf(below) === undefined) {
+    const why = `Parameter 'backing-fmt' does not accept value '${below}'`;
+    throw new Failure(`${line.operands.at(-1)}: error while converting ${format}: ${why}`);
+  }
   return options;
 }
 
@@ -223,16 +229,16 @@ function assertPossible(line: VerbLine, options: CreationOptions): void {
 }
 
 /** What a conversion failed with, in the words of qemu-img. */
-function inWords(error: unknown, { target, sources }: ConvertOptions, format: string | undefined): unknown {
+function inWords(error: unknown, { target }: ConvertOptions, format: string | undefined): unknown {
   if (!(error instanceof BlockError)) return error;
-  const { op, path, at } = error.where;
-  const opened = op === 'open' && (path === target.name || sources.some(({ name }) => name === path));
+  const { op, at } = error.where;
+  if (error instanceof CreationFailure) {
+    return new Failure(`${target.name}: error while converting ${format}: ${creationReason(error.cause)}`);
+  }
   if (/has no snapshot/.test(error.message)) return new Failure("Failed to load snapshot: Can't find snapshot");
   if ((op === 'read' || op === 'write') && at !== undefined) {
     const verb = op === 'read' ? 'reading' : 'writing';
     return new Failure(`error while ${verb} at byte ${at}: ${errnoText(error.errno)}`);
   }
-  const plain = /^(Parameter|Invalid parameter|output file is|Compression not|Cannot copy)/.test(error.message);
-  if (opened || plain) return new Failure(failureText(error));
-  return new Failure(`${target.name}: error while converting ${format}: ${creationReason(error)}`);
+  return error;
 }

@@ -2,10 +2,10 @@
 import { BlockError, errnoText } from '../../base/errors.ts';
 import { CreationOptions, creationOptionsOf } from '../../img/creation-options.ts';
 import { copyPart } from '../../img/dd.ts';
+import { CreationFailure } from '../../img/new-file.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { creationReason } from './creation-messages.ts';
 import { interruptible } from './interrupt.ts';
-import { failureText } from './messages.ts';
 import { sizeOf } from './sizes.ts';
 import { Failure, Option, type Verb, type VerbLine } from './verb.ts';
 
@@ -36,7 +36,7 @@ export const dd: Verb = {
     const options = {
       source: { name: source, imageOpts: asTree, format },
       sourceHow: { forceShare: line.has(forceShare), objects: line.objects },
-      ...{ target, skip: skip * bs, length: count === undefined ? Number.POSITIVE_INFINITY : count * bs },
+      ...{ target, skip: skip * bs, end: count === undefined ? Number.POSITIVE_INFINITY : count * bs },
       onBeyond: () => terminal.err(`qemu-img: ${source}: cannot skip to specified offset\n`),
     };
     try {
@@ -45,7 +45,7 @@ export const dd: Verb = {
       );
       return 0;
     } catch (error) {
-      throw inWords(error, source, name);
+      throw inWords(error, name);
     }
   },
 };
@@ -74,13 +74,15 @@ function sized(line: VerbLine, size: number): CreationOptions {
   return options;
 }
 
-function inWords(error: unknown, source: string, target: string): unknown {
+function inWords(error: unknown, target: string): unknown {
   if (!(error instanceof BlockError)) return error;
-  const { op, path } = error.where;
+  const { op } = error.where;
+  if (error instanceof CreationFailure) {
+    return new Failure(`${target}: error while creating output image: ${creationReason(error.cause)}`);
+  }
   if (op === 'read' || op === 'write') {
     const what = op === 'read' ? 'reading from input' : 'writing to output';
     return new Failure(`error while ${what} image file: ${errnoText(error.errno)}`);
   }
-  if (op === 'open' && (path === source || path === target)) return new Failure(failureText(error));
-  return new Failure(`${target}: error while creating output image: ${creationReason(error)}`);
+  return error;
 }

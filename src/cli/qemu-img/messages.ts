@@ -37,6 +37,11 @@ const REASONS: readonly Reason[] = [
   ],
   [/^neither a regular file nor a block device$/, (_, path) => `'file' driver requires '${path}' to be a regular file`],
   [/^Is a directory$/, (_, path) => `'file' driver requires '${path}' to be a regular file`],
+  [
+    /^Could not open the backing file '(.*)' that '.*' names: (.*)$/s,
+    ([, name, what]) => `Could not open backing file: Could not open '${name}': ${what}`,
+  ],
+  [/option 'encrypt\.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
   [/^it is not in qcow2 format$/, () => 'Image is not in qcow2 format'],
   [/^the header is cut off after \d+ bytes$/, () => 'qcow2 header too short'],
   [/^option 'file' is missing$/, () => 'A block device must be specified for "file"'],

@@ -65,7 +65,9 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   const objects = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
   if (objects.length === 0) return await verb.run(new VerbLine(line, undefined), terminal);
   const { objectsOf } = await import('./objects.ts');
-  const store = await objectsOf(objects, terminal);
+  const store = await objectsOf(objects, terminal).catch((error: unknown) => {
+    throw new Failure(failureText(error), verb.objectExit ?? 1);
+  });
   return store ? await verb.run(new VerbLine(line, store), terminal) : 0;
 }
 

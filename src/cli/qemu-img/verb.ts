@@ -11,6 +11,8 @@ export interface Terminal {
 /** One verb: a module of this folder, loaded when it is called. */
 export interface Verb {
   readonly options: readonly OptionDef[];
+  /** Exit code where an object is wrong; default 1. */
+  readonly objectExit?: number;
   /** Answers the exit code. Throws {@link Misuse} and {@link Failure}, and BlockError for what went wrong. */
   run(line: VerbLine, terminal: Terminal): Promise<number>;
 }
