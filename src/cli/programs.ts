@@ -9,7 +9,12 @@ export interface Program {
   run(argv: readonly string[]): Promise<number>;
 }
 
+const storageDaemon = async (name: string): Promise<Program> =>
+  (await import('./storage-daemon/program.ts')).storageDaemon(name);
+
 const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
+  daemon: () => storageDaemon('blockplane daemon'),
+  'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
   'qemu-img': () => import('./qemu-img/program.ts'),
 };
 

@@ -124,16 +124,20 @@ export class WorkerDisks {
     this.assertRoom(name);
     this.#opening++;
     try {
-      const blk = await openTree(this.#context, message);
-      const disk = threadId * NUMBERS + ++this.#ids;
-      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
-      const { length: size, readOnly: sealed, stats } = blk;
-      return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
+      return this.adopt(await openTree(this.#context, message));
     } catch (error) {
       throw ofImage(error, name);
     } finally {
       this.#opening--;
     }
+  }
+
+  /** Gives a number to a disk that is open. */
+  adopt(blk: BlockBackend): OpenReply {
+    const disk = threadId * NUMBERS + ++this.#ids;
+    this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
+    const { length: size, readOnly, stats } = blk;
+    return { disk, size, readOnly, nodeName: blk.root?.name ?? '', counters: stats.words };
   }
 
   /** What changes an image as a whole, one after the other. */
