@@ -92,6 +92,8 @@ export const RequestFlags = {
   NO_WAIT: 16,
   /** Store it compressed: whole clusters of a format that can (`writeCompressed`), else ENOTSUP. */
   COMPRESSED: 32,
+  /** Zeroes that the layer holds itself, even where it reads as zeroes only because nothing is below it now. */
+  OWN: 64,
 } as const;
 
 export interface Limits {
@@ -156,7 +158,7 @@ export interface NodeIo {
   /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything
    *  is written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
-  /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
+  /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA, OWN. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
   discard?(at: Offset, length: Bytes): MaybePromise<Supported>;
   /** Advisory: the range will be read soon. Whatever comes of it, nobody is told. */

@@ -19,5 +19,6 @@ export function plainFile(root: BlockNode): BlockNode | undefined {
 
 /** A range of a {@link plainFile} was written without its nodes. */
 export function writtenBehind(root: BlockNode, at: number, length: number): void {
-  for (let node: BlockNode | undefined = root; node !== undefined; node = node.children[0]?.node) node.written(at, length);
+  for (let node: BlockNode | undefined = root; node !== undefined; node = node.children[0]?.node)
+    node.written(at, length);
 }

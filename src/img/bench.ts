@@ -2,7 +2,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';
 import { errnoText } from '../base/errors.ts';
-import { type Memory } from '../base/memory.ts';
+import type { Memory } from '../base/memory.ts';
 import { type Bytes, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
@@ -88,7 +88,8 @@ class Load {
     memory.fill(pattern);
     this.#memory = blk.context.backend.memory(memory);
     this.#flush = new LoadRequest(this, 0);
-    for (let i = 0; i < Math.min(depth, options.count); i++) this.#free.push(new LoadRequest(this, (i % places) * bytes));
+    for (let i = 0; i < Math.min(depth, options.count); i++)
+      this.#free.push(new LoadRequest(this, (i % places) * bytes));
   }
 
   /** The errno of the first failure, or 0. */

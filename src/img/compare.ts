@@ -167,7 +167,13 @@ class Comparer {
   /** The first sector that is not the same in both halves of the memory at `place`. */
   #firstDifference(place: number, length: Bytes): number {
     const differ = (from: number, to: number): boolean =>
-      this.#bytes.compare(this.#bytes, place + PIECE_BYTES + from, place + PIECE_BYTES + to, place + from, place + to) !== 0;
+      this.#bytes.compare(
+        this.#bytes,
+        place + PIECE_BYTES + from,
+        place + PIECE_BYTES + to,
+        place + from,
+        place + to,
+      ) !== 0;
     if (!differ(0, length)) return -1;
     let [from, to] = [0, length];
     while (to - from > SECTOR) {

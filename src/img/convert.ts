@@ -10,9 +10,9 @@ import type { Abortable } from '../lib/abort.ts';
 import { copyBitmaps } from './bitmap-copy.ts';
 import type { CreationOptions } from './creation-options.ts';
 import { NewFile } from './new-file.ts';
+import { offloadOf } from './offload.ts';
 import type { ImageSpec, OpenHow } from './open.ts';
 import { OpenImages } from './open-set.ts';
-import { offloadOf } from './offload.ts';
 import { runJob } from './run-job.ts';
 
 export interface ConvertOptions extends Abortable {

@@ -19,7 +19,8 @@ export function offloadOf(sources: readonly CopySource[], target: BlockBackend):
       const gate = new Gate<number>();
       const place = first!.from + at - first!.at + done;
       const [source, sink] = [from.impl.descriptor!, to.impl.descriptor!];
-      if (!copyRange({ fd: source, at: place }, { fd: sink, at: at + done }, length - done, gate.open.bind(gate))) return false;
+      if (!copyRange({ fd: source, at: place }, { fd: sink, at: at + done }, length - done, gate.open.bind(gate)))
+        return false;
       const copied = await gate.promise;
       if (copied <= 0) return false;
       done += copied;

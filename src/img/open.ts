@@ -6,9 +6,9 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { isRemoteUrl } from '../drivers/http/location.ts';
 import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
+import { isRemoteUrl } from '../drivers/http/location.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
 import { withObjects } from '../lib/objects/resolve.ts';

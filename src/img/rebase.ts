@@ -6,6 +6,7 @@ import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { amend } from '../block/control.ts';
 import { layerOf } from '../block/copy-up.ts';
+import { RequestFlags } from '../block/driver.ts';
 import { BlockStatus } from '../block/status.ts';
 import type { Abortable } from '../lib/abort.ts';
 import type { CacheMode } from '../lib/options.ts';
@@ -63,7 +64,10 @@ function refusal(errno: number, name: string, why?: string, cause?: BlockError):
   return new BlockError(errno, why === undefined ? message : `${message}: ${why}`, { where: { op: 'rebase' }, cause });
 }
 
-async function openBelow(images: OpenImages, { image, how, backing, backingCache }: RebaseOptions): Promise<BlockBackend> {
+async function openBelow(
+  images: OpenImages,
+  { image, how, backing, backingCache }: RebaseOptions,
+): Promise<BlockBackend> {
   const name = backingPath(image.name, backing.name);
   try {
     return await images.open(
@@ -145,7 +149,7 @@ class Rebaser {
       }
       while (end < length && !this.#same(end, this.#unitEnd(from, end, length))) end = this.#unitEnd(from, end, length);
       const iov = Iov.of(this.#memory, at, end - at);
-      if (iov.isZero()) await this.#blk.writeZeroes(from + at, end - at);
+      if (iov.isZero()) await this.#blk.writeZeroes(from + at, end - at, RequestFlags.OWN);
       else await this.#blk.write(from + at, iov);
       at = end;
     }

@@ -1,6 +1,6 @@
 /** `qemu-img compare`. Exit codes: 0 the same, 1 different, 2 not opened, 3 and 4 not read. */
 import { BlockError, errnoText } from '../../base/errors.ts';
-import { compare as compareImages, type CompareOptions } from '../../img/compare.ts';
+import { type CompareOptions, compare as compareImages } from '../../img/compare.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { interruptible } from './interrupt.ts';
 import { failureText } from './messages.ts';
@@ -50,7 +50,8 @@ export const compare: Verb = {
 
 function optionsOf(line: VerbLine, say: (text: string) => void): CompareOptions {
   const [first, second, ...more] = line.operands;
-  if (first === undefined || second === undefined || more.length > 0) throw new Misuse('Expecting two image file names');
+  if (first === undefined || second === undefined || more.length > 0)
+    throw new Misuse('Expecting two image file names');
   const asTrees = line.has(imageOpts);
   const [format, otherFormat] = [line.value(plainFormat), line.value(SECOND_FORMAT)];
   if (asTrees && (format ?? otherFormat) !== undefined) {

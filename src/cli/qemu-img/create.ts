@@ -12,9 +12,7 @@ const BACKING_FORMAT = { short: 'F', argument: 'required' } as const;
 const UNSAFE = { short: 'u' } as const;
 
 export const create: Verb = {
-  options: [
-    ...[Option.object, Option.plainFormat, BACKING, BACKING_FORMAT, Option.settings, Option.quiet, UNSAFE],
-  ],
+  options: [...[Option.object, Option.plainFormat, BACKING, BACKING_FORMAT, Option.settings, Option.quiet, UNSAFE]],
   async run(line, terminal) {
     const texts = settingsOf(line);
     const format = line.value(Option.plainFormat) ?? 'raw';
@@ -65,7 +63,11 @@ export function assertCreatable(format: string): void {
 
 function optionsOf(
   line: VerbLine,
-  { format, texts, bytes }: { readonly format: string; readonly texts: readonly string[]; readonly bytes: number | undefined },
+  {
+    format,
+    texts,
+    bytes,
+  }: { readonly format: string; readonly texts: readonly string[]; readonly bytes: number | undefined },
 ): CreationOptions {
   const options = new CreationOptions(format);
   options.read(texts);

@@ -34,8 +34,7 @@ const REASONS: readonly (readonly [pattern: RegExp, text: (match: RegExpExecArra
   ],
   [
     /'refcount-bits' \d+ needs 'compat'/,
-    () =>
-      'Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)',
+    () => 'Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)',
   ],
   [
     /'compression-type' zstd needs 'compat'/,
@@ -55,7 +54,10 @@ const REASONS: readonly (readonly [pattern: RegExp, text: (match: RegExpExecArra
   [/'encrypt.format' needs 'encrypt.key'/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
   [/'encrypt\..*' needs 'encrypt.format'/, () => "Parameter 'encrypt.format' is missing"],
   [/option 'compat' is '(.*)', not one of/, ([, value]) => notAccepted('version', value!)],
-  [/'raw' image: option 'preallocation' is '(metadata)', not/, ([, value]) => `Unsupported preallocation mode: ${value}`],
+  [
+    /'raw' image: option 'preallocation' is '(metadata)', not/,
+    ([, value]) => `Unsupported preallocation mode: ${value}`,
+  ],
   [/'raw' image: option 'preallocation' is '(.*)', not/, ([, value]) => `invalid parameter value: ${value}`],
   [/option '(?:encrypt\.)?([\w-]+)' is '(.*)', not one of/, ([, name, value]) => notAccepted(name!, value!)],
   [/'size' is [\d.e+]+; it must be less than 2\^53/, () => TOO_LARGE],

@@ -20,7 +20,8 @@ export class Progress implements Disposable {
 
   readonly at = (current: number, total: number): void => {
     this.#percent = total === 0 ? 100 : Math.min(100, (current / total) * 100);
-    if (this.#shown && (this.#percent - this.#last >= STEP || (this.#percent === 100 && this.#last < 100))) this.#print();
+    if (this.#shown && (this.#percent - this.#last >= STEP || (this.#percent === 100 && this.#last < 100)))
+      this.#print();
   };
 
   /** All is done. */
