@@ -1,7 +1,7 @@
 /** What two images hold, compared: what is known to be zeroes is not read, and several pieces are read at a time. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError } from '../base/errors.ts';
-import { Iov, isZero, type Memory } from '../base/memory.ts';
+import { firstDifference, Iov, isZero, type Memory } from '../base/memory.ts';
 import { type Bytes, GiB, MiB, type Offset, SECTOR } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockStatus } from '../block/status.ts';
@@ -55,7 +55,6 @@ class Comparer {
   readonly #second: Side;
   readonly #options: CompareOptions;
   readonly #memory: Memory;
-  readonly #bytes: Buffer;
   /** In the order of the disk; each uses the memory of its turn. */
   readonly #pending: Pending[] = [];
   #turn = 0;
@@ -69,7 +68,6 @@ class Comparer {
     this.#total = Math.max(first.blk.length, second.blk.length);
     const bytes = new Uint8Array(new SharedArrayBuffer(2 * PIECES * PIECE_BYTES));
     this.#memory = context.backend.memory(bytes);
-    this.#bytes = Buffer.from(bytes.buffer);
   }
 
   async run(): Promise<Comparison> {
@@ -157,31 +155,18 @@ class Comparer {
 
   /** The first sector that is not zeroes, from `place` on; -1 where there is none. */
   #firstNonZero(place: number, length: Bytes): number {
-    const bytes = this.#bytes;
+    const { bytes } = this.#memory;
     if (isZero(bytes.subarray(place, place + length))) return -1;
     for (let at = 0; ; at += SECTOR) {
       if (!isZero(bytes.subarray(place + at, place + Math.min(at + SECTOR, length)))) return at;
     }
   }
 
-  /** The first sector that is not the same in both halves of the memory at `place`. */
+  /** The first sector that is not the same in both halves of the memory at `place`; -1 where there is none. */
   #firstDifference(place: number, length: Bytes): number {
-    const differ = (from: number, to: number): boolean =>
-      this.#bytes.compare(
-        this.#bytes,
-        place + PIECE_BYTES + from,
-        place + PIECE_BYTES + to,
-        place + from,
-        place + to,
-      ) !== 0;
-    if (!differ(0, length)) return -1;
-    let [from, to] = [0, length];
-    while (to - from > SECTOR) {
-      const middle = from + Math.ceil((to - from) / 2 / SECTOR) * SECTOR;
-      if (differ(from, middle)) to = middle;
-      else from = middle;
-    }
-    return from;
+    const half = (from: number): Uint8Array => this.#memory.bytes.subarray(from, from + length);
+    const at = firstDifference(half(place), half(place + PIECE_BYTES));
+    return at < 0 ? -1 : at - (at % SECTOR);
   }
 
   #advance(length: Bytes): void {

@@ -6,8 +6,8 @@ import type { CopySource, CopyTuning } from '../jobs/block-copy.ts';
 import { copyRange } from '../native/copy-range.ts';
 
 /**
- * Has the system copy ranges from one file to another: file systems that can share the blocks. Undefined where the disks
- * are not plain files. What it cannot do is left to be read and written, which also says what is wrong.
+ * Has the system copy ranges from one file to another: file systems that can share the blocks. Undefined where the
+ * disks are not plain files. What it cannot do is left to be read and written, which also says what is wrong.
  */
 export function offloadOf(sources: readonly CopySource[], target: BlockBackend): CopyTuning['offload'] {
   const [first, ...more] = sources;

@@ -1,7 +1,7 @@
 /** Giving an image another backing file. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { Iov, type Memory } from '../base/memory.ts';
+import { firstDifference, Iov, type Memory } from '../base/memory.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { amend } from '../block/control.ts';
@@ -85,7 +85,6 @@ class Rebaser {
   readonly #options: RebaseOptions;
   readonly #unit: Bytes;
   readonly #memory: Memory;
-  readonly #bytes: Buffer;
 
   constructor(blk: BlockBackend, below: BlockBackend | undefined, options: RebaseOptions) {
     this.#blk = blk;
@@ -96,7 +95,6 @@ class Rebaser {
     // One half for what the image reads as now, one for what is to be below it.
     const bytes = new Uint8Array(new SharedArrayBuffer(2 * PIECE_BYTES));
     this.#memory = blk.context.backend.memory(bytes);
-    this.#bytes = Buffer.from(bytes.buffer);
   }
 
   /** Copies what only the old backing file holds and the new one does not hold alike. */
@@ -129,7 +127,7 @@ class Rebaser {
   async #readBelow(at: Offset, length: Bytes): Promise<boolean> {
     const below = this.#below;
     const inside = below === undefined ? 0 : Math.max(0, Math.min(length, below.length - at));
-    this.#bytes.fill(0, PIECE_BYTES + inside, PIECE_BYTES + length);
+    this.#memory.bytes.fill(0, PIECE_BYTES + inside, PIECE_BYTES + length);
     if (below === undefined || inside === 0) return true;
     await this.#read(below, at, PIECE_BYTES, inside);
     return false;
@@ -160,6 +158,7 @@ class Rebaser {
   }
 
   #same(from: Bytes, to: Bytes): boolean {
-    return this.#bytes.compare(this.#bytes, PIECE_BYTES + from, PIECE_BYTES + to, from, to) === 0;
+    const { bytes } = this.#memory;
+    return firstDifference(bytes.subarray(from, to), bytes.subarray(PIECE_BYTES + from, PIECE_BYTES + to)) < 0;
   }
 }

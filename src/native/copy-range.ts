@@ -11,8 +11,8 @@ type Call = (...args: readonly (number | ((error: unknown, result: number | bigi
 
 let call: Call | undefined;
 
-/** False, and nothing is begun, without the native layer. `done`: bytes that were copied, maybe fewer than asked for, or
- *  -1 where that cannot be done. Both descriptors must stay open until then. */
+/** False, and nothing is begun, without the native layer. `done`: bytes that were copied, maybe fewer than asked for,
+ *  or -1 where that cannot be done. Both descriptors must stay open until then. */
 export function copyRange(from: RangeEnd, to: RangeEnd, length: Bytes, done: (copied: number) => void): boolean {
   const library = native()?.library;
   if (!library) return false;

@@ -122,15 +122,14 @@ function compareImages(line: string, name: string, theirs: string, ours: string)
   if (!/Could not open/.test(same)) assert.equal(same, 'Images are identical.\n', line);
   const about = (cwd: string): string[] => [
     withoutTimes(answer(cwd, 'info', '--output=json', name)),
-    ...['leaks', 'corruptions', 'check-errors'].map((what) =>
-      checkField(answer(cwd, 'check', '--output=json', name), what),
-    ),
+    ...checkFields(answer(cwd, 'check', '--output=json', name)),
   ];
   assert.deepEqual(about(ours), about(theirs), line);
 }
 
-function checkField(text: string, name: string): string {
-  return new RegExp(`"${name}": \\d+`).exec(text)?.[0] ?? `no ${name}`;
+function checkFields(text: string): string[] {
+  const field = (name: string): string => new RegExp(`"${name}": \\d+`).exec(text)?.[0] ?? `no ${name}`;
+  return ['leaks', 'corruptions', 'check-errors'].map(field);
 }
 
 /** What must differ from run to run. */

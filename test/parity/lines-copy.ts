@@ -3,7 +3,7 @@ import type { Line } from './harness.ts';
 
 const SECRET = '--object secret,id=s,data=abc';
 
-const CONVERT: readonly Line[] = [
+export const CONVERT_LINES: readonly Line[] = [
   'convert',
   'convert base.raw',
   'convert base.raw x',
@@ -149,7 +149,7 @@ const CONVERT: readonly Line[] = [
   'convert version9.qcow2 x',
 ];
 
-const COMPARE: readonly Line[] = [
+export const COMPARE_LINES: readonly Line[] = [
   'compare',
   'compare base.raw',
   'compare base.raw base.raw',
@@ -195,7 +195,7 @@ const COMPARE: readonly Line[] = [
   'convert -O qcow2 -c top.qcow2 x && compare top.qcow2 x',
 ];
 
-const DD: readonly Line[] = [
+export const DD_LINES: readonly Line[] = [
   'dd',
   'dd if=base.raw',
   'dd of=x',
@@ -232,7 +232,7 @@ const DD: readonly Line[] = [
   'dd if=base.raw of=data.qcow2',
 ];
 
-const REBASE: readonly Line[] = [
+export const REBASE_LINES: readonly Line[] = [
   'rebase',
   'rebase ov.qcow2',
   'rebase ov.qcow2 top.qcow2 -b base.raw',
@@ -285,7 +285,7 @@ const REBASE: readonly Line[] = [
   'rebase --object foo -b base.raw ov.qcow2',
 ];
 
-const COMMIT: readonly Line[] = [
+export const COMMIT_LINES: readonly Line[] = [
   'commit',
   'commit ov.qcow2 top.qcow2',
   'commit nosuch',
@@ -315,7 +315,7 @@ const COMMIT: readonly Line[] = [
   'commit top.qcow2 && commit ov.qcow2',
 ];
 
-const BENCH: readonly Line[] = [
+export const BENCH_LINES: readonly Line[] = [
   'bench',
   'bench base.raw data.qcow2',
   'bench -c x base.raw',
@@ -352,5 +352,3 @@ const BENCH: readonly Line[] = [
   'bench -c 0 base.raw',
   'bench -c 5 -w base.raw',
 ];
-
-export const COPY_LINES: readonly Line[] = [...CONVERT, ...COMPARE, ...DD, ...REBASE, ...COMMIT, ...BENCH];

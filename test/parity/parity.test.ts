@@ -2,7 +2,6 @@ import { after, before, describe, test } from 'node:test';
 import { needs } from '../harness.ts';
 import { FIXTURE } from './fixture.ts';
 import { type Line, Parity } from './harness.ts';
-import { COPY_LINES } from './lines-copy.ts';
 import { CREATE_LINES } from './lines-create.ts';
 import { INFO_LINES, USAGE_LINES } from './lines-usage.ts';
 
@@ -10,7 +9,6 @@ const GROUPS: Readonly<Record<string, readonly Line[]>> = {
   'bad usage': USAGE_LINES,
   info: INFO_LINES,
   create: CREATE_LINES,
-  'convert, compare, dd, rebase, commit, bench': COPY_LINES,
 };
 
 describe('qemu-img: the same line does the same in both programs', needs('qemu-img', 'qemu-io'), () => {

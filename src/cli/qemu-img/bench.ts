@@ -46,8 +46,7 @@ export const bench: Verb = {
     const onStart = (): void => {
       const what = `${count} ${load.write ? 'write' : 'read'} requests, ${bytes} bytes each, ${depth} in parallel`;
       terminal.out(`Sending ${what} (starting at offset ${offset}, step size ${step})\n`);
-      const drain = load.undrained ? ' without draining queue' : '';
-      if (flushInterval > 0) terminal.out(`Sending flush every ${flushInterval} requests${drain}\n`);
+      if (flushInterval > 0) terminal.out(`Sending flush every ${flushInterval} requests\n`);
     };
     const ms = await withLocalContext((context) =>
       interruptible((signal) => benchImage(context, { image: imageSpec(line, name), how, onStart, ...load, signal })),

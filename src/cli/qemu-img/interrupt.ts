@@ -1,8 +1,8 @@
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /**
- * Runs `body` with a signal that fires at the first Ctrl-C (or SIGTERM, SIGHUP): it cleans up, and the process then ends
- * as it would have. The second one ends it at once.
+ * Runs `body` with a signal that fires at the first Ctrl-C (or SIGTERM, SIGHUP): it cleans up, and the process then
+ * ends as it would have. The second one ends it at once.
  */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
