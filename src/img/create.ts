@@ -9,7 +9,7 @@ import type { Format } from '../lib/options.ts';
 import { makeImage } from '../lib/worker-images.ts';
 import { backingPath, hasProtocol } from './backing.ts';
 import type { CreationOptions } from './creation-options.ts';
-import { locationOf, openImage } from './open.ts';
+import { locationOf, withImage } from './open.ts';
 
 /** `unsafe`: the backing file is not opened. */
 export interface CreateHow {
@@ -57,12 +57,10 @@ async function lookBelow(
   name: string,
   { format, objects }: { readonly format: string | undefined; readonly objects: ObjectStore | undefined },
 ): Promise<{ readonly size: number; readonly format: string }> {
-  const blk = await openImage(context, { name, format }, { objects });
-  try {
-    return { size: blk.length, format: blk.root?.driver.name ?? 'raw' };
-  } finally {
-    await blk.close();
-  }
+  return await withImage(context, { name, format }, { objects }, (blk) => ({
+    size: blk.length,
+    format: blk.root?.driver.name ?? 'raw',
+  }));
 }
 
 /** Makes the image; a file that is there is overwritten. Its size is known. */

@@ -48,7 +48,12 @@ const QCOW2: readonly CreationOption[] = [
 /** In the order in which they are shown. */
 const FORMATS: Readonly<Record<string, readonly CreationOption[]>> = {
   qcow2: [...QCOW2, ...FILE],
-  raw: [SIZE, FILE[0]!, { name: 'preallocation', type: 'string', help: `${PREALLOCATION}: off, falloc, full` }, FILE[1]!],
+  raw: [
+    SIZE,
+    FILE[0]!,
+    { name: 'preallocation', type: 'string', help: `${PREALLOCATION}: off, falloc, full` },
+    FILE[1]!,
+  ],
 };
 
 /** Of a format with images that can be made; undefined for others. */
@@ -62,9 +67,11 @@ export class CreationOptions {
   readonly #known: readonly CreationOption[];
   readonly #values = new Map<string, string>();
 
-  constructor(format: string) {
+  /** `bare`: only what is given, without the values of a new image. */
+  constructor(format: string, bare = false) {
     this.format = format;
     this.#known = creationOptionsOf(format) ?? [];
+    if (bare) return;
     for (const { name, value } of this.#known) if (value !== undefined) this.#values.set(name, value);
   }
 
@@ -85,6 +92,11 @@ export class CreationOptions {
     this.#values.set(name, value);
   }
 
+  /** Names of all that have a value. */
+  get given(): readonly string[] {
+    return [...this.#values.keys()];
+  }
+
   has(name: string): boolean {
     return this.#find(name) !== undefined;
   }
@@ -101,11 +113,13 @@ export class CreationOptions {
 
   /** `cluster_size=65536 size=1048576`: all that have a value, in the format's order. */
   get text(): string {
-    return this.#known.flatMap(({ name, type }) => {
-      const value = this.#values.get(name);
-      if (value === undefined) return [];
-      return [`${name}=${type === 'size' ? readSize(value) : value.replaceAll(',', ',,')}`];
-    }).join(' ');
+    return this.#known
+      .flatMap(({ name, type }) => {
+        const value = this.#values.get(name);
+        if (value === undefined) return [];
+        return [`${name}=${type === 'size' ? readSize(value) : value.replaceAll(',', ',,')}`];
+      })
+      .join(' ');
   }
 
   /** By the names of the driver, without those that nobody gave. */

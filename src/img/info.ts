@@ -1,7 +1,7 @@
 /** What an image says of itself, and what those below it say. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { alignUp, SECTOR } from '../base/units.ts';
+import { alignDown, alignUp, SECTOR } from '../base/units.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type ImageInfo, inspectHead } from '../lib/inspect.ts';
 import { NodeHead } from '../lib/node-head.ts';
@@ -26,8 +26,9 @@ export async function imageInfo(
   try {
     await using head = await NodeHead.open(context, tree, { shared });
     const info = await inspectHead(head, tree.driver);
-    // A disk has whole sectors.
-    return { ...info, virtualSize: alignUp(info.virtualSize ?? head.length, SECTOR) };
+    // A disk has whole sectors: of a file the last is filled up, of a format cut off.
+    const whole = info.qcow2 ? alignDown : alignUp;
+    return { ...info, virtualSize: whole(info.virtualSize ?? head.length, SECTOR) };
   } catch (error) {
     throw openFailure(spec, error);
   }

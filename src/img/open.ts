@@ -103,8 +103,8 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
     ownOptions(driverByName(driver), tree);
-    if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
+    if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };
   } catch (error) {

@@ -25,4 +25,3 @@ export function readSize(text: string, unit: 'B' | 'K' | 'M' = 'B'): number | Si
   const bytes = number * KiB ** power + Math.floor(part * KiB ** power);
   return bytes >= LARGEST && text !== String(2n ** 63n - 1n) ? 'range' : bytes;
 }
-

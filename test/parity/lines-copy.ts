@@ -31,7 +31,7 @@ export const CONVERT_LINES: readonly Line[] = [
   'convert -O raw -o preallocation=falloc base.raw x',
   {
     line: 'convert -O raw -o preallocation=metadata base.raw x',
-    differs: 'qemu-img: what a failure leaves behind',
+    differs: 'What a copy that fails leaves',
     except: ['files'],
   },
   'convert -O qcow2 -o foo=1 base.raw x',
@@ -74,7 +74,7 @@ export const CONVERT_LINES: readonly Line[] = [
   'convert -O qcow2 -F raw ov.qcow2 x',
   {
     line: 'convert -O qcow2 -B nosuch -F raw ov.qcow2 x',
-    differs: 'qemu-img: what a failure leaves behind',
+    differs: 'What a copy that fails leaves',
     except: ['files'],
   },
   'convert -O qcow2 -B base.raw -F foo ov.qcow2 x',
@@ -93,7 +93,7 @@ export const CONVERT_LINES: readonly Line[] = [
   ),
   ...['1', '16', '0', '17', 'x', '-1', '4x'].map((count) => `convert -m ${count} base.raw x`),
   ...['1G', '0', '1k', 'x', '-1'].map((speed) => `convert -r ${speed} -f qcow2 empty.qcow2 x`),
-  { line: 'convert -t foo -O qcow2 base.raw x', differs: 'qemu-img: what a failure leaves behind', except: ['files'] },
+  { line: 'convert -t foo -O qcow2 base.raw x', differs: 'What a copy that fails leaves', except: ['files'] },
   'convert -T foo -O qcow2 base.raw x',
   ...['none', 'writeback', 'writethrough', 'directsync', 'unsafe', 'off'].flatMap((mode) => [
     `convert -t ${mode} -O qcow2 base.raw x`,
@@ -129,7 +129,7 @@ export const CONVERT_LINES: readonly Line[] = [
   'convert --bitmaps -O qcow2 data.qcow2 x',
   {
     line: 'convert --bitmaps -O raw bits.qcow2 x',
-    differs: 'qemu-img: what a failure leaves behind',
+    differs: 'What a copy that fails leaves',
     except: ['files'],
   },
   'convert --bitmaps --skip-broken-bitmaps -O qcow2 bits.qcow2 x',
@@ -160,7 +160,7 @@ export const COMPARE_LINES: readonly Line[] = [
   'compare data.qcow2 base.raw',
   'compare -s base.raw data.qcow2',
   'compare base.raw ov.qcow2',
-  { line: 'compare -s base.raw ov.qcow2', differs: 'qemu-img: compare -s', except: ['text'] },
+  { line: 'compare -s base.raw ov.qcow2', differs: 'What compare -s compares', except: ['text'] },
   'compare ov.qcow2 top.qcow2',
   'compare -q ov.qcow2 top.qcow2',
   'compare -q base.raw base.raw',
@@ -190,7 +190,7 @@ export const COMPARE_LINES: readonly Line[] = [
   'compare ext.qcow2 ext.raw',
   'compare snap.qcow2 base.raw',
   'convert -O qcow2 base.raw x && compare base.raw x',
-  { line: 'convert -O qcow2 base.raw x && compare -s base.raw x', differs: 'qemu-img: compare -s', except: ['text'] },
+  { line: 'convert -O qcow2 base.raw x && compare -s base.raw x', differs: 'What compare -s compares', except: ['text'] },
   'convert -O qcow2 -S 0 base.raw x && compare -s base.raw x',
   'convert -O qcow2 -c top.qcow2 x && compare top.qcow2 x',
 ];
@@ -248,7 +248,7 @@ export const REBASE_LINES: readonly Line[] = [
   'rebase -b base.raw -F raw sub.qcow2',
   {
     line: 'rebase -b base.raw -F raw v2.img',
-    differs: 'qemu-img: rebase of a version 2 image without a backing file',
+    differs: 'A rebase of a version 2 image',
     except: ['files'],
   },
   "rebase -b '' ov.qcow2",
@@ -264,7 +264,7 @@ export const REBASE_LINES: readonly Line[] = [
   'rebase -b base.raw -F foo ov.qcow2',
   {
     line: 'rebase -b base.raw -F qcow2 ov.qcow2',
-    differs: 'qemu-img: rebase to what is below already',
+    differs: 'A rebase to what is below already',
     except: ['text', 'exit', 'files'],
   },
   'rebase -b ov.qcow2 -F qcow2 ov.qcow2',

@@ -39,13 +39,14 @@ Supported formats: http https ftp ftps file host_device nbd null-aio null-co qco
 
 const WIDTH = 24;
 
-/** What `-o help` prints; `here`: the file that is to be made is known. */
-export function creationHelp(format: string, here: boolean): string {
+/** What `-o help` prints; `here`: the file that is to be made is known. `only`: of these options, without a title. */
+export function creationHelp(format: string, here: boolean, only?: ReadonlySet<string>): string {
   const options = creationOptionsOf(format);
   if (options === undefined) throw new Failure(`Unknown file format '${format}'`);
   const types = { string: 'str', size: 'size', number: 'num', boolean: 'bool (on/off)' } as const;
   const lines = options
-    .filter(({ driver }) => here || driver !== null)
+    .filter(({ name, driver }) => (only === undefined ? here || driver !== null : only.has(name)))
     .map(({ name, type, help }) => `  ${`${name}=<${types[type]}>`.padEnd(WIDTH - 2)} - ${help}\n`);
-  return `Supported ${here ? '' : `${format} `}options:\n${lines.sort().join('')}`;
+  const title = only === undefined ? `Supported ${here ? '' : `${format} `}options:\n` : '';
+  return title + lines.sort().join('');
 }

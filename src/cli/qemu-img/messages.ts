@@ -1,6 +1,7 @@
 /** Our errors in the words of qemu-img. */
 import { BlockError, errnoText } from '../../base/errors.ts';
 import { DEFAULT_PORT } from '../../proto/nbd/constants.ts';
+import { HEADER_REASONS } from './header-messages.ts';
 import { Failure } from './verb.ts';
 
 /** What is printed behind the program's name for something that was thrown. */
@@ -16,9 +17,10 @@ export function failureText(error: unknown): string {
 export function openReason(error: BlockError): string {
   const lower = error.cause instanceof BlockError ? error.cause : error;
   const why = error.message.slice(`Could not open '${error.where.path}': `.length);
+  if (/'force-share' needs 'read-only'$/.test(why)) return 'force-share=on can only be used with read-only images';
   const option = optionReason(lower.message);
   if (option !== undefined) return option;
-  for (const [pattern, text] of REASONS) {
+  for (const [pattern, text] of [...REASONS, ...HEADER_REASONS]) {
     const match = pattern.exec(why);
     if (match) return text(match, lower.where.path ?? '');
   }
@@ -28,7 +30,7 @@ export function openReason(error: BlockError): string {
   return why === errnoText(error.errno) ? lower.message : why;
 }
 
-type Reason = readonly [pattern: RegExp, text: (match: RegExpExecArray, path: string) => string];
+export type Reason = readonly [pattern: RegExp, text: (match: RegExpExecArray, path: string) => string];
 
 const REASONS: readonly Reason[] = [
   [
@@ -41,12 +43,9 @@ const REASONS: readonly Reason[] = [
     /^Could not open the backing file '(.*)' that '.*' names: (.*)$/s,
     ([, name, what]) => `Could not open backing file: Could not open '${name}': ${what}`,
   ],
-  [/option 'encrypt\.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
-  [/^it is not in qcow2 format$/, () => 'Image is not in qcow2 format'],
-  [/^the header is cut off after \d+ bytes$/, () => 'qcow2 header too short'],
+  [/^it is encrypted: option 'encrypt.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
   [/^option 'file' is missing$/, () => 'A block device must be specified for "file"'],
   [/^option 'filename' is missing$/, () => "The 'file' block driver requires a file name"],
-  [/^qcow2 version (\d+) is not supported$/, ([, version]) => `Unsupported qcow2 version ${version}`],
   [/^(Unknown driver '.*') \(known: .*\)$/s, ([, what]) => what!],
   [/^the file name is empty$/, () => "The 'file' block driver requires a file name"],
 ];

@@ -7,14 +7,21 @@ import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  amend: async () => (await import('./amend.ts')).amend,
+  bitmap: async () => (await import('./bitmap.ts')).bitmap,
   bench: async () => (await import('./bench.ts')).bench,
+  check: async () => (await import('./check.ts')).check,
   commit: async () => (await import('./commit.ts')).commit,
   compare: async () => (await import('./compare.ts')).compare,
   convert: async () => (await import('./convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
   dd: async () => (await import('./dd.ts')).dd,
   info: async () => (await import('./info.ts')).info,
+  map: async () => (await import('./map.ts')).map,
+  measure: async () => (await import('./measure.ts')).measure,
   rebase: async () => (await import('./rebase.ts')).rebase,
+  resize: async () => (await import('./resize.ts')).resize,
+  snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
 
 const HELP: OptionDef = { short: 'h', long: 'help' };
@@ -60,15 +67,19 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   if (name === undefined) throw new Misuse('Not enough arguments');
   if (!Object.hasOwn(VERBS, name)) throw new Misuse(`Command not found: ${name}`);
   const verb = await VERBS[name]!();
+  if (verb.lastWord !== undefined && words.length < 2 && !words.some((word) => word === '-h' || word === '--help')) {
+    throw new Misuse(verb.lastWord);
+  }
+  const lastWord = verb.lastWord === undefined ? undefined : words.pop();
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
-  const objects = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
-  if (objects.length === 0) return await verb.run(new VerbLine(line, undefined), terminal);
+  const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
+  if (texts.length === 0) return await verb.run(new VerbLine(line, undefined, lastWord), terminal);
   const { objectsOf } = await import('./objects.ts');
-  const store = await objectsOf(objects, terminal).catch((error: unknown) => {
+  const objects = await objectsOf(texts, terminal).catch((error: unknown) => {
     throw new Failure(failureText(error), verb.objectExit ?? 1);
   });
-  return store ? await verb.run(new VerbLine(line, store), terminal) : 0;
+  return objects ? await verb.run(new VerbLine(line, objects, lastWord), terminal) : 0;
 }
 
 function read<D extends OptionDef>(

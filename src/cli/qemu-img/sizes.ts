@@ -16,13 +16,21 @@ export function shortSize(bytes: number): string {
   return `${threeDigits(value)} ${UNITS[unit]}B`;
 }
 
-/** Rounded as C rounds: what is half-way goes to the even digit. */
 function threeDigits(value: number): number {
   const scale = value < 10 ? 100 : value < 100 ? 10 : 1;
-  const whole = Math.floor(value * scale);
-  const rest = value * scale - whole;
-  const up = rest > 0.5 || (rest === 0.5 && whole % 2 === 1);
-  return (whole + (up ? 1 : 0)) / scale;
+  return rounded(value * scale) / scale;
+}
+
+/** '3.12' */
+export function twoDecimals(value: number): string {
+  return (rounded(value * 100) / 100).toFixed(2);
+}
+
+/** As C rounds: what is half-way goes to the even number. */
+function rounded(value: number): number {
+  const whole = Math.floor(value);
+  const rest = value - whole;
+  return whole + (rest > 0.5 || (rest === 0.5 && whole % 2 === 1) ? 1 : 0);
 }
 
 /** A size between `least` and `most`, or the failure that says what of `what` is wrong. */

@@ -36,3 +36,8 @@ export function cacheMode(line: VerbLine, def: typeof Option.cache | typeof Opti
   }
   return found;
 }
+
+/** `-l NAME`, `-l snapshot.id=ID`, `-l snapshot.name=NAME`. */
+export function snapshotName(text: string | undefined): string | undefined {
+  return text === undefined ? undefined : (/^snapshot\.(?:id|name)=([^,]*)/.exec(text)?.[1] ?? text);
+}

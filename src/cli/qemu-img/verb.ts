@@ -13,6 +13,8 @@ export interface Verb {
   readonly options: readonly OptionDef[];
   /** Exit code where an object is wrong; default 1. */
   readonly objectExit?: number;
+  /** The last word is no option, whatever it looks like; the message where there are not two words. */
+  readonly lastWord?: string;
   /** Answers the exit code. Throws {@link Misuse} and {@link Failure}, and BlockError for what went wrong. */
   run(line: VerbLine, terminal: Terminal): Promise<number>;
 }
@@ -58,13 +60,16 @@ export class VerbLine {
   readonly operands: readonly string[];
   /** As they came, for verbs whose options have an order. */
   readonly options: CommandLine<OptionDef>['options'];
+  /** Of a verb that takes it out. */
+  readonly lastWord: string | undefined;
   /** Of --object; undefined where there are none. */
   readonly objects: ObjectStore | undefined;
 
-  constructor(line: CommandLine<OptionDef>, objects: ObjectStore | undefined) {
+  constructor(line: CommandLine<OptionDef>, objects?: ObjectStore, lastWord?: string) {
     this.operands = line.operands;
     this.options = line.options;
     this.objects = objects;
+    this.lastWord = lastWord;
   }
 
   has(def: OptionDef): boolean {
