@@ -125,8 +125,7 @@ function compareImages(line: string, name: string, theirs: string, ours: string)
   if (!/Could not open/.test(same)) assert.equal(same, 'Images are identical.\n', line);
   const about = (cwd: string): string[] => [
     // docs/COMPATIBILITY.md, "Instruction counts of snapshots".
-    withoutTimes(answer(cwd, 'info', '--output=json', name)).replaceAll(/^ *"icount": 0,
-/gm, ''),
+    withoutTimes(answer(cwd, 'info', '--output=json', name)).replaceAll(/^ *"icount": 0,\n/gm, ''),
     ...checkFields(answer(cwd, 'check', '--output=json', name)),
   ];
   assert.deepEqual(about(ours), about(theirs), line);
