@@ -11,47 +11,13 @@ import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { open, serveNbd } from '../src/index.ts';
 import { Option, OptionReply } from '../src/proto/nbd/constants.ts';
 import { blockplane, needs, pattern, peer, run, scratch, serve, sparse } from './harness.ts';
+import { authority, certificate } from './pki.ts';
 
 const MiB = 1024 * 1024;
 const WITH_CERTTOOL = needs('certtool');
 
 /** Certificates and keys, as QEMU names them: folders `server`, `client`, `other` (another CA), `expired`, ... */
 let pki = '';
-
-async function keyFor(folder: string, name: string): Promise<void> {
-  await peer('certtool', '--generate-privkey', '--key-type', 'ecdsa', '--outfile', `${folder}/${name}-key.pem`);
-}
-
-async function authority(folder: string, name: string): Promise<void> {
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(`${folder}/ca.info`, `cn = ${name}\nca\ncert_signing_key\ncrl_signing_key\nexpiration_days = 30\n`);
-  await keyFor(folder, 'ca');
-  const files = ['--load-privkey', `${folder}/ca-key.pem`, '--template', `${folder}/ca.info`];
-  await peer('certtool', '--generate-self-signed', ...files, '--outfile', `${folder}/ca-cert.pem`);
-}
-
-interface Certificate {
-  readonly endpoint: 'server' | 'client';
-  readonly names?: string;
-  readonly expired?: boolean;
-}
-
-/** A folder with a certificate of `ca`. */
-async function certificate(ca: string, folder: string, how: Certificate): Promise<void> {
-  mkdirSync(folder, { recursive: true });
-  const { endpoint, names = 'dns_name = localhost\nip_address = 127.0.0.1', expired = false } = how;
-  const times = expired
-    ? 'activation_date = "2020-01-01 00:00:00"\nexpiration_date = "2020-01-02 00:00:00"'
-    : 'expiration_days = 30';
-  const subject = `country = GB\norganization = "Example, Org"\ncn = ${endpoint}`;
-  writeFileSync(`${folder}/info`, `${subject}\n${names}\ntls_www_${endpoint}\n${times}\n`);
-  await keyFor(folder, endpoint);
-  const signer = ['--load-ca-certificate', `${ca}/ca-cert.pem`, '--load-ca-privkey', `${ca}/ca-key.pem`];
-  const own = ['--load-privkey', `${folder}/${endpoint}-key.pem`, '--template', `${folder}/info`];
-  const out = ['--outfile', `${folder}/${endpoint}-cert.pem`];
-  await peer('certtool', '--generate-certificate', ...signer, ...own, ...out);
-  copyFileSync(`${ca}/ca-cert.pem`, `${folder}/ca-cert.pem`);
-}
 
 const KEY = '0123456789abcdef'.repeat(4);
 

@@ -1,6 +1,6 @@
 /**
- * Reads TLS credentials from files of QEMU's names. Keys are read in the thread that uses them, and stand in no message,
- * error or log: what is wrong with a file is said by its name and a line's number.
+ * Reads TLS credentials from files of QEMU's names. Keys are read in the thread that uses them, and stand in no
+ * message, error or log: what is wrong with a file is said by its name and a line's number.
  */
 import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';

@@ -13,9 +13,10 @@ import type { OpOwner } from '../op-table.ts';
 import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
+import { Staging } from './staging.ts';
 
 export const READ_AHEAD = 256 * 1024;
-/** A stream that makes something of what it sends (ciphertext) gets so much at a time: that is what it holds. */
+/** A TLS stream gets so much at a time, and has it encrypted at once: that is what it holds. */
 const SEND_PIECE = 256 * 1024;
 
 /** What a stream's operations go through: the pool's loop, or that of another backend with streams beside it. */
@@ -59,12 +60,9 @@ export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
   }
 }
 
-/** A stream that Node has made itself, for TLS: it reads ahead as far as our own, and is sent pieces. */
+/** A stream that Node has made itself, for TLS: it receives into memory of ours, and is sent pieces. */
 export function socketOverStream(loop: StreamLoop, stream: net.Socket): AioSocket {
-  // To ask for more than there is raises the mark up to which it reads; after the end it answers what is left.
-  const rest = stream.read(READ_AHEAD) as Uint8Array | null;
-  if (rest) stream.unshift(rest);
-  return new PoolSocket(loop, stream, SEND_PIECE);
+  return new PoolSocket(loop, stream, true);
 }
 
 /** net.Socket hands these on to its stream; the types do not say so. */
@@ -96,7 +94,8 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly peer: string;
   readonly #loop: StreamLoop;
   readonly #socket: net.Socket;
-  readonly #piece: number;
+  /** What is sent goes through here, where it is encrypted. */
+  readonly #outgoing: Uint8Array | undefined;
   readonly #closed = new Gate();
   /** What ended the connection: 0 for nothing or an orderly end, else a negative errno. */
   #error = 0;
@@ -118,19 +117,18 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
 
   #sender: AioOp | undefined;
   #iov: Iov | undefined;
-  /** How far it is given to the stream: a run, and a place in it. */
-  #run = 0;
-  #runAt = 0;
+  /** How much of it is given to the stream. */
+  #sent = 0;
   /** Tells the write callbacks of a send from those of one that ended early. */
   #sends = 0;
 
-  /** `piece`: the stream is given so many bytes at a time. */
-  constructor(loop: StreamLoop, socket: net.Socket, piece = Number.POSITIVE_INFINITY) {
+  /** `encrypted`: a TLS stream. */
+  constructor(loop: StreamLoop, socket: net.Socket, encrypted = false) {
     this.#loop = loop;
     this.#socket = socket;
-    this.#piece = piece;
+    this.#outgoing = encrypted ? new Uint8Array(SEND_PIECE) : undefined;
     this.peer = peerName(socket);
-    socket.on('data', this.#onData);
+    if (!encrypted || !this.#stage(new Staging())) socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);
     socket.on('error', this.#onError);
     socket.on('close', this.#onClose);
@@ -163,34 +161,33 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     if (!this.#loop.begin(op, this)) return;
     this.#sender = op;
     this.#iov = iov;
-    this.#run = 0;
-    this.#runAt = 0;
+    this.#sent = 0;
+    const send = ++this.#sends;
     if (this.#shut || this.#error < 0) this.#endSend(this.#error || -Errno.EPIPE);
-    else this.#sendPiece(++this.#sends);
+    else if (iov.length === 0) this.#endSend(0);
+    else if (this.#outgoing) this.#sendPiece(send, this.#outgoing);
+    else this.#sendRuns(send);
   }
 
-  /** Gives the stream the next piece; ends the send when there is none. */
-  #sendPiece(send: number): void {
+  /** In one gather write. */
+  #sendRuns(send: number): void {
     const iov = this.#iov!;
     const socket = this.#socket;
-    let room = this.#piece;
-    let last: Uint8Array | undefined;
+    let last = iov.count - 1;
+    while (iov.lengths[last] === 0) last--;
     socket.cork();
-    while (this.#run < iov.count && room > 0) {
-      const bytes = iov.run(this.#run).subarray(this.#runAt, this.#runAt + room);
-      this.#runAt += bytes.length;
-      room -= bytes.length;
-      if (this.#runAt === iov.lengths[this.#run]) {
-        this.#run++;
-        this.#runAt = 0;
-      }
-      if (bytes.length === 0) continue;
-      if (last) socket.write(last);
-      last = bytes;
-    }
-    if (last) socket.write(last, (error) => this.#onSent(send, error));
+    for (let i = 0; i < last; i++) if (iov.lengths[i]! > 0) socket.write(iov.run(i));
+    this.#sent = iov.length;
+    socket.write(iov.run(last), (error) => this.#onSent(send, error));
     socket.uncork();
-    if (!last) this.#endSend(iov.length);
+  }
+
+  /** As much as `outgoing` holds, in one piece: what is encrypted is copied once, however many runs it is in. */
+  #sendPiece(send: number, outgoing: Uint8Array): void {
+    const iov = this.#iov!;
+    const piece = outgoing.subarray(0, iov.length - this.#sent);
+    this.#sent += iov.copyTo(piece, this.#sent);
+    this.#socket.write(piece, (error) => this.#onSent(send, error));
   }
 
   /** There is nothing to chain with: the caller sends when the first operation has ended. */
@@ -238,6 +235,20 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
 
   describe(op: AioOp): string {
     return `${op === this.#receiver ? 'recv from' : 'send to'} ${this.peer}`;
+  }
+
+  /** False where the stream cannot: what it has comes as 'data' then. */
+  #stage(staging: Staging): boolean {
+    const socket = this.#socket;
+    const first = socket.read() as Uint8Array | null;
+    if (first) this.#rest = staging.load(first);
+    return staging.attach(socket, (length) => {
+      if (this.#shut) return undefined;
+      this.#rest = staging.grow(this.#rest, length);
+      this.#fill();
+      this.#rest = staging.settle(this.#rest);
+      return this.#rest;
+    });
   }
 
   readonly #onData = (chunk: Uint8Array): void => {
@@ -298,7 +309,8 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     // node reports success for writes that destroy() cut off.
     if (error) this.#endSend(this.#error || -nodeErrno(error));
     else if (this.#socket.destroyed) this.#endSend(this.#error || -Errno.EPIPE);
-    else this.#sendPiece(send);
+    else if (this.#sent < this.#iov!.length) this.#sendPiece(send, this.#outgoing!);
+    else this.#endSend(this.#sent);
   }
 
   #endRecv(result: number): void {
