@@ -7,17 +7,19 @@ import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { Errno } from '../../base/errors.ts';
 import type { Iov, Memory } from '../../base/memory.ts';
+import type { Bytes } from '../../base/units.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
 import { AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
 import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
-import { Staging } from './staging.ts';
+import { receiveInto, STAGED_MAX, STAGING_BYTES, STAGING_ROOM } from './staging.ts';
 
 export const READ_AHEAD = 256 * 1024;
 /** A TLS stream gets so much at a time, and has it encrypted at once: that is what it holds. */
 const SEND_PIECE = 256 * 1024;
+const NOTHING = new Uint8Array();
 
 /** What a stream's operations go through: the pool's loop, or that of another backend with streams beside it. */
 export interface StreamLoop {
@@ -108,8 +110,10 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   #wanted = 0;
   #received = 0;
   #all = false;
-  /** Received, and not asked for: while it is there the stream is paused. */
-  #rest: Uint8Array | undefined;
+  /** Received, and not asked for: the bytes from `#from` to `#to` in `#source`. */
+  #source: Uint8Array = NOTHING;
+  #from = 0;
+  #to = 0;
   readonly #receivedOp = new ReceivedOp(this);
   /** The receiver has what it needs; and {@link #receivedOp} is on its way. */
   #settled = false;
@@ -128,12 +132,13 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#socket = socket;
     this.#outgoing = encrypted ? new Uint8Array(SEND_PIECE) : undefined;
     this.peer = peerName(socket);
-    if (!encrypted || !this.#stage(new Staging())) socket.on('data', this.#onData);
+    if (!encrypted || !this.#stage()) socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);
     socket.on('error', this.#onError);
     socket.on('close', this.#onClose);
     loop.resources.add(this);
-    // It may have ended while it waited to be accepted.
+    // It may have ended while it waited to be accepted, or for its other side.
+    this.#ended = socket.readableEnded;
     if (socket.errored) this.#error = -nodeErrno(socket.errored);
     if (socket.closed) this.#onClose();
   }
@@ -150,7 +155,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#settled = false;
     if (this.#shut) this.#endRecv(0);
     else this.#fill();
-    if (!this.#receiver || this.#rest || this.#settled) return;
+    if (!this.#receiver || this.#from < this.#to || this.#settled) return;
     if (this.#error < 0) this.#endRecv(this.#error);
     else if (this.#ended) this.#endRecv(this.#received);
     else this.#socket.resume();
@@ -163,7 +168,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#iov = iov;
     this.#sent = 0;
     const send = ++this.#sends;
-    if (this.#shut || this.#error < 0) this.#endSend(this.#error || -Errno.EPIPE);
+    if (this.#shut || this.#error < 0 || this.#over) this.#endSend(this.#error || -Errno.EPIPE);
     else if (iov.length === 0) this.#endSend(0);
     else if (this.#outgoing) this.#sendPiece(send, this.#outgoing);
     else this.#sendRuns(send);
@@ -200,7 +205,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     const socket = this.#socket;
     socket.off('data', this.#onData);
     socket.pause();
-    if (this.#rest) socket.unshift(this.#rest);
+    if (this.#from < this.#to) socket.unshift(this.#source.subarray(this.#from, this.#to));
     socket.off('end', this.#onEnd);
     socket.off('close', this.#onClose);
     // The listener for errors stays: without one, an early reset would end the process.
@@ -238,35 +243,45 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   }
 
   /** False where the stream cannot: what it has comes as 'data' then. */
-  #stage(staging: Staging): boolean {
-    const socket = this.#socket;
-    const first = socket.read() as Uint8Array | null;
-    if (first) this.#rest = staging.load(first);
-    return staging.attach(socket, (length) => {
-      if (this.#shut) return undefined;
-      this.#rest = staging.grow(this.#rest, length);
-      this.#fill();
-      this.#rest = staging.settle(this.#rest);
-      return this.#rest;
-    });
+  #stage(): boolean {
+    const first = this.#socket.read() as Uint8Array | null;
+    this.#source = new Uint8Array(STAGING_BYTES);
+    if (first) this.#source.set(first);
+    this.#to = first?.length ?? 0;
+    return receiveInto(this.#socket, this.#source, this.#onStaged, () => this.#to);
   }
+
+  readonly #onStaged = (length: Bytes): boolean => {
+    if (this.#shut) return false;
+    this.#to += length;
+    this.#fill();
+    // Only here, since the stream has been told where to put what comes next.
+    if (this.#from === this.#to || this.#to > STAGING_BYTES - STAGING_ROOM) {
+      this.#source.copyWithin(0, this.#from, this.#to);
+      this.#to -= this.#from;
+      this.#from = 0;
+    }
+    return this.#to - this.#from < STAGED_MAX;
+  };
 
   readonly #onData = (chunk: Uint8Array): void => {
     if (this.#shut) return;
-    this.#rest = chunk;
+    this.#source = chunk;
+    this.#from = 0;
+    this.#to = chunk.length;
     this.#fill();
-    if (this.#rest) this.#socket.pause();
+    if (this.#from < this.#to) this.#socket.pause();
+    else this.#source = NOTHING;
   };
 
   /** Gives the receiver what is there. */
   #fill(): void {
-    const rest = this.#rest;
-    if (!rest || !this.#receiver) return;
-    const count = Math.min(rest.length, this.#wanted - this.#received);
-    const bytes = count < rest.length ? rest.subarray(0, count) : rest;
+    const count = Math.min(this.#to - this.#from, this.#wanted - this.#received);
+    if (count === 0 || !this.#receiver) return;
+    const bytes = this.#source.subarray(this.#from, this.#from + count);
     this.#memory!.bytes.set(bytes, this.#at + this.#received);
+    this.#from += count;
     this.#received += count;
-    this.#rest = count < rest.length ? rest.subarray(count) : undefined;
     if (this.#all && this.#received < this.#wanted) return;
     this.#settled = true;
     if (this.#settling) return;
@@ -288,7 +303,14 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly #onEnd = (): void => {
     this.#ended = true;
     this.#endRecv(this.#received);
+    if (this.#over) this.#endSend(-Errno.EPIPE);
   };
+
+  /** The other side's end of a TLS connection is the end of both directions: Node may keep a write for ever when the
+   *  connection broke under what OpenSSL had to say itself (session tickets). */
+  get #over(): boolean {
+    return this.#ended && this.#outgoing !== undefined;
+  }
 
   readonly #onError = (error: Error): void => {
     if (this.#error === 0) this.#error = -nodeErrno(error);
