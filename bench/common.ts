@@ -17,8 +17,8 @@ function compiledRoot(): string {
   return dirname(dirname(fileURLToPath(import.meta.url)));
 }
 
-/** The compiled command line. */
-export const MAIN = join(compiledRoot(), 'src', 'cli', 'main.js');
+/** The command line: the published one where `npm run bench` says which that is. */
+export const MAIN = process.env.BLOCKPLANE_MAIN ?? join(compiledRoot(), 'src', 'cli', 'main.js');
 
 export interface OptionText {
   readonly type: 'string' | 'boolean';

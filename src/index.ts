@@ -32,6 +32,7 @@ export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { type CopyOptions, type CopySettings, copy } from './lib/copy.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
+export type { DiskCommitOptions, DiskMirrorOptions, ReadyOptions } from './lib/disk-jobs.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
 export type { DiskStat } from './lib/disk-stat.ts';
 export type { JobWatch } from './lib/follow-job.ts';
@@ -52,6 +53,9 @@ export type { JobProgress } from './lib/job-messages.ts';
 export type { ListenTarget } from './lib/listen.ts';
 export type { BlockExtent, NbdStats, ThreadStats, VhostUserStats } from './lib/messages.ts';
 export { type DiskExport, type ExportOptions, NbdService, type ServeNbdOptions, serveNbd } from './lib/nbd.ts';
+export type { SecretOptions } from './lib/objects/secret.ts';
+export { type ObjectInfo, ObjectStore } from './lib/objects/store.ts';
+export type { ObjectOptions } from './lib/objects/types.ts';
 export { type OpenOptions, open } from './lib/open.ts';
 export type {
   BlockdevOptions,
@@ -70,6 +74,7 @@ export type {
   Qcow2Settings,
   RawOptions,
   TargetOptions,
+  VirtioBlkVhostUserOptions,
 } from './lib/options.ts';
 export { customNode } from './lib/options.ts';
 export type { ReferenceOptions, References } from './lib/reference-policy.ts';

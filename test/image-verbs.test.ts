@@ -231,7 +231,31 @@ test(
     await all.stop();
     await fails(1, /has no snapshot 'new'/, 'serve', '--snapshot', 'new', ...allow, path);
     writeFileSync(`${dir}/key`, 'secret');
-    await fails(2, /--key-file: could not read '.*none'/, 'serve', '--key-file', `${dir}/none`, path);
+    await fails(2, /--key-file: Could not read '.*none'/, 'serve', '--key-file', `${dir}/none`, path);
     await fails(2, /only with an IMAGE/, 'serve', '--key-file', `${dir}/key`);
   },
 );
+
+test('serve takes passphrases as secret objects, which options name', needs('qemu-img', 'qemu-io'), async (t) => {
+  const dir = scratch(t);
+  const path = `${dir}/a.qcow2`;
+  writeFileSync(`${dir}/key`, 'hush-hush');
+  const secret = ['--object', `secret,id=sec0,file=${dir}/key`];
+  const options = 'encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10';
+  await peer('qemu-img', 'create', '-q', ...secret, '-f', 'qcow2', '-o', options, path, '1M');
+  const tree = `driver=qcow2,encrypt.format=luks,encrypt.key-secret=sec0,file.driver=file,file.filename=${path}`;
+  const served = await serve(t, [...secret, '--image-opts', tree]);
+  await peer('qemu-io', '-f', 'raw', '-c', 'write -P 5 0 64k', served.uri());
+  await served.stop();
+  await peer('qemu-io', ...secret, '--image-opts', tree, '-c', 'read -P 5 0 64k');
+  await fails(1, /No secret with id 'sec0'/, 'serve', '--image-opts', tree);
+  await fails(
+    1,
+    /'encrypt.format' is aes, and its encryption luks/,
+    'serve',
+    ...secret,
+    '--image-opts',
+    tree.replace('=luks', '=aes'),
+  );
+  await fails(1, /Parameter 'id' is missing/, 'serve', '--object', `secret,file=${dir}/key`, path);
+});

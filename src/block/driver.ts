@@ -170,6 +170,8 @@ export interface NodeIo {
   readonly writtenElsewhere?: boolean;
   /** For protocols: which part of a range is data and which is known to be zeroes. */
   status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+  /** A range of its child, as it is: block status is whatever the child says. */
+  readonly window?: boolean;
   /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
   blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
 }
@@ -303,7 +305,8 @@ export interface BitmapStore {
 
 export interface DriverNode extends NodeIo, NodeControl {}
 
-export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered';
+/** `target`: of a filter, what it writes for itself, besides what it shows. */
+export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered' | 'target';
 
 /** Permissions on a node, as bits; see block/permissions.ts. */
 export const Perm = { CONSISTENT_READ: 1, WRITE: 2, WRITE_UNCHANGED: 4, RESIZE: 8 } as const;
@@ -368,6 +371,8 @@ export interface OpenContext {
   grace(): MaybePromise<void>;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
+  /** To be called when `length` has changed by itself: everybody above is told. */
+  resized(): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }

@@ -32,11 +32,14 @@ export class OptionError extends Error {
   readonly fault: OptionFault;
   /** The whole word where it is a long option, else '-' and the letter. */
   readonly word: string;
+  /** The word of the command line that it is in. */
+  readonly whole: string;
 
-  constructor(fault: OptionFault, word: string, message: string) {
+  constructor(fault: OptionFault, word: string, message: string, whole = word) {
     super(message);
     this.fault = fault;
     this.word = word;
+    this.whole = whole;
   }
 }
 
@@ -107,7 +110,7 @@ function readCluster<D extends OptionDef>(word: string, next: string | undefined
   for (let at = 1; at < word.length; at++) {
     const letter = word[at]!;
     const def = defs.find((entry) => entry.short === letter);
-    if (!def) throw new OptionError('unknown', `-${letter}`, `invalid option -- '${letter}'`);
+    if (!def) throw new OptionError('unknown', `-${letter}`, `invalid option -- '${letter}'`, word);
     const rest = word.slice(at + 1);
     if (!def.argument) {
       given.push({ def, value: undefined, tookNext: false });
@@ -118,7 +121,7 @@ function readCluster<D extends OptionDef>(word: string, next: string | undefined
       return given;
     }
     if (next === undefined) {
-      throw new OptionError('missing', `-${letter}`, `option requires an argument -- '${letter}'`);
+      throw new OptionError('missing', `-${letter}`, `option requires an argument -- '${letter}'`, word);
     }
     given.push({ def, value: next, tookNext: true });
     return given;

@@ -1,11 +1,11 @@
 /** Arguments that the verbs have in common, in the library's terms. */
-import { closeSync, openSync, readSync } from 'node:fs';
 import { textHttpSettings } from '../lib/http-options.ts';
 import type { OptionSpec } from '../lib/image-options.ts';
 import type { OpenMessage } from '../lib/messages.ts';
 import { openMessage } from '../lib/open-message.ts';
 import { FORMATS, type Format, type HttpSettings } from '../lib/options.ts';
 import { REFERENCES, type ReferenceOptions } from '../lib/reference-policy.ts';
+import { readSecretFile, secretText } from '../lib/secret-file.ts';
 import { UsageError } from './report.ts';
 
 /** As commander delivers them. */
@@ -16,9 +16,6 @@ export interface RawImageOptions {
   readonly keyFile?: string;
   readonly httpOpts?: readonly string[];
 }
-
-/** No passphrase is longer; what is (a device, say) is not read to its end. */
-const KEY_BYTES_MAX = 64 * 1024;
 
 export function oneOf<T extends string>(value: string | undefined, allowed: readonly T[], what: string): T | undefined {
   if (value === undefined) return undefined;
@@ -53,22 +50,13 @@ export function httpOption(texts: readonly string[] = []): HttpSettings | undefi
 /** The passphrase in a file, all bytes of it. */
 export function readKey(path: string | undefined, option = '--key-file'): string | undefined {
   if (path === undefined) return undefined;
-  const bytes = Buffer.alloc(KEY_BYTES_MAX + 1);
-  let length = 0;
   try {
-    const fd = openSync(path, 'r');
-    try {
-      for (let read = -1; read !== 0 && length < bytes.length; length += read) {
-        read = readSync(fd, bytes, length, bytes.length - length, null);
-      }
-    } finally {
-      closeSync(fd);
-    }
-    if (length > KEY_BYTES_MAX) throw new Error(`it is longer than ${KEY_BYTES_MAX} bytes`);
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes.subarray(0, length));
+    const text = secretText(readSecretFile(path));
+    if (text !== undefined) return text;
   } catch (error) {
-    throw new UsageError(`${option}: could not read '${path}': ${(error as Error).message}`);
+    throw new UsageError(`${option}: ${(error as Error).message}`);
   }
+  throw new UsageError(`${option}: '${path}' is not UTF-8`);
 }
 
 /** What `--help` says about `-o`. */

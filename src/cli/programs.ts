@@ -9,7 +9,15 @@ export interface Program {
   run(argv: readonly string[]): Promise<number>;
 }
 
-const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {};
+const storageDaemon = async (name: string): Promise<Program> =>
+  (await import('./storage-daemon/program.ts')).storageDaemon(name);
+
+const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
+  daemon: () => storageDaemon('blockplane daemon'),
+  'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
+  'qemu-img': () => import('./qemu-img/program.ts'),
+  'qemu-nbd': () => import('./qemu-nbd/program.ts'),
+};
 
 /**
  * The program that a command line asks for by the name it was called under (`called`, a path) or by its first word, and

@@ -9,6 +9,7 @@ const NONE: RawServeOptions = {
   vhostUser: [],
   description: [],
   bitmap: [],
+  object: [],
   iothread: [],
   allowDirectory: [],
   overlay: [],

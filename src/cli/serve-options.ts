@@ -49,6 +49,7 @@ export interface RawServeOptions extends RawTlsOptions {
   readonly allowDirectory: readonly string[];
   readonly snapshot?: string;
   readonly keyFile?: string;
+  readonly object: readonly string[];
   readonly overlay: readonly string[];
   readonly prefetch?: boolean;
   readonly httpOpts?: readonly string[];
@@ -91,6 +92,8 @@ export interface ServeOptions {
   /** Overlays are made independent of their images in the background. */
   readonly prefetch: boolean;
   readonly http: HttpSettings | undefined;
+  /** Descriptions of objects, in order. */
+  readonly objects: readonly string[];
   readonly tls: TlsServerOptions | undefined;
 }
 
@@ -263,6 +266,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     prefetch: raw.prefetch ?? false,
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
+    objects: raw.object,
     tls: tlsOptions(raw),
   };
 }

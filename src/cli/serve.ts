@@ -4,6 +4,7 @@ import type { Disk } from '../lib/disk.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { JobProgress } from '../lib/job-messages.ts';
 import { type NbdService, serveNbd } from '../lib/nbd.ts';
+import type { ObjectStore } from '../lib/objects/store.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
 import { serveVhostUser, type VhostUserService } from '../lib/vhost-user.ts';
@@ -34,6 +35,7 @@ class ServeCommand {
   readonly #prefetched = new Map<Disk, JobProgress>();
   readonly #devices: VhostUserService[] = [];
   #directory: PrivateDirectory | undefined;
+  #objects: ObjectStore | undefined;
   readonly #over = new EventEmitter();
   /** Settles when something says that it is over: a signal, or a dead thread. */
   readonly #ending: Promise<unknown>;
@@ -109,6 +111,7 @@ class ServeCommand {
   async #start(early: EarlyThread | undefined): Promise<void> {
     const { threads, images } = this.#options;
     const fds = this.#activated();
+    await this.#addObjects();
     const started = await Promise.allSettled(threads.map((name) => this.#startThread(name, early)));
     for (const result of started) if (result.status === 'rejected') throw result.reason;
     if (this.#ended) return;
@@ -122,6 +125,17 @@ class ServeCommand {
     if (this.#ended) return;
     const uris = new Map(this.#services.flatMap((service) => service.uris.map((uri) => [uri, service] as const)));
     this.#announce(this.#inOrder([...uris.keys()]));
+  }
+
+  async #addObjects(): Promise<void> {
+    const { objects } = this.#options;
+    if (objects.length === 0) return;
+    const [{ ObjectStore }, { addObject }] = await Promise.all([
+      import('../lib/objects/store.ts'),
+      import('../lib/objects/text.ts'),
+    ]);
+    this.#objects = new ObjectStore();
+    for (const text of objects) await addObject(this.#objects, text);
   }
 
   /** The sockets that systemd has handed over: at least one for each thread, or none at all. */
@@ -160,6 +174,7 @@ class ServeCommand {
     const disk = await open(target, {
       ...{ format, readOnly, forceShare, cache, discard, detectZeroes, qcow2, http, ...references },
       overlay: image.overlay,
+      objects: this.#objects,
       iothread: thread,
     });
     this.#disks.set(image, disk);

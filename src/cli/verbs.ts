@@ -14,6 +14,8 @@ const KEY_FILE = 'file with the passphrase of an encrypted image, every byte of 
 const OVERLAY = 'keep what is read and written in this qcow2 file, made if need be; repeat for each IMAGE';
 const HTTP = 'options of web servers, for URLs: name=value,...; a secret by its file, as in password-file=PATH';
 
+const OBJECT = 'an object that options name by its id, as in secret,id=sec0,file=PATH; repeat for more';
+
 const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value];
 
 const SERVE_HELP = `
@@ -42,6 +44,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--allow-directory <path>', ALLOW, collect, [])
     .option('--snapshot <name>', 'serve this internal snapshot (name or id) of qcow2 images, read-only')
     .option('--key-file <path>', KEY_FILE)
+    .option('--object <type,id=id,...>', OBJECT, collect, [])
     .option('--overlay <file>', OVERLAY, collect, [])
     .option('--prefetch', 'copy what is missing in the overlay in the background, until it needs the IMAGE no more')
     .option('--http-opts <options>', HTTP, collect)

@@ -4,7 +4,7 @@ import type { AioContext } from '../aio/context.ts';
 import { inContext } from '../aio/testing.ts';
 import { Errno } from '../base/errors.ts';
 import { Prng } from '../base/prng.ts';
-import { KiB } from '../base/units.ts';
+import { KiB, MiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { registerTestDrivers, settle, type TestDisk, testDisk, until } from '../block/testing.ts';
 import { checkedSparse } from './block-copy.ts';
@@ -12,7 +12,9 @@ import { CopyJob } from './copy-job.ts';
 
 before(registerTestDrivers);
 
-const SIZE = 3 * 1024 * KiB + 4096 + 512;
+const SIZE = 3 * MiB + 4096 + 512;
+/** More than a copy has under way at a time. */
+const LARGE = 40 * MiB + 512;
 
 interface Pair {
   readonly from: TestDisk;
@@ -32,7 +34,7 @@ async function inPair(context: AioContext, content: Uint8Array, body: (pair: Pai
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'to' });
   try {
     const job: Pair['job'] = ({ sparse = 4096, targetIsZero = false, speed = 0 } = {}) =>
-      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed });
+      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed, autoDismiss: false });
     await body({ from, to, source, target, job });
   } finally {
     await source.close();
@@ -123,7 +125,7 @@ inContext('a target that is smaller is refused before anything happens', async (
 });
 
 inContext('nothing of a copy is in flight on what is drained; it goes on afterwards', async (context) => {
-  const content = patchwork(5, 4 * SIZE);
+  const content = new Uint8Array(LARGE).fill(5);
   for (const side of ['source', 'target'] as const) {
     await inPair(context, content, async (pair) => {
       const { log } = side === 'source' ? pair.from : pair.to;
@@ -149,7 +151,7 @@ inContext('nothing of a copy is in flight on what is drained; it goes on afterwa
 });
 
 inContext('a copy that is cancelled leaves nothing under way', async (context) => {
-  await inPair(context, new Uint8Array(4 * SIZE).fill(3), async (pair) => {
+  await inPair(context, new Uint8Array(LARGE).fill(3), async (pair) => {
     pair.to.hold('write');
     const copy = pair.job();
     copy.start();

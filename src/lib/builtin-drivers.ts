@@ -6,6 +6,7 @@ import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
+import { virtioBlkVhostUserDriver } from '../drivers/virtio-blk-vhost-user/driver.ts';
 
 /** Makes the drivers that come along known in this thread. Idempotent. */
 export function builtinDrivers(): void {
@@ -13,6 +14,7 @@ export function builtinDrivers(): void {
   registerDriver(fileDriver);
   registerDriver(hostDeviceDriver);
   registerDriver(nbdDriver);
+  registerDriver(virtioBlkVhostUserDriver);
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
   registerDriver(copyOnReadDriver);

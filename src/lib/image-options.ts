@@ -5,6 +5,7 @@ import type { CheckFix, CheckResult, OptionSpec, SnapshotInfo } from '../block/d
 import { splitOptions, typedValue } from '../block/text-options.ts';
 import { createOptions } from '../drivers/qcow2/create-options.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
+import { secretOption } from './objects/resolve.ts';
 import type { Format } from './options.ts';
 
 export type { CheckResult, OptionSpec, SnapshotInfo };
@@ -106,6 +107,11 @@ export function textOptions(format: Format, texts: readonly string[]): Record<st
   for (const part of texts.flatMap(splitOptions)) {
     const [, written = '', value = ''] = /^([^=]+)=(.*)$/s.exec(part) ?? [];
     const name = written.replaceAll('_', '-');
+    const secret = secretOption(name);
+    if (secret !== undefined && specs[secret]?.type === 'secret') {
+      options[name] = value;
+      continue;
+    }
     if (name === 'encrypt.key' || !Object.hasOwn(specs, name)) {
       const known = Object.keys(specs).filter((one) => one !== 'encrypt.key');
       throw new BlockError(

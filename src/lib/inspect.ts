@@ -14,8 +14,8 @@ import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName, encryptionExtension } from '../proto/qcow2/header-extensions.ts';
 import { SnapshotTableParser } from '../proto/qcow2/snapshot-table.ts';
 import { assertImageFile, type Head, ImageHead } from './image-head.ts';
+import { NodeHead } from './node-head.ts';
 import { type Format, formatByName, type HttpSettings } from './options.ts';
-import { RemoteHead } from './remote-head.ts';
 import { isNbdUri } from './uri.ts';
 
 /** Plain data. */
@@ -90,6 +90,11 @@ export async function inspect(
   // Looking does no harm: here the content may say what it is.
   const byName = isNbdUri(path) ? undefined : formatByName(path);
   const format = options.format ?? byName ?? (await head.magic()) ?? 'raw';
+  return await inspectHead(head, format);
+}
+
+/** The same, of an image that is open for being looked at. */
+export async function inspectHead(head: Head, format: string): Promise<ImageInfo> {
   const header = format === 'qcow2' ? await head.qcow2Header() : undefined;
   return {
     ...{ filename: head.path, format },
@@ -99,8 +104,14 @@ export async function inspect(
   };
 }
 
+/** The format that the first bytes of an image are of; raw where they are of none. */
+export async function imageFormat(path: string, http?: HttpSettings): Promise<string> {
+  await using head = await openHead(path, http);
+  return (await head.magic()) ?? 'raw';
+}
+
 async function openHead(path: string, http: HttpSettings | undefined): Promise<Head> {
-  if (isRemoteUrl(path) || isNbdUri(path)) return RemoteHead.openUrl(path, http);
+  if (isRemoteUrl(path) || isNbdUri(path)) return NodeHead.openUrl(path, http);
   const head = await ImageHead.open(path);
   try {
     assertImageFile(head);

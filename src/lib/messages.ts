@@ -6,6 +6,7 @@ import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout
 import type { BitmapMethods } from './bitmap-messages.ts';
 import type { JobMethods } from './job-messages.ts';
 import type { MoveMethods } from './move-messages.ts';
+import type { NodeMethods } from './node-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 import type { TlsMessage } from './tls-options.ts';
@@ -129,6 +130,17 @@ export interface ExportMessage {
   readonly writable: boolean;
   /** Names of dirty bitmaps. */
   readonly bitmaps: readonly string[];
+  readonly allocationDepth: boolean;
+  readonly multiConn: boolean;
+}
+
+/** What a service tells of a client that has come or gone. */
+export interface NbdClientEvent extends NbdServiceMessage {
+  readonly peer: string;
+  /** Connected now. */
+  readonly clients: number;
+  /** Clients whose handshake led to an export, since it began. */
+  readonly handshakes: number;
 }
 
 export interface NbdStartMessage {
@@ -212,7 +224,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods, JobMethods, MoveMethods {
+export interface Methods extends BitmapMethods, JobMethods, MoveMethods, NodeMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   /** Answers the tree of an image of which nobody said what format it is. */

@@ -4,6 +4,7 @@ import { MAX_DEPTH } from '../block/depth.ts';
 import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
+import type { ObjectStore } from './objects/store.ts';
 import { type TlsClientOptions, type TlsNodeOptions, tlsNode } from './tls-options.ts';
 import { isNbdUri, type NbdServerAddress, nbdUri, parseNbdUri } from './uri.ts';
 
@@ -45,6 +46,10 @@ export interface Qcow2Settings {
   readonly snapshot?: string | undefined;
   /** Passphrase of an encrypted image. */
   readonly 'encrypt.key'?: string | undefined;
+  /** Instead: the id of a secret with it. */
+  readonly 'encrypt.key-secret'?: string | undefined;
+  /** What the encryption has to be; default: whatever it is. */
+  readonly 'encrypt.format'?: 'luks' | 'aes' | undefined;
   readonly 'lazy-refcounts'?: boolean | undefined;
   /** Bytes of both metadata caches together, of the L2 tables' and of the refcounts'. */
   readonly 'cache-size'?: number | undefined;
@@ -74,10 +79,16 @@ export interface Qcow2Options extends NodeOptions, Qcow2Settings {
 }
 
 /** How a web server is used: all but the URL. Values that are secret are in no message. */
-export type HttpSettings = Omit<HttpNodeSettings, 'url'>;
+export interface HttpSettings extends Omit<HttpNodeSettings, 'url'> {
+  /** Instead of `password`: the id of a secret with it. So with the others. */
+  readonly 'password-secret'?: string;
+  readonly 'cookie-secret'?: string;
+  readonly 'proxy-password-secret'?: string;
+}
 
 /** A file on a web server, read-only. */
-export interface HttpOptions extends NodeOptions, HttpNodeSettings {
+export interface HttpOptions extends NodeOptions, HttpSettings {
+  readonly url: string;
   readonly driver: 'http' | 'https';
 }
 
@@ -110,6 +121,21 @@ export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly 'x-dirty-bitmap'?: string;
 }
 
+/** A disk of any vhost-user-blk back-end. It needs io_uring. */
+export interface VirtioBlkVhostUserOptions extends NodeOptions {
+  readonly driver: 'virtio-blk-vhost-user';
+  /** Of the back-end's unix socket. */
+  readonly path: string;
+  /** At most so many, 1 to 64, where the back-end has several; default 1. */
+  readonly 'num-queues'?: number;
+  /** Packed rings, where the back-end has them. */
+  readonly packed?: boolean;
+  /** Seconds that requests wait for a back-end that was lost, and then are made again; default 0: they fail. */
+  readonly 'reconnect-delay'?: number;
+  /** Seconds after which a back-end that does not answer a request counts as lost; default 120, 0 for never. */
+  readonly 'request-timeout'?: number;
+}
+
 /** What a driver of your own takes. */
 export interface CustomOptions extends NodeOptions {
   readonly driver: string;
@@ -117,7 +143,14 @@ export interface CustomOptions extends NodeOptions {
 }
 
 /** A tree of nodes. A string in the place of a child names a node that is open in the same IOThread. */
-export type BlockdevOptions = FileOptions | RawOptions | Qcow2Options | NbdOptions | NullOptions | HttpOptions;
+export type BlockdevOptions =
+  | FileOptions
+  | RawOptions
+  | Qcow2Options
+  | NbdOptions
+  | NullOptions
+  | HttpOptions
+  | VirtioBlkVhostUserOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -148,6 +181,8 @@ export interface TargetOptions {
   readonly cache?: CacheMode | undefined;
   readonly discard?: Discard | undefined;
   readonly detectZeroes?: DetectZeroes | undefined;
+  /** Where the objects are that options name by their ids. */
+  readonly objects?: ObjectStore | undefined;
 }
 
 export function isWritethrough(cache: CacheMode | undefined): boolean {
@@ -246,12 +281,14 @@ export function nameOf(options: BlockdevOptions): string {
   let node = options;
   // A tree that goes round in a circle has no name; the graph refuses it.
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
-    const { filename, url, file } = node as {
+    const { filename, path, url, file } = node as {
       readonly filename?: unknown;
+      readonly path?: unknown;
       readonly url?: unknown;
       readonly file?: string | BlockdevOptions;
     };
     if (typeof filename === 'string') return filename;
+    if (node.driver === 'virtio-blk-vhost-user') return String(path);
     if (node.driver === 'nbd') return locationName(node);
     if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;

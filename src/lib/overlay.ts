@@ -22,12 +22,12 @@ export async function overlayMessage(
   target: string | BlockdevOptions,
   options: TargetOptions & ReferenceOptions,
 ): Promise<OpenMessage> {
-  const { format, qcow2, http, cache, discard, detectZeroes, readOnly, forceShare, references, allowDirectories } =
-    options;
+  const { format, qcow2, http, objects, references, allowDirectories } = options;
+  const { cache, discard, detectZeroes, readOnly, forceShare } = options;
   const refuse = (why: string): BlockError =>
     new BlockError(Errno.EINVAL, `Could not open the overlay '${path}': ${why}`, { where: { path } });
   if (forceShare) throw refuse('it is written to as it is read, and cannot be shared by force');
-  const image = openMessage(target, { format, qcow2, http, readOnly: true, references, allowDirectories });
+  const image = openMessage(target, { format, qcow2, http, objects, readOnly: true, references, allowDirectories });
   const found = image.probed ? await engine.call('probe', image) : image.options;
   const backing: BlockdevOptions = { ...found, 'read-only': true };
   const below = { ...image, options: backing, probed: false, policy: image.probed ? NO_REFERENCES : image.policy };

@@ -1,9 +1,9 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Head, ImageHead } from './image-head.ts';
+import { NodeHead } from './node-head.ts';
 import { type BlockdevOptions, nameOf } from './options.ts';
 import { referencesOf } from './references.ts';
-import { RemoteHead } from './remote-head.ts';
 
 /**
  * The tree for a file of which nobody said what format it is. It is raw, unless its content says otherwise, and content
@@ -31,7 +31,7 @@ export async function probe(context: AioContext, raw: BlockdevOptions, name: str
 /** Undefined for what is no image: nothing of it is read. */
 async function openHead(context: AioContext, raw: BlockdevOptions): Promise<Head | undefined> {
   const { file } = raw as { readonly file?: { readonly url?: unknown } };
-  if (typeof file?.url === 'string') return RemoteHead.open(context, raw);
+  if (typeof file?.url === 'string') return NodeHead.open(context, raw);
   const head = await ImageHead.open(nameOf(raw));
   if (head.kind !== 'other') return head;
   await head[Symbol.asyncDispose]();

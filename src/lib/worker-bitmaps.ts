@@ -24,7 +24,7 @@ export function bitmapHandlers(disks: WorkerDisks): Handlers {
     throw new BlockError(Errno.ENOMEDIUM, `Could not use disk ${disk}: there is no medium`);
   };
   return {
-    'bitmap-list': async ({ disk }) => of(disk).list().map(describe),
+    'bitmap-list': async ({ disk }) => of(disk).list().map(describeBitmap),
     'bitmap-add': async ({ disk, name, ...options }) => void (await of(disk).add(name, options)),
     'bitmap-change': (args) => change(of(args.disk), args),
     'bitmap-merge': ({ disk, name, sources }) => of(disk).merge(name, sources),
@@ -32,7 +32,7 @@ export function bitmapHandlers(disks: WorkerDisks): Handlers {
   };
 }
 
-function describe(bitmap: DirtyBitmap): BitmapInfo {
+export function describeBitmap(bitmap: DirtyBitmap): BitmapInfo {
   const { name, granularity, enabled, persistent, inconsistent, users, dirty } = bitmap;
   return { name, granularity, enabled, persistent, inconsistent, busy: users > 0, dirty };
 }

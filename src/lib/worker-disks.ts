@@ -4,8 +4,7 @@ import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
-import { BlockBackend } from '../block/backend.ts';
-import type { NodeOptions } from '../block/graph.ts';
+import type { BlockBackend } from '../block/backend.ts';
 import { BlockStatus } from '../block/status.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { BlkIdentity, ChannelOffer } from '../channel/layout.ts';
@@ -20,9 +19,7 @@ import type {
   StatReply,
   TruncateMessage,
 } from './messages.ts';
-import { probe } from './probe.ts';
-import { NO_REFERENCES } from './reference-policy.ts';
-import { assertUnchanged, resolveReferences } from './references.ts';
+import { openTree } from './open-tree.ts';
 
 /** Disks open in one thread at a time. */
 const MAX_DISKS = 1024;
@@ -127,11 +124,7 @@ export class WorkerDisks {
     this.assertRoom(name);
     this.#opening++;
     try {
-      const blk = await this.#open(message);
-      const disk = threadId * NUMBERS + ++this.#ids;
-      this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
-      const { length: size, readOnly: sealed, stats } = blk;
-      return { disk, size, readOnly: sealed, nodeName: blk.root?.name ?? '', counters: stats.words };
+      return this.adopt(await openTree(this.#context, message));
     } catch (error) {
       throw ofImage(error, name);
     } finally {
@@ -139,23 +132,12 @@ export class WorkerDisks {
     }
   }
 
-  async #open({ options: given, name, writethrough, probed, policy: allowed }: OpenMessage): Promise<BlockBackend> {
-    const options = probed ? await probe(this.#context, given, name) : given;
-    // Whatever the content has become since it was looked at.
-    const policy = probed ? NO_REFERENCES : allowed;
-    const resolved = await resolveReferences(options, policy);
-    const readOnly = options['read-only'];
-    const blk = await BlockBackend.open(this.#context, resolved as unknown as NodeOptions, {
-      ...{ name, writethrough },
-      ...(readOnly === undefined ? {} : { readOnly }),
-    });
-    try {
-      await assertUnchanged(options, resolved, policy, name);
-      return blk;
-    } catch (error) {
-      await blk.close().catch(() => undefined);
-      throw error;
-    }
+  /** Gives a number to a disk that is open. */
+  adopt(blk: BlockBackend): OpenReply {
+    const disk = threadId * NUMBERS + ++this.#ids;
+    this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
+    const { length: size, readOnly, stats } = blk;
+    return { disk, size, readOnly, nodeName: blk.root?.name ?? '', counters: stats.words };
   }
 
   /** What changes an image as a whole, one after the other. */

@@ -11,6 +11,7 @@ import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
+import { WorkerNodes } from './worker-nodes.ts';
 import { WorkerVhostUser } from './worker-vhost-user.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -24,6 +25,7 @@ export function setup(thread: SetupThread): Furnished {
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
   const moves = new WorkerMoves(thread, disks, nbd);
   const jobs = new WorkerJobs(disks);
+  const nodes = new WorkerNodes(thread, disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => {
       thread.context.foreign = true;
@@ -54,6 +56,7 @@ export function setup(thread: SetupThread): Furnished {
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
     ...jobs.handlers,
+    ...nodes.handlers,
     'nbd-start': (args) => nbd.start(args),
     'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
@@ -72,6 +75,7 @@ export function setup(thread: SetupThread): Furnished {
       await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
       await jobs.stopAll();
       await disks.closeAll();
+      await nodes.stop();
     },
   };
 }

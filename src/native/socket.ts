@@ -3,6 +3,7 @@
  * its value or a negative errno. All descriptors are close-on-exec.
  */
 import type { Memory } from '../base/memory.ts';
+import { sendFds } from './fd-passing.ts';
 import { check, libc, scratch } from './lib.ts';
 import { AF_UNIX, decodeAddress, encodeAddress, familyOf, type NativeAddress, SOCKADDR_MAX } from './sockaddr.ts';
 
@@ -10,6 +11,7 @@ export { MAX_FDS, MAX_MESSAGE_BYTES, type Received, recvFds, sendFds } from './f
 export type { NativeAddress } from './sockaddr.ts';
 
 const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 
@@ -47,6 +49,16 @@ export type SocketOption = keyof typeof OPTIONS;
 export function socket(address: NativeAddress, nonblock = false): number {
   const length = encodeAddress(address, scratch().bytes);
   return length < 0 ? length : check(libc().socket(familyOf(address), SOCK_STREAM | flags(nonblock), 0));
+}
+
+/** Sends one datagram to the unix socket `path`; a name that begins with '@' is in the abstract namespace. */
+export function sendDatagram(path: string, bytes: Uint8Array): number {
+  const fd = check(libc().socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (fd < 0) return fd;
+  const connected = connect(fd, { kind: 'unix', path: path.replace(/^@/, '\0') });
+  const result = connected < 0 ? connected : sendFds(fd, bytes, []);
+  check(libc().close(fd));
+  return result;
 }
 
 /** Two connected unix sockets. */

@@ -17,7 +17,8 @@ import { IOV_MAX } from './iov-table.ts';
 const MSG_WAITALL = 0x100;
 const MSG_NOSIGNAL = 0x4000;
 const SOCK_CLOEXEC = 0x80000;
-/** Asked for on every connection; the kernel grants what its limits allow. */
+/** Asked for on unix sockets; the kernel grants what its limits allow. With TCP it finds the size itself, as long as
+ *  nobody has asked: up to some MiB, which a line with latency needs. */
 const SOCKET_BUFFER = 1 << 20;
 
 function check(result: number, what: string): number {
@@ -248,19 +249,19 @@ class RingListener implements AioListener {
 }
 
 function adopt(backend: RingBackend, fd: number): RingSocket {
-  net.setsockopt(fd, 'sndbuf', SOCKET_BUFFER);
-  net.setsockopt(fd, 'rcvbuf', SOCKET_BUFFER);
   const peer = net.getpeername(fd);
-  if (typeof peer === 'number') return new RingSocket(backend, fd, 'unix');
-  if (peer.kind === 'inet') {
-    net.setsockopt(fd, 'nodelay', 1);
-    // A peer whose machine or route is gone is found out.
-    net.setsockopt(fd, 'keepalive', 1);
-    net.setsockopt(fd, 'keepidle', 60);
-    net.setsockopt(fd, 'keepintvl', 10);
-    net.setsockopt(fd, 'keepcnt', 6);
+  if (typeof peer === 'number' || peer.kind !== 'inet') {
+    net.setsockopt(fd, 'sndbuf', SOCKET_BUFFER);
+    net.setsockopt(fd, 'rcvbuf', SOCKET_BUFFER);
+    return new RingSocket(backend, fd, (typeof peer !== 'number' && describeAddress(peer)) || 'unix');
   }
-  return new RingSocket(backend, fd, describeAddress(peer) || 'unix');
+  net.setsockopt(fd, 'nodelay', 1);
+  // A peer whose machine or route is gone is found out.
+  net.setsockopt(fd, 'keepalive', 1);
+  net.setsockopt(fd, 'keepidle', 60);
+  net.setsockopt(fd, 'keepintvl', 10);
+  net.setsockopt(fd, 'keepcnt', 6);
+  return new RingSocket(backend, fd, describeAddress(peer));
 }
 
 export async function listenRing(

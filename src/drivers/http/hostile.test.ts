@@ -404,7 +404,6 @@ const BAD_OPTIONS: readonly (readonly [options: Record<string, unknown>, why: Re
   [{ username: 'a:hush' }, /cannot have ':'/],
   [{ username: 'a', password: 'hush', 'bearer-token': 'hush' }, /give one of them/],
   [{ url: 'http://me:hush@h/', username: 'a' }, /give one of them/],
-  [{ 'password-secret': 'sec0' }, /no secret objects here, give 'password'/],
   [{ connections: 0 }, /'connections' is 0, not from 1 to 64/],
   [{ connections: 1.5 }, /not a whole number/],
   [{ timeout: 0 }, /'timeout' is 0/],

@@ -23,22 +23,12 @@ export interface HttpOptions {
   readonly proxy?: string;
   readonly 'proxy-username'?: string;
   readonly 'proxy-password'?: string;
-  readonly 'password-secret'?: string;
-  readonly 'cookie-secret'?: string;
-  readonly 'proxy-password-secret'?: string;
 }
-
-/** Names of `secret` objects: the daemon has such objects, and puts their content in the place of the name. */
-const OF_OBJECTS = {
-  'password-secret': 'password',
-  'cookie-secret': 'cookie',
-  'proxy-password-secret': 'proxy-password',
-};
 
 /** URLs are secrets too: both may hold a password. */
 export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   url: { type: 'secret', required: true, help: 'URL of the image' },
-  readahead: { type: 'size', help: 'most bytes fetched ahead of sequential reads (default 16 MiB); 0 for none' },
+  readahead: { type: 'size', help: 'most bytes fetched ahead of sequential reads (default 32 MiB); 0 for none' },
   timeout: { type: 'number', help: 'seconds that a server may be silent (default 10)' },
   connections: { type: 'number', help: 'requests at a time, each on a connection (default 8)' },
   retries: { type: 'number', help: 'how often a request is tried again that has come to nothing (default 4)' },
@@ -52,9 +42,6 @@ export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   proxy: { type: 'secret', help: 'URL of an HTTP proxy' },
   'proxy-username': { type: 'string', help: 'user for the proxy' },
   'proxy-password': { type: 'secret', help: 'password for the proxy' },
-  'password-secret': { type: 'string', help: "a secret object for 'password'" },
-  'cookie-secret': { type: 'string', help: "a secret object for 'cookie'" },
-  'proxy-password-secret': { type: 'string', help: "a secret object for 'proxy-password'" },
 };
 
 export interface TlsSettings {
@@ -86,14 +73,10 @@ const TIMEOUT_MAX = 86_400;
 
 /** Checks the options. EINVAL names the one that is wrong, and shows no secret. */
 export function settingsOf(options: HttpOptions, protocol: 'http' | 'https'): HttpSettings {
-  const { readahead = 16 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
+  const { readahead = 32 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
   const shown = shownUrl(options.url);
   const refuse = (why: string, errno: number = Errno.EINVAL): BlockError =>
     new BlockError(errno, `Could not open '${shown}': ${why}`, { where: { op: 'open' } });
-  for (const [name, instead] of Object.entries(OF_OBJECTS)) {
-    if (options[name as keyof typeof OF_OBJECTS] === undefined) continue;
-    throw refuse(`option '${name}': there are no secret objects here, give '${instead}'`, Errno.ENOTSUP);
-  }
   const within = (name: string, value: number, least: number, most: number): void => {
     if (value < least || value > most) throw refuse(`option '${name}' is ${value}, not from ${least} to ${most}`);
   };

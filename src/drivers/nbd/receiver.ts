@@ -34,6 +34,9 @@ import type { ServerInfo } from './handshake.ts';
 export const RECEIVE_BYTES = 256 * KiB;
 /** From here on, data is received into the request's own memory, without a copy. */
 const DIRECT_MIN = 32 * KiB;
+/** And so much at a time: what comes within the time that a context spins for. Waiting for 1 MiB at once is a sleep in
+ *  which the server has to wake us for each of its packets: 2.2 GiB/s instead of 3.2 on a unix socket. */
+const DIRECT_MAX = 128 * KiB;
 /** How much of a block status is looked at; the rest is asked for again when it is wanted. A multiple of 16, and 8. */
 const STATUS_BYTES = 64 * KiB;
 /** Chunks of one answer that bring no data. */
@@ -137,7 +140,7 @@ export class Receiver extends AioOp {
     for (let i = 0; i < iov.count; i++) {
       const run = iov.lengths[i]!;
       if (skip < run) {
-        const length = Math.min(run - skip, this.#left);
+        const length = Math.min(run - skip, this.#left, DIRECT_MAX);
         if (length < 4 * KiB) return false;
         this.#socket.recv(this, iov.memories[i]!, iov.offsets[i]! + skip, length, true);
         return true;

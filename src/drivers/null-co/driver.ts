@@ -1,6 +1,7 @@
 /** null-co (and null-aio): swallows writes; reads are zeroes, or what was in the memory. For tests and measuring. */
 import type { AioContext } from '../../aio/context.ts';
 import { type AioOp, Gate } from '../../aio/op.ts';
+import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, GiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import type { Driver, DriverNode, OpenContext, StatusResult, Supported } from '../../block/driver.ts';
@@ -23,6 +24,9 @@ class NullNode implements DriverNode {
     this.length = options.size ?? GiB;
     this.#zeroes = options['read-zeroes'] ?? false;
     this.#latency = options['latency-ns'] ?? 0;
+    if (this.#latency < 0) {
+      throw new BlockError(Errno.EINVAL, `Could not open a null device: latency-ns is ${this.#latency}, below 0`);
+    }
   }
 
   submitRead(op: AioOp, iov: Iov, _at: Offset): void {

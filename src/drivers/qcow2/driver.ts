@@ -23,6 +23,7 @@ import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
 import { Eraser } from './erase.ts';
 import type { Image } from './image.ts';
+import { imageInfo } from './info.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
 import { openImage, reopen, reread } from './open.ts';
@@ -114,6 +115,10 @@ export class Qcow2Node implements DriverNode {
     // Their tables are for the length that the disk has now.
     await this.bitmaps?.use(this.bitmaps.stored.map(({ name }) => name));
     await resize(this.image, { writer: this.#writer, eraser: this.#eraser, settle }, length, preallocation);
+  }
+
+  info(): Record<string, unknown> {
+    return imageInfo(this.image);
   }
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {

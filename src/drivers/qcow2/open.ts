@@ -228,11 +228,14 @@ async function chooseL1(image: Image, snapshot: string | undefined): Promise<{ r
 
 async function unlock(image: Image, options: Qcow2Options): Promise<void> {
   const { header, io } = image;
-  if (header.cryptMethod === Crypt.NONE) return;
+  const is = header.cryptMethod === Crypt.NONE ? 'none' : header.cryptMethod === Crypt.AES ? 'aes' : 'luks';
+  const wanted = options['encrypt.format'];
+  if (wanted !== undefined && wanted !== is) throw refusal(`'encrypt.format' is ${wanted}, and its encryption ${is}`);
+  if (is === 'none') return;
   const key = options['encrypt.key'];
   if (key === undefined) throw refusal("it is encrypted: option 'encrypt.key' is missing", Errno.EACCES);
   const passphrase = new TextEncoder().encode(key);
-  if (header.cryptMethod === Crypt.AES) {
+  if (is === 'aes') {
     if (!image.readOnly)
       throw refusal('its encryption is of the old AES kind, which is for reading only', Errno.ENOTSUP);
     image.cipher = legacyAesCipher(passphrase);

@@ -17,6 +17,7 @@ export interface Qcow2Options {
   readonly 'pass-discard-other'?: boolean;
   readonly 'discard-no-unref'?: boolean;
   readonly 'overlap-check'?: 'none' | 'constant' | 'cached' | 'all';
+  readonly 'encrypt.format'?: 'luks' | 'aes';
   readonly 'encrypt.key'?: string;
   readonly snapshot?: string;
 }
@@ -43,6 +44,7 @@ export const optionSpecs: Readonly<Record<keyof Qcow2Options, OptionSpec>> = {
     values: ['none', 'constant', 'cached', 'all'],
     help: 'which metadata is looked at before anything is written (default cached)',
   },
+  'encrypt.format': { type: 'enum', values: ['luks', 'aes'], help: 'what the encryption has to be' },
   'encrypt.key': { type: 'secret', help: 'passphrase of an encrypted image' },
   snapshot: { type: 'string', help: 'id or name of the internal snapshot to open, read-only' },
 };

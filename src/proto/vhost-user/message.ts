@@ -4,7 +4,7 @@
  *
  *     0 request u32 | 4 flags u32 (version 1) | 8 payload bytes u32
  */
-import { HEADER_BYTES, HeaderFlag } from './constants.ts';
+import { HEADER_BYTES, HeaderFlag, MAX_PAYLOAD_BYTES } from './constants.ts';
 
 const TWO_32 = 0x1_0000_0000;
 /** High halves from here on are beyond 2^53-1. */
@@ -86,6 +86,13 @@ function setU64(view: DataView, at: number, value: number): void {
 export function decodeHeader(bytes: Uint8Array): Header {
   const view = viewOf(bytes);
   return { request: view.getUint32(0, true), flags: view.getUint32(4, true), length: view.getUint32(8, true) };
+}
+
+/** Why a header cannot be what it should: an answer, or a message that is none. */
+export function headerFault({ request, flags, length }: Header, reply: boolean): string | undefined {
+  const known = (flags & HeaderFlag.VERSION_MASK) === HeaderFlag.VERSION;
+  if (!known || ((flags & HeaderFlag.REPLY) !== 0) !== reply) return `the flags of message ${request} are ${flags}`;
+  return length > MAX_PAYLOAD_BYTES ? `the payload of message ${request} has ${length} bytes` : undefined;
 }
 
 /** A whole message; `flags` besides the version. */

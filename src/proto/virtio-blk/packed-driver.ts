@@ -1,6 +1,7 @@
 /** The driver's side of a packed virtqueue; to be used as SplitDriver is. */
 import type { Memory } from '../../base/memory.ts';
 import { EventFlag, isUsed, PackedFlag, packedParts, withWrap } from './packed-ring.ts';
+import { BROKEN } from './split-driver.ts';
 import { DescriptorFlag, passedEvent } from './split-ring.ts';
 
 const TWO_32 = 0x1_0000_0000;
@@ -14,8 +15,10 @@ export class PackedDriver {
   readonly #eventIdx: boolean;
   readonly #freeIds: Uint16Array;
   #freeIdCount: number;
-  /** Descriptors of each chain, by id. */
+  /** Descriptors of each chain, by id; 0: none is there. */
   readonly #slots: Uint16Array;
+  /** What the device says it has written to the chain that was collected last. */
+  written = 0;
   #room: number;
   #next = 0;
   #wrap = 1;
@@ -52,6 +55,15 @@ export class PackedDriver {
 
   /** Adds one descriptor to the chain that is being made; returns its place. */
   add(address: number, length: number, writable: boolean): number {
+    return this.#put(address, length, writable ? DescriptorFlag.WRITE : 0);
+  }
+
+  /** Adds a table of descriptors as the whole of the chain. */
+  addTable(address: number, length: number): void {
+    this.#put(address, length, DescriptorFlag.INDIRECT);
+  }
+
+  #put(address: number, length: number, kind: number): number {
     const at = this.#next;
     const high = Math.floor(address / TWO_32);
     const words = this.descriptors;
@@ -59,7 +71,7 @@ export class PackedDriver {
     words[at * 4 + 1] = high;
     words[at * 4 + 2] = length;
     const round = this.#wrap === 1 ? PackedFlag.AVAIL : PackedFlag.USED;
-    const flags = round | (writable ? DescriptorFlag.WRITE : 0);
+    const flags = round | kind;
     this.setFlags(this.#lastAt, DescriptorFlag.NEXT);
     if (this.#first < 0) {
       this.#first = at;
@@ -109,11 +121,15 @@ export class PackedDriver {
     return isUsed(Atomics.load(this.#flags, this.#usedIndex * 8 + 7), this.#usedWrap);
   }
 
-  /** The id of a chain that the device has used, whose descriptors are free again; -1 when there is none. */
+  /** The id of a chain that the device has used, whose descriptors are free again; -1 when there is none,
+   *  {@link BROKEN} when the device says what cannot be. */
   collect(): number {
     if (!this.hasUsed) return -1;
     const id = this.#flags[this.#usedIndex * 8 + 6]!;
+    if (id >= this.size || this.#slots[id] === 0) return BROKEN;
     const slots = this.#slots[id]!;
+    this.#slots[id] = 0;
+    this.written = this.descriptors[this.#usedIndex * 4 + 2]!;
     this.#freeIds[this.#freeIdCount++] = id;
     this.#room += slots;
     this.#usedIndex += slots;
@@ -129,5 +145,10 @@ export class PackedDriver {
     this.#driverEvent[0] = withWrap(this.#usedIndex, this.#usedWrap);
     Atomics.store(this.#driverEvent, 1, this.#eventIdx ? EventFlag.DESC : EventFlag.ENABLE);
     return this.hasUsed;
+  }
+
+  /** Wants no interrupts; with event indices they stay away by themselves until {@link arm}. */
+  disarm(): void {
+    if (!this.#eventIdx) Atomics.store(this.#driverEvent, 1, EventFlag.DISABLE);
   }
 }

@@ -25,6 +25,9 @@ export function splitParts(size: number): { readonly avail: number; readonly use
   return { avail, used, bytes: used + usedBytes(size) };
 }
 
+/** Of `collect`: the used index or an id is none that there can be. The ring is of no more use. */
+export const BROKEN = -2;
+
 export class SplitDriver {
   readonly size: number;
   /** Words of the descriptors; the two rings. */
@@ -35,6 +38,13 @@ export class SplitDriver {
   readonly #eventIdx: boolean;
   readonly #free: Uint16Array;
   #freeCount: number;
+  /** What the device cannot change: the descriptor after each, and by head how many the chain has; 0: none is there. */
+  readonly #next: Uint16Array;
+  readonly #slots: Uint16Array;
+  #busy = 0;
+  #count = 0;
+  /** What the device says it has written to the chain that was collected last. */
+  written = 0;
   #availIndex = 0;
   #toldIndex = 0;
   #usedIndex = 0;
@@ -54,6 +64,8 @@ export class SplitDriver {
     this.#eventIdx = eventIdx;
     this.#free = new Uint16Array(size).map((_, i) => size - 1 - i);
     this.#freeCount = size;
+    this.#next = new Uint16Array(size);
+    this.#slots = new Uint16Array(size);
   }
 
   /** Descriptors that a chain may have now. */
@@ -64,6 +76,15 @@ export class SplitDriver {
   /** Adds one descriptor to the chain that is being made; there must be {@link room}. The device may write to it, or
    *  read from it. Returns its index. */
   add(address: number, length: number, writable: boolean): number {
+    return this.#put(address, length, writable ? DescriptorFlag.WRITE : 0);
+  }
+
+  /** Adds a table of descriptors as the whole of the chain. */
+  addTable(address: number, length: number): void {
+    this.#put(address, length, DescriptorFlag.INDIRECT);
+  }
+
+  #put(address: number, length: number, flags: number): number {
     const index = this.#free[--this.#freeCount]!;
     const words = this.descriptors;
     const at = index * 4;
@@ -71,10 +92,14 @@ export class SplitDriver {
     words[at] = address - high * TWO_32;
     words[at + 1] = high;
     words[at + 2] = length;
-    words[at + 3] = writable ? DescriptorFlag.WRITE : 0;
+    words[at + 3] = flags;
     if (this.#last < 0) this.#head = index;
-    else words[this.#last * 4 + 3] = words[this.#last * 4 + 3]! | DescriptorFlag.NEXT | (index << 16);
+    else {
+      words[this.#last * 4 + 3] = words[this.#last * 4 + 3]! | DescriptorFlag.NEXT | (index << 16);
+      this.#next[this.#last] = index;
+    }
     this.#last = index;
+    this.#count++;
     return index;
   }
 
@@ -83,6 +108,9 @@ export class SplitDriver {
     const head = this.#head;
     this.avail[AVAIL_HEADS + (this.#availIndex & (this.size - 1))] = head;
     this.#availIndex = (this.#availIndex + 1) & 0xffff;
+    this.#slots[head] = this.#count;
+    this.#busy++;
+    this.#count = 0;
     this.#head = -1;
     this.#last = -1;
     return head;
@@ -104,17 +132,22 @@ export class SplitDriver {
     return Atomics.load(this.used, 1) !== this.#usedIndex;
   }
 
-  /** The head of a chain that the device has used, whose descriptors are free again; -1 when there is none. */
+  /** The head of a chain that the device has used, whose descriptors are free again; -1 when there is none,
+   *  {@link BROKEN} when the device says what cannot be. */
   collect(): number {
-    if (!this.hasUsed) return -1;
-    const head = this.usedWords[USED_ELEMENTS + 2 * (this.#usedIndex & (this.size - 1))]!;
+    const count = (Atomics.load(this.used, 1) - this.#usedIndex) & 0xffff;
+    if (count === 0) return -1;
+    const at = USED_ELEMENTS + 2 * (this.#usedIndex & (this.size - 1));
+    const head = this.usedWords[at]!;
+    if (count > this.#busy || head >= this.size || this.#slots[head] === 0) return BROKEN;
+    this.written = this.usedWords[at + 1]!;
     this.#usedIndex = (this.#usedIndex + 1) & 0xffff;
-    for (let index = head, more = true; more; ) {
-      const word = this.descriptors[index * 4 + 3]!;
+    this.#busy--;
+    for (let index = head, left = this.#slots[head]!; left > 0; left--) {
       this.#free[this.#freeCount++] = index;
-      more = (word & DescriptorFlag.NEXT) !== 0;
-      index = word >>> 16;
+      index = this.#next[index]!;
     }
+    this.#slots[head] = 0;
     return head;
   }
 

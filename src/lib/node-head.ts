@@ -1,17 +1,17 @@
-/** Looking at the beginning of an image on a server. */
+/** Looking at the beginning of an image through a node: one on a server, or a file with its locks. */
 import { AioContext } from '../aio/context.ts';
 import { chooseBackend } from '../aio/select.ts';
 import { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
-import { BlockBackend } from '../block/backend.ts';
+import { BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { Head } from './image-head.ts';
 import { type BlockdevOptions, blockdevOf, type HttpSettings, nameOf } from './options.ts';
 
-export class RemoteHead extends Head {
+export class NodeHead extends Head {
   readonly path: string;
-  readonly allocated = null;
+  readonly allocated: Bytes | null;
   readonly #blk: BlockBackend;
   /** To be stopped in the end, where it is for this alone. */
   readonly #own: AioContext | undefined;
@@ -19,25 +19,34 @@ export class RemoteHead extends Head {
   private constructor(path: string, blk: BlockBackend, own: AioContext | undefined) {
     super();
     this.path = path;
+    this.allocated = allocatedOf(blk);
     this.#blk = blk;
     this.#own = own;
   }
 
-  /** The file below the format in a tree; a tree without one as it is. */
-  static async open(context: AioContext, tree: BlockdevOptions): Promise<RemoteHead> {
-    const { file = tree } = tree as { readonly file?: unknown };
-    const blk = await BlockBackend.open(context, { ...(file as NodeOptions), 'read-only': true });
-    return new RemoteHead(nameOf(tree), blk, undefined);
+  /** The file below the format in a tree; a tree without one as it is. `how`: as of BlockBackend. */
+  static async open(
+    context: AioContext,
+    tree: BlockdevOptions,
+    how: Pick<BlockBackendOptions, 'shared'> = {},
+  ): Promise<NodeHead> {
+    const { file = tree, 'force-share': forceShare } = tree as {
+      readonly file?: unknown;
+      readonly 'force-share'?: boolean;
+    };
+    const options = { ...(file as NodeOptions), 'read-only': true, ...(forceShare ? { 'force-share': true } : {}) };
+    const blk = await BlockBackend.open(context, options, how);
+    return new NodeHead(nameOf(tree), blk, undefined);
   }
 
   /** For a program's thread, which must not be put to sleep: libuv does the waiting. */
-  static async openUrl(url: string, http: HttpSettings | undefined): Promise<RemoteHead> {
+  static async openUrl(url: string, http: HttpSettings | undefined): Promise<NodeHead> {
     builtinDrivers();
     const tree = blockdevOf(url, { http, format: 'raw' });
     const context = new AioContext(await chooseBackend('pool'), { name: 'head' });
     try {
-      const head = await RemoteHead.open(context, tree);
-      return new RemoteHead(head.path, head.#blk, context);
+      const head = await NodeHead.open(context, tree);
+      return new NodeHead(head.path, head.#blk, context);
     } catch (error) {
       await context.stop();
       throw error;
@@ -58,4 +67,11 @@ export class RemoteHead extends Head {
     await this.#blk.close();
     await this.#own?.stop();
   }
+}
+
+/** What a file's node knows of the room that it takes. */
+function allocatedOf(blk: BlockBackend): Bytes | null {
+  const info = blk.root?.impl.info?.() ?? {};
+  const allocated = info instanceof Promise ? undefined : info.allocated;
+  return typeof allocated === 'number' ? allocated : null;
 }

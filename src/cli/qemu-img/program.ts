@@ -1,0 +1,89 @@
+/**
+ * `blockplane qemu-img`, or blockplane called under that name: the verbs, options, output and exit codes of Debian's
+ * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
+ */
+import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
+import { failureText } from './messages.ts';
+import { Failure, Misuse, type Terminal, type Verb, VerbLine } from './verb.ts';
+
+const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  info: async () => (await import('./info.ts')).info,
+};
+
+const HELP: OptionDef = { short: 'h', long: 'help' };
+const VERSION: OptionDef = { short: 'V', long: 'version' };
+const TRACE: OptionDef = { short: 'T', long: 'trace', argument: 'required' };
+const GLOBAL = [HELP, VERSION, TRACE];
+
+const PROGRAM = 'qemu-img';
+/** What scripts look for to know which options there are. */
+const COMPATIBLE_VERSION = '7.2.22';
+const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
+
+const PROCESS: Terminal = {
+  out: (text) => void process.stdout.write(text),
+  err: (text) => void process.stderr.write(text),
+};
+
+/** Runs a command line without the program's name; answers its exit code. */
+export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
+  try {
+    return await dispatch(argv, terminal);
+  } catch (error) {
+    if (error instanceof Misuse) {
+      terminal.err(`${PROGRAM}: ${error.message}\n${TRY_HELP}`);
+      return 1;
+    }
+    terminal.err(`${PROGRAM}: ${failureText(error)}\n`);
+    return error instanceof Failure ? error.exitCode : 1;
+  }
+}
+
+async function dispatch(argv: readonly string[], terminal: Terminal): Promise<number> {
+  const { options, operands } = read(argv, GLOBAL, true);
+  for (const { def } of options) {
+    if (def === HELP) return help(terminal);
+    if (def === VERSION) {
+      terminal.out(versionText());
+      return 0;
+    }
+  }
+  for (const { value } of options) warnOfTrace(value ?? '', terminal);
+  const [name, ...words] = operands;
+  if (name === undefined) throw new Misuse('Not enough arguments');
+  if (!Object.hasOwn(VERBS, name)) throw new Misuse(`Command not found: ${name}`);
+  const verb = await VERBS[name]!();
+  const line = read(words, [HELP, ...verb.options], false);
+  if (line.options.some(({ def }) => def === HELP)) return help(terminal);
+  return await verb.run(new VerbLine(line), terminal);
+}
+
+function read<D extends OptionDef>(
+  words: readonly string[],
+  defs: readonly D[],
+  operandsLast: boolean,
+): CommandLine<D> {
+  try {
+    return readCommandLine(words, defs, { operandsLast });
+  } catch (error) {
+    if (!(error instanceof OptionError)) throw error;
+    const what = error.fault === 'missing' ? 'missing argument for option' : 'unrecognized option';
+    throw new Misuse(`${what} '${error.whole}'`);
+  }
+}
+
+/** There are no trace events here to be switched on. */
+function warnOfTrace(value: string, terminal: Terminal): void {
+  const [, pattern] = /^(?:enable=)?([^=,]+)$/.exec(value.split(',', 1)[0] ?? '') ?? [];
+  if (pattern !== undefined) terminal.err(`${PROGRAM}: warning: trace event '${pattern}' does not exist\n`);
+}
+
+function versionText(): string {
+  return `${PROGRAM} version ${COMPATIBLE_VERSION} (blockplane)\n`;
+}
+
+async function help(terminal: Terminal): Promise<number> {
+  const { helpText } = await import('./help.ts');
+  terminal.out(versionText() + helpText(Object.keys(VERBS)));
+  return 0;
+}

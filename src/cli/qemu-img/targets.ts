@@ -1,0 +1,27 @@
+/** The images that a command line is about. */
+
+import type { ImageSpec } from '../../img/open.ts';
+import { CACHE_MODES, type CacheMode } from '../../lib/options.ts';
+import { Failure, Option, type VerbLine } from './verb.ts';
+
+/** `name` as --image-opts and -f say it is meant. */
+export function imageSpec(line: VerbLine, name: string): ImageSpec {
+  const format = line.value(Option.format) ?? line.value(Option.plainFormat);
+  const imageOpts = line.has(Option.imageOpts);
+  if (imageOpts && format !== undefined) throw new Failure('--image-opts and --format are mutually exclusive');
+  return { name, imageOpts, format };
+}
+
+/** The cache mode of an option. */
+export function cacheMode(line: VerbLine, def: typeof Option.cache | typeof Option.sourceCache): CacheMode | undefined {
+  const given = line.value(def);
+  // 'off' is an older name of none.
+  const mode = given === 'off' ? 'none' : given;
+  const found = CACHE_MODES.find((one) => one === mode);
+  if (given !== undefined && found === undefined) {
+    throw new Failure(
+      def === Option.cache ? `Invalid cache option: ${given}` : `Invalid source cache option: ${given}`,
+    );
+  }
+  return found;
+}

@@ -1,0 +1,62 @@
+import { readFileSync } from 'node:fs';
+
+export function versionText(name: string): string {
+  return `${name} version ${packageVersion()} (blockplane)\n`;
+}
+
+/** Beside src or above dist/src: wherever the package begins. */
+function packageVersion(): string {
+  for (let at = new URL('.', import.meta.url), up = 0; up < 8; up++, at = new URL('..', at)) {
+    try {
+      const { name, version } = JSON.parse(readFileSync(new URL('package.json', at), 'utf8')) as Record<string, string>;
+      if (name === 'blockplane' && version) return version;
+    } catch {
+      // Not here.
+    }
+  }
+  return 'unknown';
+}
+
+export function helpText(name: string): string {
+  return `Usage: ${name} [options]
+A storage daemon: disk images as nodes, and their exports, driven by QMP
+
+Options take effect in their order. Values are KEY=VALUE,... or JSON.
+
+  -h, --help             show this help and exit
+  -V, --version          show the version and exit
+  -T, --trace SPEC       accepted and of no effect
+
+  --blockdev DRIVER[,node-name=N][,read-only=on|off][,auto-read-only=on|off]
+             [,force-share=on|off][,discard=ignore|unmap]
+             [,detect-zeroes=on|off|unmap][,cache.direct=on|off]
+             [,cache.no-flush=on|off][,OPTION OF THE DRIVER...]
+                         add a node
+
+  --chardev TYPE,id=ID[,OPTION...]
+                         add a character device: socket, stdio, file, pipe,
+                         null, ringbuf
+
+  --export nbd,id=ID,node-name=N[,name=NAME][,writable=on|off]
+           [,bitmaps.0=BITMAP...]
+                         show a node over NBD (needs --nbd-server)
+  --export vhost-user-blk,id=ID,node-name=N,addr.type=unix,addr.path=PATH
+           [,writable=on|off][,logical-block-size=BYTES][,num-queues=COUNT]
+                         show a node to a virtual machine
+
+  --monitor CHARDEV[,pretty=on|off]
+                         a QMP monitor on a character device
+
+  --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
+  --nbd-server addr.type=unix,addr.path=PATH
+  --nbd-server addr.type=fd,addr.str=FD
+               [,max-connections=COUNT]
+                         an NBD server; there may be several
+
+  --object TYPE,id=ID[,PROPERTY=VALUE...]
+                         add an object; '--object help' lists the types
+
+  --pidfile PATH         write the process's id there once all is ready
+  --daemonize            go on in the background once all is ready
+`;
+}

@@ -1,0 +1,122 @@
+/** The options of the storage daemon. Each takes effect before the next is looked at. */
+import type { Daemon } from '../../daemon/daemon.ts';
+import type { BlockdevOptions } from '../../lib/options.ts';
+import { Checker } from '../../qmp/check.ts';
+import { QmpError } from '../../qmp/errors.ts';
+import type { JsonObject } from '../../qmp/json.ts';
+import { parseOptionText } from '../../qmp/key-value.ts';
+import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
+import type { Schema } from '../../qmp/schema/types.ts';
+import type { OptionDef } from '../getopt.ts';
+import { chardevBackend, chardevHelp } from './chardev.ts';
+
+export interface Option extends OptionDef {
+  readonly long: string;
+}
+
+export const OPTIONS: readonly Option[] = [
+  { long: 'blockdev', argument: 'required' },
+  { long: 'chardev', argument: 'required' },
+  { long: 'daemonize' },
+  { long: 'export', argument: 'required' },
+  { short: 'h', long: 'help' },
+  { long: 'monitor', argument: 'required' },
+  { long: 'nbd-server', argument: 'required' },
+  { long: 'object', argument: 'required' },
+  { long: 'pidfile', argument: 'required' },
+  { short: 'T', long: 'trace', argument: 'required' },
+  { short: 'V', long: 'version' },
+];
+
+export class StorageDaemon implements AsyncDisposable {
+  onQuit: (() => void) | undefined;
+  #daemon: Promise<Daemon> | undefined;
+
+  /** True where the option only asked for help, which was printed. */
+  async apply({ long }: Option, value: string): Promise<boolean> {
+    switch (long) {
+      case 'blockdev': {
+        const options = await this.#options('BlockdevOptions', value, 'driver');
+        await (await this.daemon()).nodes.add(options as unknown as BlockdevOptions);
+        return false;
+      }
+      case 'chardev':
+        return this.#chardev(value);
+      case 'export':
+        await this.#run('block-export-add', (await this.#options('BlockExportOptions', value, 'type')) as never);
+        return false;
+      case 'monitor': {
+        const { chardev, pretty = false } = (await this.#options(
+          'MonitorOptions',
+          value,
+          'chardev',
+        )) as Qapi<'MonitorOptions'>;
+        (await this.daemon()).addMonitor(chardev, pretty);
+        return false;
+      }
+      case 'nbd-server': {
+        const options = (await this.#options('NbdServerOptions', value)) as Qapi<'NbdServerOptions'>;
+        await (await this.daemon()).nbd.start(options);
+        return false;
+      }
+      default:
+        // Looked at before, or of no effect here: there is nothing to trace.
+        return false;
+    }
+  }
+
+  /** Everything runs. */
+  async ready(): Promise<void> {
+    await this.daemon();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await (await this.#daemon)?.close();
+  }
+
+  daemon(): Promise<Daemon> {
+    this.#daemon ??= this.#start();
+    return this.#daemon;
+  }
+
+  async #start(): Promise<Daemon> {
+    const { Daemon } = await import('../../daemon/daemon.ts');
+    const daemon = await Daemon.start();
+    daemon.onQuit = () => this.onQuit?.();
+    return daemon;
+  }
+
+  /** What options may be is known before anything runs. */
+  async #schema(): Promise<Schema> {
+    return (await import('../../daemon/schema.ts')).builtinSchema();
+  }
+
+  async #run<N extends CommandName>(command: N, args: Arguments<N>): Promise<void> {
+    await (await this.daemon()).run(command, args);
+  }
+
+  async #options(type: string, text: string, implied?: string): Promise<unknown> {
+    const { style, value, help } = parseOptionText(text, implied);
+    if (help) throw new QmpError('Help is not available for this option');
+    return new Checker(await this.#schema(), style).value(type, value, '');
+  }
+
+  async #chardev(text: string): Promise<boolean> {
+    const { value, style, help } = parseOptionText(text, 'backend', true);
+    const schema = await this.#schema();
+    if (help) {
+      process.stdout.write(chardevHelp(schema));
+      return true;
+    }
+    const { id, backend } = style === 'json' ? jsonChardev(value) : chardevBackend(value, schema);
+    if (typeof id !== 'string') throw new QmpError('chardev: no id specified');
+    const checked = new Checker(schema, style).value('ChardevBackend', backend, '');
+    await (await this.daemon()).chardevs.add(id, checked as Qapi<'ChardevBackend'>);
+    return false;
+  }
+}
+
+/** As `chardev-add` takes it. */
+function jsonChardev({ id, backend }: JsonObject): { readonly id: unknown; readonly backend: unknown } {
+  return { id, backend };
+}

@@ -1,0 +1,32 @@
+import { QmpError } from '../../qmp/errors.ts';
+import { flatAddress } from '../chardev/chardevs.ts';
+import type { Daemon } from '../daemon.ts';
+import type { Handlers } from './table.ts';
+
+export function exportCommands({ exports, nbd }: Daemon): Handlers {
+  return {
+    'nbd-server-start': ({ addr, ...options }) => nbd.start({ addr: flatAddress(addr), ...options }),
+    'nbd-server-stop': async () => {
+      nbd.assertRunning();
+      await exports.deleteAll('nbd');
+      await nbd.stop();
+    },
+    'nbd-server-add': ({ device, name = device, bitmap, ...options }) =>
+      exports.add({
+        type: 'nbd',
+        id: name,
+        'node-name': device,
+        name,
+        ...options,
+        ...(bitmap === undefined ? {} : { bitmaps: [bitmap] }),
+      }),
+    'nbd-server-remove': ({ name, mode = 'safe' }) => {
+      const id = exports.nbdId(name);
+      if (id === undefined) throw new QmpError(`Export '${name}' is not found`);
+      return exports.delete(id, mode);
+    },
+    'block-export-add': (options) => exports.add(options),
+    'block-export-del': ({ id, mode = 'safe' }) => exports.delete(id, mode),
+    'query-block-exports': () => exports.list(),
+  };
+}

@@ -1,0 +1,139 @@
+/**
+ * A storage daemon: nodes by name, exports, character devices and monitors, in one process. Everything here is the
+ * control plane and runs in the program's thread; I/O is done in IOThreads (docs/DAEMON.md).
+ */
+import { CoMutex } from '../aio/co-mutex.ts';
+import { IOThread } from '../lib/iothread.ts';
+import type { ThresholdEvent } from '../lib/node-messages.ts';
+import { policyOf, type ReferenceOptions } from '../lib/reference-policy.ts';
+import { Checker } from '../qmp/check.ts';
+import type { JsonObject } from '../qmp/json.ts';
+import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
+import type { Schema } from '../qmp/schema/types.ts';
+import type { Dispatcher, Session } from '../qmp/session.ts';
+import { Chardevs } from './chardev/chardevs.ts';
+import { type AnyHandler, commandTable } from './commands/table.ts';
+import { type EventListener, Events } from './events.ts';
+import { Exports } from './exports.ts';
+import { Monitor } from './monitor.ts';
+import { NbdListeners } from './nbd-listeners.ts';
+import { Nodes } from './nodes.ts';
+import { builtinSchema } from './schema.ts';
+import { versionInfo } from './version.ts';
+
+export interface DaemonOptions extends ReferenceOptions {
+  /** As of IOThread. */
+  readonly aio?: 'ring' | 'pool' | undefined;
+  /** What clients of monitors are told it is. Default: blockplane. */
+  readonly package?: string | undefined;
+}
+
+export class Daemon implements Dispatcher {
+  readonly greeting: JsonObject;
+  readonly schema: Schema;
+  readonly chardevs = new Chardevs();
+  readonly events = new Events();
+  readonly nodes: Nodes;
+  readonly nbd: NbdListeners;
+  readonly exports: Exports;
+  readonly #home: IOThread;
+  readonly #commands: ReadonlyMap<string, AnyHandler>;
+  readonly #checker: Checker;
+  /** Commands that change something, one after the other. */
+  readonly #changes = new CoMutex('commands');
+  #closing: Promise<void> | undefined;
+  /** Told when a client wants it to end. */
+  onQuit: (() => void) | undefined;
+
+  private constructor(home: IOThread, options: DaemonOptions) {
+    this.#home = home;
+    this.schema = builtinSchema();
+    this.greeting = { version: versionInfo(options.package), capabilities: ['oob'] } as unknown as JsonObject;
+    this.nodes = new Nodes(home, policyOf(options));
+    this.nbd = new NbdListeners(home);
+    this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
+    this.#commands = commandTable(this);
+    this.#checker = new Checker(this.schema);
+    home.listen(0, (name, payload) => this.#told(name, payload));
+  }
+
+  static async start(options: DaemonOptions = {}): Promise<Daemon> {
+    const home = await IOThread.start({ name: 'main-loop', aio: options.aio });
+    return new Daemon(home, options);
+  }
+
+  /** Names of all commands. */
+  get commandNames(): string[] {
+    return Object.keys(this.schema.commands).filter((name) => this.#commands.has(name));
+  }
+
+  has(command: string): boolean {
+    return this.#commands.has(command);
+  }
+
+  /** Carries out a command that a client has sent: its arguments are checked. Rejects with QmpError. */
+  async execute(command: string, args: JsonObject, session?: Session): Promise<unknown> {
+    const checked = this.#checker.arguments(this.schema.commands[command]!.data, args);
+    return this.#carryOut(command, checked, session);
+  }
+
+  /** Carries out a command as a program says it. */
+  async run<N extends CommandName>(command: N, args: Arguments<N>): Promise<Result<N>> {
+    return (await this.execute(command, args as unknown as JsonObject)) as Result<N>;
+  }
+
+  async #carryOut(command: string, args: object, session: Session | undefined): Promise<unknown> {
+    const handler = this.#commands.get(command)!;
+    if (isQuery(command)) return handler(args as never, session);
+    using _turn = await this.#changes.lock();
+    return await handler(args as never, session);
+  }
+
+  /** A monitor over a character device. */
+  addMonitor(chardev: string, pretty = false): void {
+    const monitor = new Monitor(this, pretty);
+    this.events.listen((event) => monitor.event(event as unknown as JsonObject));
+    this.chardevs.attach(chardev, monitor);
+  }
+
+  /** Events from now on; the answer ends it. */
+  listen(listener: EventListener): () => void {
+    return this.events.listen(listener);
+  }
+
+  /** Exports end, nodes are flushed and closed, threads end. Again: the same end. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    using _turn = await this.#changes.lock();
+    try {
+      await this.exports.deleteAll();
+      await this.nbd.stop();
+    } finally {
+      await this.#home.stop();
+      this.chardevs.closeAll();
+    }
+  }
+
+  #told(name: string, payload: unknown): void {
+    if (name !== 'threshold') return;
+    const { node, threshold, end } = payload as ThresholdEvent;
+    this.events.emit('BLOCK_WRITE_THRESHOLD', {
+      'node-name': node,
+      'amount-exceeded': end - threshold,
+      'write-threshold': threshold,
+    });
+  }
+}
+
+/** What changes nothing does not wait for what does; neither does agreeing on capabilities, nor the end. */
+function isQuery(command: string): boolean {
+  return command.startsWith('query-') || command === 'qmp_capabilities' || command === 'quit';
+}

@@ -1,0 +1,132 @@
+/** Block exports of a daemon, by their ids. */
+import { BlockError, Errno } from '../base/errors.ts';
+import type { Disk } from '../lib/disk.ts';
+import { serveVhostUser } from '../lib/vhost-user.ts';
+import { QmpError } from '../qmp/errors.ts';
+import type { Qapi } from '../qmp/schema/schema.ts';
+import { descriptorOf } from './chardev/socket.ts';
+import type { NbdListeners } from './nbd-listeners.ts';
+import type { Nodes } from './nodes.ts';
+
+type ExportOptions = Qapi<'BlockExportOptions'>;
+type NbdOptions = Extract<ExportOptions, { readonly type: 'nbd' }>;
+type VhostUserOptions = Extract<ExportOptions, { readonly type: 'vhost-user-blk' }>;
+export type ExportMode = Qapi<'BlockExportRemoveMode'>;
+
+const EXPORTS_MAX = 1024;
+/** Bytes of UTF-8 that the protocol has room for. */
+const NBD_STRING_MAX = 4096;
+
+interface Entry {
+  readonly type: ExportOptions['type'];
+  readonly node: string;
+  readonly disk: Disk;
+  readonly take: (mode: ExportMode) => Promise<void>;
+  shuttingDown: boolean;
+}
+
+export class Exports {
+  readonly #nodes: Nodes;
+  readonly #nbd: NbdListeners;
+  readonly #onDeleted: (id: string) => void;
+  readonly #byId = new Map<string, Entry>();
+
+  constructor(nodes: Nodes, nbd: NbdListeners, onDeleted: (id: string) => void) {
+    this.#nodes = nodes;
+    this.#nbd = nbd;
+    this.#onDeleted = onDeleted;
+  }
+
+  async add(options: ExportOptions): Promise<void> {
+    const { id, type, 'node-name': node, writable = false, writethrough = false } = options;
+    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) throw new QmpError('Invalid block export id');
+    if (this.#byId.has(id)) throw new QmpError(`Block export id '${id}' is already in use`);
+    if (this.#byId.size >= EXPORTS_MAX) throw new QmpError(`There are ${EXPORTS_MAX} block exports already`);
+    this.#nodes.lookup(node);
+    if (options.type === 'nbd') this.#checkNbd(options);
+    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough });
+    try {
+      const take = options.type === 'nbd' ? await this.#addNbd(options, disk) : await vhostUser(options, disk);
+      this.#byId.set(id, { type, node, disk, take, shuttingDown: false });
+    } catch (error) {
+      await disk.close();
+      throw error;
+    }
+  }
+
+  /** `safe` is refused while a client uses it. */
+  async delete(id: string, mode: ExportMode): Promise<void> {
+    const entry = this.#byId.get(id);
+    if (!entry) throw new QmpError(`Export '${id}' is not found`);
+    if (entry.shuttingDown) {
+      if (mode === 'safe') throw new QmpError(`export '${id}' is already shutting down`);
+      return;
+    }
+    entry.shuttingDown = true;
+    try {
+      await entry.take(mode);
+    } catch (error) {
+      entry.shuttingDown = false;
+      if (error instanceof BlockError && error.errno === Errno.EBUSY) {
+        throw new QmpError(`export '${id}' still in use`, 'GenericError', error);
+      }
+      throw error;
+    }
+    this.#byId.delete(id);
+    await entry.disk.close();
+    this.#onDeleted(id);
+  }
+
+  /** Takes all of them away, or all of one type. */
+  async deleteAll(type?: ExportOptions['type']): Promise<void> {
+    const ids = [...this.#byId].filter(([, entry]) => type === undefined || entry.type === type).map(([id]) => id);
+    for (const id of ids) await this.delete(id, 'hard');
+  }
+
+  /** The id of the NBD export that clients know by that name. */
+  nbdId(name: string): string | undefined {
+    return [...this.#byId].find(([id, { type }]) => type === 'nbd' && id === name)?.[0];
+  }
+
+  list(): Qapi<'BlockExportInfo'>[] {
+    return [...this.#byId].map(([id, { type, node, shuttingDown }]) => ({
+      id,
+      type,
+      'node-name': node,
+      'shutting-down': shuttingDown,
+    }));
+  }
+
+  #checkNbd(options: NbdOptions): void {
+    this.#nbd.assertRunning();
+    const { 'node-name': node, name = node, description = '' } = options;
+    const bytes = (text: string): number => new TextEncoder().encode(text).length;
+    if (bytes(name) > NBD_STRING_MAX) throw new QmpError(`export name '${name.slice(0, 64)}...' too long`);
+    if (bytes(description) > NBD_STRING_MAX) {
+      throw new QmpError(`description '${description.slice(0, 64)}...' too long`);
+    }
+    if (this.#nbd.has(name)) throw new QmpError(`NBD server already has export named '${name}'`);
+  }
+
+  async #addNbd(options: NbdOptions, disk: Disk): Promise<Entry['take']> {
+    const { 'node-name': node, name = node, description, writable = false, bitmaps = [] } = options;
+    await this.#nbd.add(name, {
+      disk,
+      exportName: name,
+      description,
+      readOnly: !writable,
+      bitmaps: bitmaps.map((bitmap) => (typeof bitmap === 'string' ? bitmap : bitmap.name)),
+    });
+    return (mode) => this.#nbd.remove(name, mode);
+  }
+}
+
+async function vhostUser(options: VhostUserOptions, disk: Disk): Promise<Entry['take']> {
+  const { addr, writable = false, 'num-queues': queues = 1, 'logical-block-size': blockSize } = options;
+  const where =
+    addr.type === 'unix' ? { socket: addr.path } : addr.type === 'fd' ? { fd: descriptorOf(addr.str) } : undefined;
+  if (!where) throw new QmpError("Only socket address types 'unix' and 'fd' are supported");
+  if (queues === 0) throw new QmpError('num-queues must be greater than 0');
+  const service = await serveVhostUser(disk, { ...where, readOnly: !writable, queues, blockSize });
+  return () => service.stop();
+}

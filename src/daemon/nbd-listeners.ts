@@ -1,0 +1,116 @@
+/** The NBD servers of a daemon. Each shows all NBD exports; there may be several, on different addresses. */
+import type { IOThread } from '../lib/iothread.ts';
+import { listenOf } from '../lib/listen.ts';
+import { type DiskExport, NbdService } from '../lib/nbd.ts';
+import { QmpError } from '../qmp/errors.ts';
+import type { Qapi } from '../qmp/schema/schema.ts';
+import { addressText, descriptorOf, portOf } from './chardev/socket.ts';
+
+type ServerOptions = Qapi<'NbdServerOptions'>;
+
+/** Servers at a time. */
+const SERVERS_MAX = 16;
+
+export class NbdListeners {
+  readonly #home: IOThread;
+  /** By their address. */
+  readonly #servers = new Map<string, NbdService>();
+  readonly #exports = new Map<string, DiskExport>();
+
+  constructor(home: IOThread) {
+    this.#home = home;
+  }
+
+  async start(options: ServerOptions): Promise<void> {
+    const key = addressText(options.addr);
+    if (this.#servers.has(key)) throw new QmpError('NBD server already running');
+    if (this.#servers.size >= SERVERS_MAX) throw new QmpError(`${SERVERS_MAX} NBD servers are running already`);
+    for (const creds of ['tls-creds', 'tls-authz'] as const) {
+      if (options[creds] !== undefined) throw new QmpError(`'${creds}' is not supported`);
+    }
+    const server = await NbdService.start(
+      [this.#home],
+      [],
+      {
+        listen: await listenOf(listenTarget(options.addr)),
+        mode: undefined,
+        maxConnections: options['max-connections'],
+        handshakeSeconds: options['handshake-max-seconds'],
+        byteBudget: undefined,
+        tls: undefined,
+      },
+      undefined,
+    );
+    try {
+      for (const entry of this.#exports.values()) await server.addExport(entry);
+    } catch (error) {
+      await server.stop(0);
+      throw error;
+    }
+    this.#servers.set(key, server);
+  }
+
+  assertRunning(): void {
+    if (this.#servers.size === 0) throw new QmpError('NBD server not running');
+  }
+
+  has(name: string): boolean {
+    return this.#exports.has(name);
+  }
+
+  /** Shows an export in every server, or in none. */
+  async add(name: string, entry: DiskExport): Promise<void> {
+    if (this.#exports.has(name)) throw new QmpError(`NBD server already has export named '${name}'`);
+    const added: NbdService[] = [];
+    try {
+      for (const server of this.#servers.values()) {
+        await server.addExport(entry);
+        added.push(server);
+      }
+    } catch (error) {
+      for (const server of added) await server.removeExport(name, 'hard');
+      throw error;
+    }
+    this.#exports.set(name, entry);
+  }
+
+  /** `safe`: EBUSY where a client uses it, and it stays in every server. */
+  async remove(name: string, mode: 'safe' | 'hard'): Promise<void> {
+    const entry = this.#exports.get(name);
+    const removed: NbdService[] = [];
+    try {
+      for (const server of this.#servers.values()) {
+        await server.removeExport(name, mode);
+        removed.push(server);
+      }
+    } catch (error) {
+      if (entry) for (const server of removed) await server.addExport(entry);
+      throw error;
+    }
+    this.#exports.delete(name);
+  }
+
+  /** Stops all of them; whoever calls has taken the exports away. */
+  async stop(): Promise<void> {
+    const servers = [...this.#servers.values()];
+    this.#servers.clear();
+    this.#exports.clear();
+    await Promise.all(servers.map((server) => server.stop(GRACE_MS)));
+  }
+}
+
+/** Milliseconds that requests in flight get to end. */
+const GRACE_MS = 5000;
+
+function listenTarget(addr: ServerOptions['addr']) {
+  switch (addr.type) {
+    case 'unix':
+      return { socket: addr.path };
+    case 'inet':
+      return { host: addr.host === '' ? '::' : addr.host, port: portOf(addr.port) };
+    case 'fd':
+      return { fd: descriptorOf(addr.str) };
+    default:
+      throw new QmpError('socket address family AF_VSOCK unsupported');
+  }
+}

@@ -1,0 +1,112 @@
+/**
+ * The nodes of a daemon. A node lives in one IOThread, with all that is below it: in that of the nodes it names as
+ * children, else in the home thread. Names are unique in the whole daemon, whichever thread a node is in.
+ */
+
+import { Disk } from '../lib/disk.ts';
+import type { IOThread } from '../lib/iothread.ts';
+import type { NodeInfo } from '../lib/node-messages.ts';
+import type { BlockdevOptions } from '../lib/options.ts';
+import type { ReferencePolicy } from '../lib/reference-policy.ts';
+import { QmpError } from '../qmp/errors.ts';
+
+export interface DiskSettings {
+  /** What the user is called. */
+  readonly name: string;
+  readonly writable: boolean;
+  readonly writethrough: boolean;
+}
+
+type Tree = Readonly<Record<string, unknown>>;
+
+export class Nodes {
+  readonly home: IOThread;
+  readonly #policy: ReferencePolicy;
+  /** Names of nodes, by the thread they are in. */
+  readonly #names = new Map<IOThread, ReadonlySet<string>>();
+
+  constructor(home: IOThread, policy: ReferencePolicy) {
+    this.home = home;
+    this.#policy = policy;
+  }
+
+  /** The thread that a node is in; undefined where there is none of that name. */
+  find(name: string): IOThread | undefined {
+    return this.threads.find((thread) => this.#names.get(thread)!.has(name));
+  }
+
+  /** As {@link find}; refused in the words for a device or node. */
+  lookup(name: string | undefined, device = ''): IOThread {
+    const thread = this.find(name ?? device);
+    if (thread) return thread;
+    throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? ''}'`);
+  }
+
+  /** Those that have nodes. */
+  get threads(): IOThread[] {
+    return [...this.#names.keys()];
+  }
+
+  async add(options: BlockdevOptions): Promise<void> {
+    const tree = options as unknown as Tree;
+    const name = tree['node-name'];
+    if (name === undefined) throw new QmpError("'node-name' must be specified for the root node");
+    this.#assertNames(tree);
+    const thread = this.#threadFor(tree);
+    const { names } = await thread.call('node-add', { options, policy: this.#policy });
+    this.#names.set(thread, new Set(names));
+  }
+
+  async delete(name: string): Promise<void> {
+    const thread = this.find(name);
+    if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
+    const { names } = await thread.call('node-del', { node: name });
+    this.#names.set(thread, new Set(names));
+  }
+
+  /** All that is known of every node. */
+  async list(): Promise<NodeInfo[]> {
+    const lists = await Promise.all(this.threads.map((thread) => thread.call('node-list', undefined)));
+    return lists.flat();
+  }
+
+  /** A disk on a node, for an export or a job. */
+  async disk(node: string, settings: DiskSettings): Promise<Disk> {
+    const thread = this.lookup(node);
+    const reply = await thread.call('node-disk', { node, ...settings });
+    return new Disk({ thread, release: () => Promise.resolve() }, reply, settings.name);
+  }
+
+  /** The nodes of a new tree have names that no other node has. */
+  #assertNames(tree: Tree): void {
+    const name = tree['node-name'];
+    if (typeof name === 'string') {
+      if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);
+      if (name.length > 31) throw new QmpError('Node name too long');
+      if (this.find(name)) throw new QmpError(`Duplicate nodes with node-name='${name}'`);
+    }
+    for (const child of subtrees(tree)) this.#assertNames(child);
+  }
+
+  /** Where the nodes are that it refers to. */
+  #threadFor(tree: Tree): IOThread {
+    const threads = new Set(references(tree).map((name) => this.lookup(name, name)));
+    if (threads.size > 1) throw new QmpError('The nodes that are referred to are in different IOThreads');
+    const [thread = this.home] = threads;
+    return thread;
+  }
+}
+
+function subtrees(tree: Tree): Tree[] {
+  return Object.values(tree).filter(
+    (value): value is Tree => typeof value === 'object' && value !== null && 'driver' in value,
+  );
+}
+
+/** Names of children in the places where a node may be. */
+const CHILDREN = ['file', 'backing', 'data-file', 'target', 'image', 'test', 'raw', 'log'];
+
+function references(tree: Tree): string[] {
+  const own = CHILDREN.map((child) => tree[child]).filter((value) => typeof value === 'string');
+  return [...own, ...subtrees(tree).flatMap(references)];
+}

@@ -1,0 +1,92 @@
+/** The schema of a daemon: that of the monitor, and what the drivers take. */
+import type { Driver, OptionSpec } from '../block/driver.ts';
+import { COMMON_OPTIONS } from '../block/options.ts';
+import { driverTable } from '../block/registry.ts';
+import { builtinDrivers } from '../lib/builtin-drivers.ts';
+import { SCHEMA } from '../qmp/schema/schema.ts';
+import type { Members, Schema } from '../qmp/schema/types.ts';
+
+const ENUMS: Readonly<Record<string, string>> = {
+  discard: 'BlockdevDiscardOptions',
+  'detect-zeroes': 'BlockdevDetectZeroesOptions',
+};
+
+/** With the drivers that come along. */
+export function builtinSchema(): Schema {
+  builtinDrivers();
+  return daemonSchema(driverTable());
+}
+
+/** `drivers`: by each name that they are known under. */
+function daemonSchema(drivers: ReadonlyMap<string, Driver>): Schema {
+  const enums: Record<string, readonly string[]> = { ...SCHEMA.enums, BlockdevDriver: [...drivers.keys()].sort() };
+  const structs: Record<string, Members> = { ...SCHEMA.structs };
+  const branches = Object.fromEntries(
+    [...drivers].map(([name, driver]) => [name, { ...children(driver), ...members(driver, enums, structs) }]),
+  );
+  return {
+    ...SCHEMA,
+    enums,
+    structs,
+    unions: {
+      ...SCHEMA.unions,
+      BlockdevOptions: { tag: 'driver', base: { ...commonMembers(), 'cache?': 'BlockdevCacheOptions' }, branches },
+    },
+  };
+}
+
+function commonMembers(): Members {
+  const entries = Object.entries(COMMON_OPTIONS).map(([name, spec]) => {
+    if (name === 'driver') return [name, 'BlockdevDriver'];
+    return [`${name}?`, ENUMS[name] ?? typeOf(spec, '')];
+  });
+  return Object.fromEntries(entries);
+}
+
+/** A node can do without a backing file, or a file for the data alone. */
+function children({ children: roles = {} }: Driver): Members {
+  const entries = Object.entries(roles).map(([name, role]) => [
+    role === 'primary' || role === 'filtered' ? name : `${name}?`,
+    role === 'cow' ? 'BlockdevRefOrNull' : 'BlockdevRef',
+  ]);
+  return Object.fromEntries(entries);
+}
+
+/** The driver's own options; those with a dot in their names are a struct of its own. */
+function members(driver: Driver, enums: Record<string, readonly string[]>, structs: Record<string, Members>): Members {
+  const own: Record<string, string> = {};
+  for (const [option, spec] of Object.entries(driver.options)) {
+    const [group, member] = split(option);
+    const name = `${driver.name}-${option}`;
+    if (spec.values) enums[name] = spec.values;
+    const type = typeOf(spec, name);
+    if (member === undefined) {
+      own[spec.required ? option : `${option}?`] = type;
+      continue;
+    }
+    const struct = `${driver.name}-${group}`;
+    structs[struct] = { ...structs[struct], [spec.required ? member : `${member}?`]: type };
+    own[spec.required ? group : `${group}?`] = struct;
+  }
+  return own;
+}
+
+function split(option: string): readonly [string, string | undefined] {
+  const dot = option.indexOf('.');
+  return dot < 0 ? [option, undefined] : [option.slice(0, dot), option.slice(dot + 1)];
+}
+
+function typeOf({ type }: OptionSpec, enumName: string): string {
+  switch (type) {
+    case 'boolean':
+      return 'bool';
+    case 'size':
+      return 'bytes';
+    case 'number':
+      return 'int';
+    case 'enum':
+      return enumName;
+    default:
+      return 'str';
+  }
+}

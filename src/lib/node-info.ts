@@ -1,0 +1,49 @@
+import { BlockBackend } from '../block/backend.ts';
+import { BlockChild } from '../block/child.ts';
+import type { BlockNode } from '../block/node.ts';
+import type { NodeInfo } from './node-messages.ts';
+import { type BlockdevOptions, nameOf } from './options.ts';
+import { describeBitmap } from './worker-bitmaps.ts';
+
+/** What is known of a node; `owned`: see NodeInfo. */
+export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInfo> {
+  const { impl, common } = node;
+  return {
+    name: node.name,
+    driver: common.driver,
+    filename: nameOf(common as unknown as BlockdevOptions),
+    readOnly: node.readOnly,
+    detectZeroes: node.detectZeroes,
+    direct: common.cache?.direct ?? false,
+    noFlush: node.noFlush,
+    length: node.length,
+    allocated: await allocatedBytes(node),
+    threshold: node.writeThreshold,
+    bitmaps: node.bitmaps.list().map(describeBitmap),
+    snapshots: impl.snapshots?.list() ?? [],
+    image: node.driver.role === 'format' ? ((await impl.info?.()) ?? {}) : {},
+    children: node.children.map(({ name, node: below, perm, shared }) => ({ name, node: below.name, perm, shared })),
+    backends: node.parents
+      .filter((parent) => !(parent instanceof BlockChild))
+      .map((parent) => ({
+        name: parent instanceof BlockBackend ? parent.name : parent.describe,
+        perm: parent.perm,
+        shared: parent.shared,
+      })),
+    owned,
+  };
+}
+
+/** Of the node's own storage: layers below it have theirs. */
+async function allocatedBytes(node: BlockNode): Promise<number | undefined> {
+  if (node.children.length === 0) {
+    const { allocated } = (await node.impl.info?.()) ?? {};
+    return typeof allocated === 'number' ? allocated : node.driver.name === 'null-co' ? 0 : undefined;
+  }
+  let sum: number | undefined;
+  for (const { role, node: below } of node.children) {
+    const bytes = role === 'cow' ? undefined : await allocatedBytes(below);
+    if (bytes !== undefined) sum = (sum ?? 0) + bytes;
+  }
+  return sum;
+}

@@ -1,0 +1,96 @@
+/** What crosses between a daemon and an IOThread about nodes by name: see worker-nodes.ts. */
+import type { Bytes, Offset } from '../base/units.ts';
+import type { SnapshotInfo } from '../block/driver.ts';
+import type { BitmapInfo } from './bitmap-messages.ts';
+import type { OpenReply } from './messages.ts';
+import type { BlockdevOptions } from './options.ts';
+import type { ReferencePolicy } from './reference-policy.ts';
+
+export interface NodeMessage {
+  readonly node: string;
+}
+
+export interface NodeAddMessage {
+  readonly options: BlockdevOptions;
+  readonly policy: ReferencePolicy;
+}
+
+/** Which nodes there are in the thread by now. */
+export interface NodeNames {
+  readonly names: readonly string[];
+}
+
+export interface NodeResizeMessage extends NodeMessage {
+  readonly size: Bytes;
+}
+
+export interface NodeThresholdMessage extends NodeMessage {
+  /** 0 takes it away. */
+  readonly bytes: Bytes;
+}
+
+export interface NodeDiskMessage extends NodeMessage {
+  /** What the user is called in messages. */
+  readonly name: string;
+  readonly writable: boolean;
+  readonly writethrough: boolean;
+}
+
+export interface EdgeInfo {
+  /** What the parent calls it. */
+  readonly name: string;
+  readonly node: string;
+  /** Perm bits. */
+  readonly perm: number;
+  readonly shared: number;
+}
+
+/** A user that is no node. */
+export interface BackendInfo {
+  readonly name: string;
+  readonly perm: number;
+  readonly shared: number;
+}
+
+/** All that is known of a node. */
+export interface NodeInfo {
+  readonly name: string;
+  readonly driver: string;
+  /** Of its file, or of what stands for that. */
+  readonly filename: string;
+  readonly readOnly: boolean;
+  readonly detectZeroes: 'off' | 'on' | 'unmap';
+  readonly direct: boolean;
+  readonly noFlush: boolean;
+  readonly length: Bytes;
+  /** What it takes of its storage, where that is known. */
+  readonly allocated: Bytes | undefined;
+  /** 0 for none. */
+  readonly threshold: Bytes;
+  readonly bitmaps: readonly BitmapInfo[];
+  readonly snapshots: readonly SnapshotInfo[];
+  /** What the driver says of the image, by QAPI's names. */
+  readonly image: Readonly<Record<string, unknown>>;
+  readonly children: readonly EdgeInfo[];
+  readonly backends: readonly BackendInfo[];
+  /** It was added by itself, and goes only when it is asked to. */
+  readonly owned: boolean;
+}
+
+/** A write has gone beyond a threshold. */
+export interface ThresholdEvent {
+  readonly service: 0;
+  readonly node: string;
+  readonly threshold: Offset;
+  readonly end: Offset;
+}
+
+export interface NodeMethods {
+  'node-add'(args: NodeAddMessage): NodeNames;
+  'node-del'(args: NodeMessage): NodeNames;
+  'node-list'(): NodeInfo[];
+  'node-resize'(args: NodeResizeMessage): void;
+  'node-threshold'(args: NodeThresholdMessage): void;
+  /** A disk on a node that is there. */
+  'node-disk'(args: NodeDiskMessage): OpenReply;
+}

@@ -1,0 +1,118 @@
+/** Nodes that a daemon has added to an IOThread by name, without a disk on them. */
+import type { SetupThread } from '../aio/iothread-worker.ts';
+import { BlockError, Errno } from '../base/errors.ts';
+import { BlockBackend } from '../block/backend.ts';
+import { BlockChild } from '../block/child.ts';
+import { PERM_ALL, Perm } from '../block/driver.ts';
+import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
+import { truncateNode } from '../block/io.ts';
+import type { BlockNode } from '../block/node.ts';
+import { allNodes, nodeByName } from '../block/registry.ts';
+import { ofImage } from './image-head.ts';
+import type { OpenReply } from './messages.ts';
+import { nodeInfo } from './node-info.ts';
+import type {
+  NodeAddMessage,
+  NodeDiskMessage,
+  NodeMethods,
+  NodeNames,
+  NodeResizeMessage,
+  NodeThresholdMessage,
+  ThresholdEvent,
+} from './node-messages.ts';
+import { nameOf } from './options.ts';
+import { assertUnchanged, resolveReferences } from './references.ts';
+import type { WorkerDisks } from './worker-disks.ts';
+
+type NodeHandlers = {
+  readonly [M in keyof NodeMethods]: (args: Parameters<NodeMethods[M]>[0]) => Promise<ReturnType<NodeMethods[M]>>;
+};
+
+export class WorkerNodes {
+  readonly handlers: NodeHandlers;
+  readonly #thread: SetupThread;
+  readonly #disks: WorkerDisks;
+  /** Held until they are deleted. */
+  readonly #owned = new Map<string, BlockNode>();
+
+  constructor(thread: SetupThread, disks: WorkerDisks) {
+    this.#thread = thread;
+    this.#disks = disks;
+    this.handlers = {
+      'node-add': (args) => this.#add(args),
+      'node-del': ({ node }) => this.#delete(node),
+      'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
+      'node-resize': (args) => this.#resize(args),
+      'node-threshold': async (args) => this.#setThreshold(args),
+      'node-disk': (args) => this.#disk(args),
+    };
+  }
+
+  /** Nothing uses them any more. */
+  async stop(): Promise<void> {
+    // Those that were added last may use those before.
+    const nodes = [...this.#owned.values()].reverse();
+    this.#owned.clear();
+    for (const node of nodes) await releaseNode(node);
+  }
+
+  async #add({ options, policy }: NodeAddMessage): Promise<NodeNames> {
+    const name = nameOf(options);
+    let node: BlockNode | undefined;
+    try {
+      const resolved = await resolveReferences(options, policy);
+      node = await openNode(this.#thread.context, resolved as unknown as NodeOptions);
+      await assertUnchanged(options, resolved, policy, name);
+    } catch (error) {
+      if (node) await releaseNode(node).catch(() => undefined);
+      throw ofImage(error, name);
+    }
+    this.#owned.set(node.name, node);
+    return this.#names();
+  }
+
+  async #delete(name: string): Promise<NodeNames> {
+    const node = this.#owned.get(name);
+    if (!node) throw new BlockError(Errno.EPERM, `Node ${nodeByName(name).name} is not owned by the monitor`);
+    if (node.parents.length > 0) {
+      const below = node.parents.every((parent) => parent instanceof BlockChild);
+      throw new BlockError(Errno.EBUSY, `${below ? 'Block device' : 'Node'} ${name} is in use`);
+    }
+    this.#owned.delete(name);
+    await releaseNode(node);
+    return this.#names();
+  }
+
+  #names(): NodeNames {
+    return { names: allNodes().map(({ name }) => name) };
+  }
+
+  async #resize({ node: name, size }: NodeResizeMessage): Promise<void> {
+    const { context } = this.#thread;
+    const perm = Perm.RESIZE | Perm.CONSISTENT_READ;
+    const blk = await BlockBackend.open(context, name, { name: '', perm, shared: PERM_ALL, readOnly: false });
+    try {
+      using _drained = await blk.drain();
+      await truncateNode(blk.root!, size, 'off');
+    } finally {
+      await blk.close();
+    }
+  }
+
+  #setThreshold({ node: name, bytes }: NodeThresholdMessage): void {
+    const node = nodeByName(name);
+    node.setWriteThreshold(bytes, (end) => {
+      this.#thread.emit('threshold', { service: 0, node: name, threshold: bytes, end } satisfies ThresholdEvent);
+    });
+  }
+
+  async #disk({ node, name, writable, writethrough }: NodeDiskMessage): Promise<OpenReply> {
+    this.#disks.assertRoom(name);
+    const perm = Perm.CONSISTENT_READ | (writable ? Perm.WRITE : 0);
+    const shared = Perm.CONSISTENT_READ | Perm.WRITE | Perm.WRITE_UNCHANGED;
+    const { context } = this.#thread;
+    return this.#disks.adopt(
+      await BlockBackend.open(context, node, { name, perm, shared, readOnly: !writable, writethrough }),
+    );
+  }
+}

@@ -1,0 +1,106 @@
+/** The daemon as a program: its command line, its pid file, readiness, and its end. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { MAIN, needs, run, scratch } from '../harness.ts';
+import { Peer } from './conversation.ts';
+
+const OURS = [process.execPath, MAIN, 'qemu-storage-daemon'];
+
+/** Wrong from the first word on, so that neither begins to serve. */
+const WRONG: readonly (readonly string[])[] = [
+  ['--blockdev', 'null-co,size=x,node-name=a'],
+  ['--blockdev', 'null-co,read-zeroes=x,node-name=a'],
+  ['--blockdev', 'null-co,latency-ns=x,node-name=a'],
+  ['--blockdev', 'foo,node-name=a'],
+  ['--blockdev', 'null-co,foo=1,node-name=a'],
+  ['--blockdev', 'null-co,=a'],
+  ['--blockdev', 'null-co,cache=5'],
+  ['--blockdev', 'null-co,cache.x=5'],
+  ['--blockdev', 'null-co,cache..x=5'],
+  ['--blockdev', ''],
+  ['--blockdev', '{'],
+  ['--blockdev', '{}'],
+  ['--blockdev', '{"driver":"null-co","size":"1M"}'],
+  ['--blockdev', 'raw,file=zz,node-name=x'],
+  ['--blockdev', 'raw,node-name=x'],
+  ['--blockdev', 'null-co,discard=zz,node-name=x'],
+  ['--blockdev', 'null-co'],
+  ['--blockdev', 'help'],
+  ['--blockdev', 'null-co,help'],
+  ['--blockdev', 'null-co,node-name=a', '--blockdev', 'null-co,node-name=a'],
+  ['--chardev', 'foo,id=x'],
+  ['--chardev', 'stdio'],
+  ['--monitor', 'chardev=zz'],
+  ['--monitor', 'zz,foo=1'],
+  ['--monitor', 'zz,mode=xx'],
+  ['--monitor', 'help'],
+  ['--export', 'nbd'],
+  ['--export', 'help'],
+  ['--export', 'nbd,id=e,node-name=x'],
+  ['--nbd-server', 'addr.type=unix'],
+  ['--nbd-server', 'help'],
+  ['--foo'],
+  ['foo'],
+  ['--blockdev'],
+  ['--pidfile', '/nowhere/x', '--blockdev', 'null-co,node-name=a'],
+];
+
+test(
+  'a command line that is wrong is refused in the words of qemu-storage-daemon',
+  needs('qemu-storage-daemon'),
+  async () => {
+    const different: string[] = [];
+    for (const args of WRONG) {
+      const [theirs, ours] = await Promise.all([
+        run('qemu-storage-daemon', args),
+        run(OURS[0]!, [...OURS.slice(1), ...args]),
+      ]);
+      const told = theirs.stderr.replace('/usr/bin/', '');
+      if (ours.stderr !== told) different.push(`${args.join(' ')}: ours ${ours.stderr}, theirs ${told}`);
+      assert.deepEqual([ours.code, ours.stdout], [theirs.code, theirs.stdout], args.join(' '));
+    }
+    assert.equal(different.join('\n'), '');
+  },
+);
+
+test('everything is there by the time the process that was told to daemonize ends', { timeout: 30_000 }, async (t) => {
+  const directory = scratch(t);
+  const pidfile = join(directory, 'pid');
+  const args = [
+    ...['--blockdev', 'null-co,node-name=n,size=1M', '--nbd-server', `addr.type=unix,addr.path=${directory}/nbd`],
+    ...['--export', 'nbd,id=e,node-name=n', '--pidfile', pidfile, '--daemonize'],
+  ];
+  const { code, stderr } = await run(OURS[0]!, [...OURS.slice(1), ...args]);
+  assert.deepEqual([code, stderr], [0, '']);
+  const pid = Number(readFileSync(pidfile, 'utf8'));
+  assert.ok(existsSync(join(directory, 'nbd')));
+  process.kill(pid, 'SIGTERM');
+  while (existsSync(pidfile)) await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
+test('a second daemon does not take the pid file of the first', { timeout: 30_000 }, async (t) => {
+  const directory = scratch(t);
+  const pidfile = join(directory, 'pid');
+  await Peer.start(t, directory, OURS, ['--pidfile', pidfile]);
+  const { code, stderr } = await run(OURS[0]!, [...OURS.slice(1), '--pidfile', pidfile]);
+  assert.equal(code, 1);
+  assert.match(stderr, /cannot create PID file: Cannot lock '.*': Resource temporarily unavailable/);
+});
+
+test('SIGTERM ends it in good order', { timeout: 30_000 }, async (t) => {
+  const directory = scratch(t);
+  const args = ['--chardev', `socket,id=c,path=${directory}/q,server=on,wait=off`, '--monitor', 'c'];
+  const child = spawn(OURS[0]!, [...OURS.slice(1), ...args, '--pidfile', join(directory, 'pid')], { stdio: 'pipe' });
+  t.after(() => child.kill('SIGKILL'));
+  while (!existsSync(join(directory, 'pid')) || readFileSync(join(directory, 'pid'), 'utf8') === '') {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  child.kill('SIGTERM');
+  const [code] = (await once(child, 'exit')) as [number | null];
+  assert.equal(code, 0);
+  assert.ok(!existsSync(join(directory, 'q')) && !existsSync(join(directory, 'pid')));
+});
