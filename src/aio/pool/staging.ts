@@ -35,7 +35,7 @@ export function receiveInto(
     symbols.find(({ description }) => description === name),
   );
   if (!buffer || !callback || !next || target[buffer] !== null || !target._handle?.useUserBuffer) return false;
-  const room = (): Uint8Array => memory.subarray(end());
+  const room = (): Uint8Array => memory.subarray(end(), end() + STAGING_ROOM);
   target[buffer] = room();
   target[callback] = received;
   target[next] = room;
