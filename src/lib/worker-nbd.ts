@@ -5,7 +5,7 @@ import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
-import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
 import { assertWritable, ServiceTable } from './service-table.ts';
 import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
@@ -53,7 +53,9 @@ export class WorkerNbd {
     };
     const tls = message.tls && (await serverTls(message.tls));
     const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
-      this.#thread.emit(name, { service, peer, clients: server.clients.length });
+      const { handshakes } = server.stats;
+      const event: NbdClientEvent = { service, peer, clients: server.clients.length, handshakes };
+      this.#thread.emit(name, event);
     });
     this.services.set(service, server);
     try {
@@ -74,9 +76,9 @@ export class WorkerNbd {
       throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
     }
     assertWritable(blk, entry.writable);
-    const { writable } = entry;
+    const { writable, allocationDepth, multiConn } = entry;
     const server = this.services.get(service);
-    const common = { blk, writable, allocationDepth: true, multiConn: true };
+    const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
     server.addExport({ name, description, ...common, bitmaps });
   }
