@@ -6,6 +6,7 @@ import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
 import { nodeCommands } from './nodes.ts';
+import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
@@ -26,6 +27,7 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     nodeCommands(daemon),
     queryCommands(daemon),
     exportCommands(daemon),
+    objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
 }
