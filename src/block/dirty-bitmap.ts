@@ -96,7 +96,7 @@ export class DirtyBitmap {
     return Math.min(Math.max(found * granularity, at), end);
   }
 
-  /** Takes over what is dirty in another bitmap of the same node. */
+  /** Takes over what is dirty in another bitmap of a disk of the same size. */
   merge(source: DirtyBitmap): void {
     if (source.granularity === this.granularity) {
       this.bits.or(source.bits);
@@ -188,11 +188,17 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
-  /** What is dirty in any of `sources` is dirty in `target` too; all or nothing. EBUSY, EINVAL (inconsistent). */
-  async merge(target: string, sources: readonly string[]): Promise<void> {
+  /** What is dirty in any of `sources`, here by name or of another node, is dirty in `target` too; all or nothing. EBUSY,
+   *  EINVAL (inconsistent, or of a disk of another size). */
+  async merge(target: string, sources: readonly (string | DirtyBitmap)[]): Promise<void> {
     using _held = await this.#mutex.lock();
     const into = this.#changeable(target, 'merge into');
-    const from = sources.map((name) => this.#usable(name, 'merge'));
+    const from = sources.map((source) => (typeof source === 'string' ? this.#usable(source, 'merge') : source));
+    const other = from.find(({ size }) => size !== into.size);
+    if (other) {
+      const why = `its disk has ${other.size} bytes, that of '${target}' ${into.size}`;
+      throw new BlockError(Errno.EINVAL, `Could not merge bitmap '${other.name}': ${why}`);
+    }
     await this.#use(into);
     for (const source of from) into.merge(source);
   }

@@ -14,6 +14,7 @@ import type { JsonObject } from '../qmp/json.ts';
 import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { Chardevs } from './chardev/chardevs.ts';
 import { type AnyHandler, commandTable } from './commands/table.ts';
 import { type EventListener, Events } from './events.ts';
@@ -41,6 +42,7 @@ export class Daemon implements Dispatcher {
   readonly objects: ObjectStore;
   readonly nbd: NbdListeners;
   readonly exports: Exports;
+  readonly bitmaps: Bitmaps;
   readonly #commands: ReadonlyMap<string, AnyHandler>;
   readonly #checker: Checker;
   /** Commands that change something, one after the other. */
@@ -65,6 +67,7 @@ export class Daemon implements Dispatcher {
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home);
     this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
+    this.bitmaps = new Bitmaps(this.nodes);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);
   }

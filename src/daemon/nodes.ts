@@ -66,7 +66,7 @@ export class Nodes {
   lookup(name: string | undefined, device = ''): IOThread {
     const thread = this.find(name ?? device);
     if (thread) return thread;
-    throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? ''}'`);
+    throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? device}'`);
   }
 
   /** Those that have nodes. */

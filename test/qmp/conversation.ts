@@ -192,16 +192,24 @@ function byName(events: readonly Json[]): Json[] {
   return [...events].sort((a, b) => String((a as Fields).event).localeCompare(String((b as Fields).event)));
 }
 
+/** By name where there is one. */
+function orderOf(item: Json): string {
+  const { 'node-name': node, name, label } = (typeof item === 'object' && item !== null ? item : {}) as Fields;
+  return `${node ?? name ?? label ?? ''} ${JSON.stringify(item)}`;
+}
+
 /** Numbers that no two images, or moments, have in common. */
 const OWN = /^(actual-size|timestamp|date-sec|date-nsec|vm-clock-sec|vm-clock-nsec|micro|package|major|minor)$/;
 
 export function alike(value: Json, directory: string, options: Pick<Step, 'words'> = {}): Json {
+  // Where it has no file, there is another way to write what it is.
+  if (typeof value === 'string' && /^(json:\{.*"null-co".*|null-co:\/\/)$/.test(value)) return '(null-co)';
   if (typeof value === 'string') return value.replaceAll(directory, '$DIR').replace(/#block\d+/g, '#block');
   if (Array.isArray(value)) {
     const items = value.map((item) => alike(item, directory, options));
     return items.every((item) => typeof item !== 'object') && items.some((item) => typeof item !== 'string')
       ? items
-      : items.sort((a, b) => JSON.stringify(a).localeCompare(JSON.stringify(b)));
+      : items.sort((a, b) => orderOf(a).localeCompare(orderOf(b)));
   }
   if (typeof value !== 'object' || value === null) return value;
   const names = Object.keys(value).sort();

@@ -2,6 +2,7 @@
 import type { Arguments, CommandName, Result } from '../../qmp/schema/schema.ts';
 import type { Session } from '../../qmp/session.ts';
 import type { Daemon } from '../daemon.ts';
+import { bitmapCommands } from './bitmaps.ts';
 import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
@@ -27,6 +28,7 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     nodeCommands(daemon),
     queryCommands(daemon),
     exportCommands(daemon),
+    bitmapCommands(daemon),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
