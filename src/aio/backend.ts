@@ -10,6 +10,7 @@
  * - Results are byte counts (or 0) or negative errnos. Reads and writes may be short; 0 bytes read is the end of the
  * file. - Control methods (open, listen, connect, stat, ...) return promises and reject with BlockError.
  */
+import type { Socket as NodeSocket } from 'node:net';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { Bytes, Nanoseconds, Offset } from '../base/units.ts';
 import type { AioOp } from './op.ts';
@@ -115,6 +116,9 @@ export interface AioBackend {
   /** Takes over a connected stream socket, or a listening one (systemd socket activation). */
   adoptSocket(fd: number): Promise<AioSocket>;
   adoptListener(fd: number): Promise<AioListener>;
+  /** A connected stream of Node's (a TLS stream) as a socket of this seam: it belongs to that from here on. Absent
+   *  where there are none (sim). */
+  fromStream?(stream: NodeSocket): Promise<AioSocket>;
   /** Completes `op` with the ready events once `fd` is ready for `events` (POLLIN 1, POLLOUT 4), or -ECANCELED after
    *  {@link cancel}. ENOTSUP where there is no native layer. */
   pollFd(op: AioOp, fd: number, events: number): void;
@@ -232,6 +236,9 @@ export interface AioSocket {
    * nothing is begun, where the backend cannot (only ring can): send later then.
    */
   sendAfter(op: AioOp, iov: Iov, first: AioOp): boolean;
+  /** Gives the connection up as a stream of Node's; bytes that were received and not asked for come out of it. No
+   *  operation may be pending, and the socket is not used again. Absent where it cannot be had (sim). */
+  toStream?(): Promise<NodeSocket>;
   /** Both directions end: pending operations complete (0 or an error), the peer sees the end. Idempotent. */
   shutdown(): void;
   /** Every operation on it must have ended. */

@@ -46,10 +46,14 @@ test('random operations leave the bits of a plain set', () => {
     for (let step = 0; step < 25; step++) {
       const what = `seed ${seed}, step ${step}`;
       const kind = prng.below(10);
-      if (kind < 7) {
+      if (kind < 5) {
         const [first, last] = range(prng, model.length);
         bits.set(first, last);
         for (let i = first; i <= last; i++) model.set.add(i);
+      } else if (kind < 7) {
+        const [first, last] = range(prng, model.length);
+        bits.unset(first, last);
+        for (let i = first; i <= last; i++) model.set.delete(i);
       } else if (kind === 7) {
         model.length = Math.max(1, model.length + prng.between(-PAGE, PAGE));
         bits.resize(model.length);

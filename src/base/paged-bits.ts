@@ -36,6 +36,29 @@ class Page {
     return added;
   }
 
+  /** Clears bits, both included; returns how many were set. */
+  unset(first: number, last: number): number {
+    const from = first >>> 3;
+    const to = last >>> 3;
+    const head = (0xff << (first & 7)) & 0xff;
+    const tail = 0xff >>> (7 - (last & 7));
+    let gone = 0;
+    if (from === to) gone = this.#without(from, head & tail);
+    else {
+      gone = this.#without(from, head) + this.#without(to, tail);
+      for (let i = from + 1; i < to; i++) gone += SET_IN[this.bytes[i]!]!;
+      this.bytes.fill(0, from + 1, to);
+    }
+    this.count -= gone;
+    return gone;
+  }
+
+  #without(index: number, mask: number): number {
+    const before = this.bytes[index]!;
+    this.bytes[index] = before & ~mask;
+    return SET_IN[before & mask]!;
+  }
+
   #or(index: number, mask: number): number {
     const before = this.bytes[index]!;
     const after = before | mask;
@@ -130,6 +153,32 @@ export class PagedBits {
     const page = known ?? new Page();
     const added = page.set(first, last);
     if (added > 0) this.#put(index, page, added);
+  }
+
+  /** Clears bits, both included and both inside. */
+  unset(first: number, last: number): void {
+    for (let at = first; at <= last; ) {
+      const index = Math.floor(at / PAGE_BITS);
+      const base = index * PAGE_BITS;
+      this.#unsetIn(index, at - base, Math.min(last - base, PAGE_BITS - 1));
+      at = base + PAGE_BITS;
+    }
+  }
+
+  #unsetIn(index: number, first: number, last: number): void {
+    const known = this.#pages.get(index);
+    if (known === undefined) return;
+    if (first === 0 && last === PAGE_BITS - 1) {
+      this.#put(index, new Page(), -known.count);
+      return;
+    }
+    let page = known;
+    if (known === FULL) {
+      page = new Page();
+      page.set(0, PAGE_BITS - 1);
+    }
+    const gone = page.unset(first, last);
+    if (gone > 0) this.#put(index, page, -gone);
   }
 
   /** `page` has `added` more set bits than what was there. */

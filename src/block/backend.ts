@@ -31,6 +31,8 @@ export interface BlockBackendOptions {
   /** What others may do meanwhile; default: read, and what changes nothing. */
   readonly shared?: number;
   readonly readOnly?: boolean;
+  /** See NodeParent. */
+  readonly allies?: ReadonlySet<NodeParent>;
   /** Every write is on stable storage when it completes. Default false (write-back). */
   readonly writethrough?: boolean;
   /** Writes beyond the end make the root grow instead of failing. */
@@ -72,6 +74,7 @@ export class BlockBackend implements NodeParent {
   readonly context: AioContext;
   perm: number;
   shared: number;
+  allies: ReadonlySet<NodeParent> | undefined;
   /** Who uses it: exports, jobs. One that comes in while it is drained looks at `quiesce` itself. */
   readonly users = new Set<BackendUser>();
   writethrough: boolean;
@@ -92,6 +95,7 @@ export class BlockBackend implements NodeParent {
     this.context = context;
     this.name = options.name ?? '';
     this.#readOnly = options.readOnly ?? false;
+    this.allies = options.allies;
     this.writethrough = options.writethrough ?? false;
     this.allowWriteBeyondEnd = options.allowWriteBeyondEnd ?? false;
     const writes = this.#readOnly ? 0 : Perm.WRITE | Perm.RESIZE;
@@ -128,6 +132,15 @@ export class BlockBackend implements NodeParent {
 
   get root(): BlockNode | null {
     return this.#root;
+  }
+
+  /** The root, for the graph: what is put in its place, too. */
+  get node(): BlockNode | null {
+    return this.#root;
+  }
+
+  set node(node: BlockNode) {
+    this.#root = node;
   }
 
   get #medium(): BlockNode {

@@ -115,7 +115,7 @@ export class BlockChild implements Child, NodeParent {
   }
 
   resized(): void {
-    if (this.role !== 'cow') this.parent.resized();
+    if (this.role !== 'cow' && this.role !== 'target') this.parent.resized();
   }
 
   #assertWrites(what: string): void {

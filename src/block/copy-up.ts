@@ -27,7 +27,7 @@ const place = new Mapping();
 /** The node that decides what `root` reads as: itself, or what is below its filters. */
 export function layerOf(root: BlockNode): BlockNode {
   let node = root;
-  while (node.children.length === 1 && node.children[0]!.role === 'filtered') node = node.children[0]!.node;
+  for (let shown = node.filtered; shown !== undefined; shown = node.filtered) node = shown.node;
   return node;
 }
 
@@ -37,7 +37,7 @@ export function layerNumber(root: BlockNode, isLayer: (node: BlockNode) => boole
   let node: BlockNode | undefined = root;
   for (let number = 1; node !== undefined; number++) {
     const layer: BlockNode = layerOf(node);
-    for (let shown: BlockNode = node; ; shown = shown.children[0]!.node) {
+    for (let shown: BlockNode = node; ; shown = shown.filtered!.node) {
       if (isLayer(shown)) return number;
       if (shown === layer) break;
     }

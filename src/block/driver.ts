@@ -303,7 +303,8 @@ export interface BitmapStore {
 
 export interface DriverNode extends NodeIo, NodeControl {}
 
-export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered';
+/** `target`: of a filter, what it writes for itself, besides what it shows. */
+export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered' | 'target';
 
 /** Permissions on a node, as bits; see block/permissions.ts. */
 export const Perm = { CONSISTENT_READ: 1, WRITE: 2, WRITE_UNCHANGED: 4, RESIZE: 8 } as const;

@@ -32,5 +32,8 @@ async function flushSelf(node: BlockNode): Promise<void> {
 
 async function flushChildren(node: BlockNode): Promise<void> {
   // A snapshot: the graph may change meanwhile. Not asked: who may write now. Who might, once, left its writes there.
-  for (const child of [...node.children]) if (!child.node.clean) await flushNode(child.node);
+  for (const child of [...node.children]) {
+    // What a filter writes for itself it makes stable itself.
+    if (child.role !== 'target' && !child.node.clean) await flushNode(child.node);
+  }
 }

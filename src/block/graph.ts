@@ -40,7 +40,8 @@ async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, d
   const name = reserveName(options['node-name']);
   const node = new BlockNode(name, driver, aio, options);
   try {
-    node.opened(await driver.open(openContext(node, options, depth), own));
+    const context = openContext(node, (child, role) => openChild(node, options, child, role, depth));
+    node.opened(await driver.open(context, own));
     await node.bitmaps.load();
     // It may have begun while the driver opened, and does not know of this node.
     if (inDrainAll()) throw drainingAll();
@@ -62,18 +63,21 @@ function drainingAll(): BlockError {
   return new BlockError(Errno.EBUSY, 'Could not open a node: all nodes are being drained');
 }
 
-function openContext(node: BlockNode, options: NodeOptions, depth: number): OpenContext {
+/** What the driver of `node` is opened with. */
+export function openContext(node: BlockNode, openChild: OpenContext['openChild']): OpenContext {
   return {
     aio: node.aio,
     nodeName: node.name,
     get readOnly() {
       return node.readOnly;
     },
-    common: node.common,
+    get common() {
+      return node.common;
+    },
     grace: () => node.grace(),
     quiet: kickDrain,
     resized: () => node.resized(),
-    openChild: (name, role) => openChild(node, options, name, role, depth),
+    openChild,
   };
 }
 
@@ -222,7 +226,7 @@ export async function replaceChild(child: BlockChild, to: BlockNode): Promise<vo
     if (to.quiesce > 0) child.drainBegin();
     // The reference of above is the edge's from here on.
     gone = from;
-    for (const above of upwards(child.parent)) if (above.live) above.refreshLimits();
+    followChange(child.parent);
     if (child.parent.length !== length) child.resized();
   } finally {
     await releaseNode(gone);
@@ -245,12 +249,17 @@ export async function removeBacking(child: BlockChild): Promise<void> {
   try {
     await detach(child, child.node);
   } finally {
-    for (const above of upwards(parent)) if (above.live) above.refreshLimits();
+    followChange(parent);
   }
 }
 
+/** Something else is below `parent`: limits and heights follow, there and above. */
+export function followChange(parent: BlockNode): void {
+  for (const above of upwards(parent)) if (above.live) above.refreshLimits();
+}
+
 /** Throws where the graph would not be one any more, or too deep. */
-function checkPlace(child: BlockChild, to: BlockNode): void {
+export function checkPlace(child: BlockChild, to: BlockNode): void {
   const { parent } = child;
   const refuse = (errno: number, why: string): BlockError =>
     new BlockError(errno, `Could not put node '${to.name}' below '${parent.name}': ${why}`);

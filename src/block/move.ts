@@ -115,7 +115,7 @@ export function activateNodes(root: BlockNode): Promise<void> {
 }
 
 /** `nodes`: parents first. From the leaves up, so that a format finds its file as it left it. */
-async function activate(nodes: readonly BlockNode[]): Promise<void> {
+export async function activate(nodes: readonly BlockNode[]): Promise<void> {
   const failures: unknown[] = [];
   for (const node of [...nodes].reverse()) {
     try {
@@ -129,10 +129,18 @@ async function activate(nodes: readonly BlockNode[]): Promise<void> {
 }
 
 async function inactivateNodes(root: BlockNode): Promise<NodeOptions> {
+  return treeOf(root, await inactivate(root, nodesOf(root)));
+}
+
+/** `nodes`: of the drained tree below `root`, parents first. Answers what each of them is opened with again. */
+export async function inactivate(
+  root: BlockNode,
+  nodes: readonly BlockNode[],
+): Promise<ReadonlyMap<BlockNode, NodeOptions>> {
   const given = new Map<BlockNode, NodeOptions>();
   try {
-    await flushNode(root);
-    for (const node of nodesOf(root)) {
+    if (!root.readOnly) await flushNode(root);
+    for (const node of nodes) {
       given.set(node, node.common as NodeOptions);
       await node.bitmaps.store();
       const more = await node.impl.inactivate!();
@@ -147,7 +155,7 @@ async function inactivateNodes(root: BlockNode): Promise<NodeOptions> {
     });
     throw error;
   }
-  return treeOf(root, given);
+  return given;
 }
 
 /** The options of a node by now, with those of what is below it. */

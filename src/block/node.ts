@@ -16,9 +16,12 @@ import { grace, type Tracked } from './tracked.ts';
 export interface NodeParent {
   /** For messages: "node 'disk0' as 'file'". */
   readonly describe: string;
+  node: BlockNode | null;
   /** What it needs, and what it lets others do, as Perm bits. */
   perm: number;
   shared: number;
+  /** Other users whose needs do not stand against its own: it changes nothing that they see. */
+  readonly allies?: ReadonlySet<NodeParent> | undefined;
   drainBegin(): void;
   drainEnd(): void;
   /** True while it, or anything above it, has requests in flight. */
@@ -117,7 +120,7 @@ export class BlockNode {
 
   /** Limits are the driver's own; a format takes what it does not say from the child its data is in. */
   refreshLimits(): void {
-    const below = this.children.find((child) => child.role !== 'cow' && child.role !== 'metadata')?.limits;
+    const below = this.children.find(({ role }) => role !== 'cow' && role !== 'metadata' && role !== 'target')?.limits;
     const own = this.impl.limits ?? {};
     const inherited = below ? { alignment: below.alignment, optimal: below.optimal } : {};
     const limits = { ...DEFAULT_LIMITS, ...inherited, ...own };
@@ -197,9 +200,15 @@ export class BlockNode {
     if (this.flushedGen !== this.writeGen || this.flushing !== null || this.writtenElsewhere) return false;
     for (let i = 0; i < this.children.length; i++) {
       const child = this.children[i]!;
-      if (!child.node.clean) return false;
+      if (child.role !== 'target' && !child.node.clean) return false;
     }
     return true;
+  }
+
+  /** Of a filter: what it shows. */
+  get filtered(): BlockChild | undefined {
+    for (let i = 0; i < this.children.length; i++) if (this.children[i]!.role === 'filtered') return this.children[i];
+    return undefined;
   }
 
   /** The child to read where this layer has nothing, if any. */

@@ -74,10 +74,16 @@ export class PermChange {
     return this;
   }
 
+  /** The node itself has become read-only, or writable: what it needs below is worked out again. */
+  refresh(node: BlockNode): this {
+    this.#roots.add(node);
+    return this;
+  }
+
   /** All or nothing. Call inside a graph section. */
   async apply(): Promise<void> {
     const order = this.#topological();
-    const before = order.map((node) => cumulative(node.parents, parentWish));
+    const before = order.map(permissionsOf);
     const after = order.map((node) => this.#check(node));
     const agreed: number[] = [];
     try {
@@ -130,6 +136,7 @@ export class PermChange {
 
   /** The message is about the one whose wishes are new. */
   #checkPair(node: BlockNode, needs: NodeParent, shares: NodeParent): void {
+    if (needs.allies?.has(shares) || shares.allies?.has(needs)) return;
     const refused = permNames(this.#wishOf(needs).perm & ~this.#wishOf(shares).shared);
     if (refused === '') return;
     if (this.#wishes.has(needs)) throw refusal(node, needs, `${shares.describe} does not share '${refused}'`);
@@ -160,6 +167,11 @@ async function goBack(node: BlockNode, before: Wish): Promise<void> {
   }
 }
 
+/** What all users of a node need together, and what each of them lets others do. */
+export function permissionsOf(node: BlockNode): Wish {
+  return cumulative(node.parents, parentWish);
+}
+
 function parentWish(parent: NodeParent): Wish {
   return parent;
 }
@@ -182,6 +194,7 @@ export function childPermissions(child: BlockChild, total: Wish): Wish {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
     return { perm: total.perm | copies, shared: total.shared };
   }
+  if (role === 'target') return { perm: Perm.CONSISTENT_READ | Perm.WRITE, shared: PERM_ALL };
   if (role === 'cow') {
     const writable = (total.shared & Perm.WRITE) !== 0 ? Perm.WRITE | Perm.RESIZE : 0;
     return {

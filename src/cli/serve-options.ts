@@ -13,12 +13,14 @@ import {
   type Qcow2Settings,
 } from '../lib/options.ts';
 import type { ReferenceOptions } from '../lib/reference-policy.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
+import { type RawTlsOptions, tlsOptions } from './tls-args.ts';
 
 /** As commander delivers them. */
-export interface RawServeOptions {
+export interface RawServeOptions extends RawTlsOptions {
   readonly format?: string;
   readonly imageOpts?: boolean;
   readonly socket?: string;
@@ -92,6 +94,7 @@ export interface ServeOptions {
   readonly http: HttpSettings | undefined;
   /** Descriptions of objects, in order. */
   readonly objects: readonly string[];
+  readonly tls: TlsServerOptions | undefined;
 }
 
 export interface ServeImage {
@@ -264,5 +267,6 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
     http: httpOption(raw.httpOpts),
     objects: raw.object,
+    tls: tlsOptions(raw),
   };
 }

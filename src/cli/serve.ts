@@ -193,7 +193,7 @@ class ServeCommand {
 
   /** One service a thread; the first takes the address as given, the others its neighbours. */
   async #serve(index: number, thread: string, fds: readonly number[]): Promise<void> {
-    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget } = this.#options;
+    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget, tls } = this.#options;
     const mine = images.filter((image) => image.thread === thread);
     const exports = mine.map((image) => ({
       disk: this.#disks.get(image)!,
@@ -202,7 +202,7 @@ class ServeCommand {
       bitmaps,
     }));
     const iothreads = await this.#clientThreads(thread);
-    const limits = { maxConnections, handshakeSeconds, byteBudget, iothreads };
+    const limits = { maxConnections, handshakeSeconds, byteBudget, iothreads, tls };
     if (fds.length > 0) {
       // Dealt out in turn; a thread with several serves the same exports on each.
       const fd = fds.filter((_, i) => i % this.#options.threads.length === index);

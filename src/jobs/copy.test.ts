@@ -34,7 +34,7 @@ async function inPair(context: AioContext, content: Uint8Array, body: (pair: Pai
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'to' });
   try {
     const job: Pair['job'] = ({ sparse = 4096, targetIsZero = false, speed = 0 } = {}) =>
-      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed });
+      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed, autoDismiss: false });
     await body({ from, to, source, target, job });
   } finally {
     await source.close();

@@ -46,7 +46,7 @@ async function inSim(body: (context: AioContext) => Promise<void>): Promise<void
 
 function watched(): { readonly seen: string[]; readonly options: JobOptions } {
   const seen: string[] = [];
-  return { seen, options: { id: 'j', onStatus: (job) => seen.push(job.status) } };
+  return { seen, options: { id: 'j', autoDismiss: false, onStatus: (job) => seen.push(job.status) } };
 }
 
 test('J1 the table of states: what has concluded comes back from nowhere, and every state can be reached', () => {
@@ -102,7 +102,7 @@ test('a paused job rests at its next pause point until it is resumed; a held one
 
 test('a cancelled job ends with ECANCELED: before it began, where it rests, and at its next pause point', () =>
   inSim(async (context) => {
-    const early = new TestJob(context, [1], { id: 'early' });
+    const early = new TestJob(context, [1], { id: 'early', autoDismiss: false });
     early.cancel();
     await early.ended;
     assert.deepEqual([early.status, early.error?.errno, early.times], ['concluded', Errno.ECANCELED, []]);
@@ -127,7 +127,7 @@ test('a cancelled job ends with ECANCELED: before it began, where it rests, and 
 
 test('J1 what is asked of a job in a state that does not accept it is refused', () =>
   inSim(async (context) => {
-    const job = new TestJob(context, [1], { id: 'j' });
+    const job = new TestJob(context, [1], { id: 'j', autoDismiss: false });
     job.start();
     await job.ended;
     for (const verb of ['cancel', 'pause', 'resume'] as const) {

@@ -1,9 +1,10 @@
 /**
  * Job: long work on images, in the home context of their nodes. A coroutine that the control plane can pause, slow
- * down, cancel and watch. States and verbs are in job-states.ts.
+ * down, cancel, complete and watch. States and verbs are in job-states.ts.
  *
  * What runs looks at {@link pausePoint} often enough: there it rests while it is paused, and learns that it was
- * cancelled. All methods: home thread.
+ * cancelled. When the work is done it waits for the other jobs of its transaction, and perhaps to be finalized; then
+ * comes its last step ({@link prepare}), and it concludes. All methods: home thread.
  */
 import type { AioContext } from '../aio/context.ts';
 import { Gate, type MaybePromise, spawn } from '../aio/op.ts';
@@ -11,14 +12,21 @@ import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes, Nanoseconds } from '../base/units.ts';
 import { type JobStatus, type JobVerb, TRANSITIONS, VERBS } from './job-states.ts';
+import { JobTransaction } from './job-transaction.ts';
 import { RateLimit } from './rate-limit.ts';
 
 export interface JobOptions {
   readonly id: string;
   /** Bytes a second; 0 (default) for as fast as it goes. */
-  readonly speed?: Bytes;
+  readonly speed?: Bytes | undefined;
   /** Told of every new status. */
-  readonly onStatus?: (job: Job) => void;
+  readonly onStatus?: ((job: Job) => void) | undefined;
+  /** False: its last step waits for {@link Job.finalize}. Default true. */
+  readonly autoFinalize?: boolean | undefined;
+  /** False: once concluded it stays until {@link Job.dismiss}. Default true. */
+  readonly autoDismiss?: boolean | undefined;
+  /** Jobs that end well together or not at all. Default: it is alone. */
+  readonly transaction?: JobTransaction | undefined;
 }
 
 export abstract class Job {
@@ -29,23 +37,36 @@ export abstract class Job {
   total: Bytes = 0;
   /** Why it failed, or ECANCELED. */
   error: BlockError | undefined;
+  readonly autoFinalize: boolean;
+  readonly autoDismiss: boolean;
   protected readonly context: AioContext;
   readonly #limit = new RateLimit();
   readonly #onStatus: ((job: Job) => void) | undefined;
+  readonly #transaction: JobTransaction;
   readonly #ended = new Gate();
+  readonly #ready = new Gate();
   #status: JobStatus = 'undefined';
+  #speed: Bytes;
   #userPaused = false;
   /** Drained sections that it rests for. */
   #holds = 0;
   #cancelled = false;
+  #completing = false;
+  #gentle = false;
+  #ran = false;
   /** What it waits for: the end of a pause, or of a rest between slices. */
   #resting: Gate | undefined;
 
   constructor(context: AioContext, options: JobOptions) {
     this.context = context;
     this.id = options.id;
+    this.autoFinalize = options.autoFinalize ?? true;
+    this.autoDismiss = options.autoDismiss ?? true;
     this.#onStatus = options.onStatus;
-    this.#limit.speed = options.speed ?? 0;
+    this.#speed = this.#checkedSpeed(options.speed ?? 0);
+    this.#limit.speed = this.#speed;
+    this.#transaction = options.transaction ?? new JobTransaction();
+    this.#transaction.add(this);
     this.#become('created');
   }
 
@@ -53,8 +74,28 @@ export abstract class Job {
     return this.#status;
   }
 
+  get speed(): Bytes {
+    return this.#speed;
+  }
+
+  /** It was given up, and ends with ECANCELED. */
   get cancelled(): boolean {
     return this.#cancelled;
+  }
+
+  /** Somebody has paused it, or an error has. */
+  get paused(): boolean {
+    return this.#userPaused;
+  }
+
+  /** It is not expected to go on by itself: it rests, or has not begun, or is over. */
+  get busy(): boolean {
+    return (this.#status === 'running' || this.#status === 'ready') && this.#resting === undefined;
+  }
+
+  /** What was there to do before the last step is over, well or not. */
+  get ran(): boolean {
+    return this.#ran;
   }
 
   /** Begins. What it is about is held until its end. */
@@ -69,17 +110,25 @@ export abstract class Job {
     return this.#ended.promise;
   }
 
-  /** Gives it up: what is under way ends, and nothing more begins. */
-  cancel(): void {
+  /** Resolves once it is ready, or has concluded without that. */
+  get readyOrEnded(): Promise<void> {
+    return this.#ready.promise;
+  }
+
+  /** Gives it up: what is under way ends, and nothing more begins. One that is ready and can ends well instead, with
+   *  what there is by now, unless `force`. */
+  cancel(force = false): void {
     this.#assertAllows('cancel');
-    this.#cancelled = true;
-    this.#resting?.open();
-    if (this.#status === 'created') {
-      this.error = this.#cancellation();
-      this.#become('aborting');
-      this.#become('concluded');
-      this.#ended.open();
+    if (!force && this.#isReady && this.endsGently()) {
+      this.#gentle = true;
+      this.#wake();
+      return;
     }
+    if (this.#cancelled) return;
+    this.#cancelled = true;
+    this.#wake();
+    if (this.#status === 'created') this.#over(this.#cancellation());
+    else if (this.#ran) this.#transaction.failed(this, this.#cancellation());
   }
 
   /** Rests from its next {@link pausePoint} on, until it is resumed. */
@@ -93,7 +142,77 @@ export abstract class Job {
     this.#assertAllows('resume');
     if (!this.#userPaused) throw this.#refusal('it is not paused');
     this.#userPaused = false;
-    if (this.#holds === 0) this.#resting?.open();
+    this.onResume();
+    if (this.#holds === 0) this.#wake();
+  }
+
+  /** Bytes a second; 0 for as fast as it goes. */
+  setSpeed(speed: Bytes): void {
+    this.#assertAllows('set-speed');
+    this.#speed = this.#checkedSpeed(speed);
+    this.#limit.speed = speed;
+    this.#wake();
+  }
+
+  /** One that is ready goes on to its end. */
+  complete(): void {
+    this.#assertAllows('complete');
+    if (this.#cancelled || this.#gentle || !this.canComplete()) throw this.#refusal('it cannot be completed');
+    this.#completing = true;
+    this.#wake();
+  }
+
+  /** Its last step, and that of all jobs of its transaction. */
+  finalize(): void {
+    this.#assertAllows('finalize');
+    this.#transaction.finalize();
+  }
+
+  /** Nobody will ask for it any more. */
+  dismiss(): void {
+    this.#assertAllows('dismiss');
+    this.#become('null');
+  }
+
+  /** The work. Throws BlockErrors; resolves when all is done. */
+  protected abstract run(): Promise<void>;
+
+  /** The last step, once all of its transaction have done their work. Where it throws all of them fail. */
+  protected async prepare(): Promise<void> {}
+
+  /** Comes at the end in any case, `error` says how that is. Lets go of everything. */
+  protected async clean(): Promise<void> {}
+
+  /** True where one that is ready may be cancelled and end well. */
+  protected endsGently(): boolean {
+    return false;
+  }
+
+  /** False where `complete` means nothing to it. */
+  protected canComplete(): boolean {
+    return false;
+  }
+
+  /** Somebody has it go on after a pause. */
+  protected onResume(): void {}
+
+  /** Of one that is ready: it was told to go on to its end. */
+  protected get completing(): boolean {
+    return this.#completing;
+  }
+
+  /** Of one that is ready: it was told to stop where it is, and to end well. */
+  protected get endingGently(): boolean {
+    return this.#gentle;
+  }
+
+  protected becomeReady(): void {
+    this.#become('ready');
+  }
+
+  /** As {@link pause}, for a reason of its own. */
+  protected pauseItself(): void {
+    this.#userPaused = true;
   }
 
   /** Rests from its next {@link pausePoint} on, whoever resumes it, until as many {@link release}s. */
@@ -102,19 +221,8 @@ export abstract class Job {
   }
 
   protected release(): void {
-    if (--this.#holds === 0 && !this.#userPaused) this.#resting?.open();
+    if (--this.#holds === 0 && !this.#userPaused) this.#wake();
   }
-
-  /** Bytes a second; 0 for as fast as it goes. */
-  setSpeed(speed: Bytes): void {
-    this.#assertAllows('set-speed');
-    if (!Number.isSafeInteger(speed) || speed < 0) throw this.#refusal(`a speed of ${speed} bytes a second cannot be`);
-    this.#limit.speed = speed;
-    this.#resting?.open();
-  }
-
-  /** The work. Throws BlockErrors; resolves when all is done. Lets go of everything before it ends, either way. */
-  protected abstract run(): Promise<void>;
 
   /** `length` bytes are about to be worked on: rests as long as it is paused or too fast. Throws ECANCELED. */
   protected pausePoint(length: Bytes): MaybePromise<void> {
@@ -126,11 +234,32 @@ export abstract class Job {
   async #pause(waitNs: Nanoseconds): Promise<void> {
     if (waitNs > 0) await this.#rest(waitNs);
     while ((this.#userPaused || this.#holds > 0) && !this.#cancelled) {
-      this.#become('paused');
+      const ready = this.#isReady;
+      this.#become(ready ? 'standby' : 'paused');
       await this.#rest();
-      this.#become('running');
+      this.#become(ready ? 'ready' : 'running');
     }
     this.#assertGoesOn();
+  }
+
+  /** Waits until somebody wants something else of it: a verb, the end of a drained section; at most `ns`. */
+  protected async idle(ns?: Nanoseconds): Promise<void> {
+    await this.pausePoint(0);
+    await this.#rest(ns);
+    await this.pausePoint(0);
+  }
+
+  /** Ends an {@link idle}. */
+  protected wake(): void {
+    this.#wake();
+  }
+
+  get #isReady(): boolean {
+    return this.#status === 'ready' || this.#status === 'standby';
+  }
+
+  #wake(): void {
+    this.#resting?.open();
   }
 
   async #rest(ns?: Nanoseconds): Promise<void> {
@@ -150,29 +279,86 @@ export abstract class Job {
   async #main(): Promise<void> {
     try {
       await this.run();
+      this.#assertGoesOn();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.#over(error);
+      return;
+    }
+    this.#over(undefined);
+  }
+
+  #over(error: BlockError | undefined): void {
+    this.#ran = true;
+    if (error === undefined) {
+      this.#become('waiting');
+      this.#transaction.done();
+    } else this.#transaction.failed(this, error);
+  }
+
+  /** @internal By its transaction: all have done their work. */
+  becomePending(): void {
+    this.#become('pending');
+  }
+
+  /** @internal By its transaction: another one has failed. */
+  giveUp(): void {
+    if (this.#cancelled || this.#ran) return;
+    this.#cancelled = true;
+    this.#wake();
+    if (this.#status === 'created') this.#over(this.#cancellation());
+  }
+
+  /** @internal By its transaction. False where it fails. */
+  async prepared(): Promise<boolean> {
+    try {
+      await this.prepare();
+      return true;
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       this.error = error;
-      this.#become('aborting');
-      this.#become('concluded');
-      this.#ended.open();
-      return;
+      return false;
     }
-    this.#become('waiting');
-    this.#become('pending');
+  }
+
+  /** @internal By its transaction: the end. */
+  async conclude(well: boolean): Promise<void> {
+    if (!well) {
+      this.error ??= this.#cancellation();
+      if (this.#status !== 'aborting') this.#become('aborting');
+    }
+    try {
+      await this.clean();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.error ??= error;
+    }
     this.#become('concluded');
     this.#ended.open();
+    if (this.autoDismiss) this.#become('null');
+  }
+
+  /** @internal By its transaction: it has failed, and the others have not ended yet. */
+  abort(error: BlockError): void {
+    this.error = error;
+    this.#become('aborting');
   }
 
   #become(status: JobStatus): void {
     assert(TRANSITIONS[this.#status].includes(status), `job '${this.id}' cannot become ${status}: ${this.#status}`);
     this.#status = status;
+    if (status === 'ready' || status === 'concluded') this.#ready.open();
     this.#onStatus?.(this);
   }
 
   #assertAllows(verb: JobVerb): void {
     if (!VERBS[verb].includes(this.#status))
       throw this.#refusal(`it is ${this.#status}, which does not accept ${verb}`);
+  }
+
+  #checkedSpeed(speed: Bytes): Bytes {
+    if (Number.isSafeInteger(speed) && speed >= 0) return speed;
+    throw this.#refusal(`a speed of ${speed} bytes a second cannot be`);
   }
 
   #refusal(why: string): BlockError {

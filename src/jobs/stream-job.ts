@@ -6,19 +6,21 @@
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
-import type { BackendUser, BlockBackend } from '../block/backend.ts';
+import type { BlockBackend } from '../block/backend.ts';
 import { layerNumber, layerOf } from '../block/copy-up.ts';
 import { Joiner } from '../block/joiner.ts';
 import type { BlockNode } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
 import { BlockStatus } from '../block/status.ts';
-import { Job, type JobOptions } from './job.ts';
+import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 
 const PIECE_BYTES: Bytes = MiB;
 const PIECES = 8;
 const STATUS_BYTES: Bytes = GiB;
 
-export interface StreamJobOptions extends JobOptions {
+export interface StreamJobOptions extends BlockJobOptions {
+  /** Default report. With `ignore` the rest is copied, and the job fails at its end. */
+  readonly onImageError?: ErrorPolicy | undefined;
   /** The layer that stays below, and what the image says of it then. Default: none stays. */
   readonly base?: NewBacking | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
@@ -26,14 +28,19 @@ export interface StreamJobOptions extends JobOptions {
 }
 
 /** The disk stays open until it has ended. It rests while the disk is drained. */
-export class StreamJob extends Job implements BackendUser {
+export class StreamJob extends BlockJob {
   readonly type = 'stream';
   readonly #blk: BlockBackend;
   readonly #root: BlockNode;
   readonly #base: NewBacking | undefined;
   readonly #alone: StreamJobOptions['alone'];
+  readonly #policy: ErrorPolicy;
+  #ignored: BlockError | undefined;
+  /** What has failed, and stopped the job: at most the pieces that were under way. */
+  readonly #missed: { readonly at: Offset; readonly length: Bytes }[] = [];
   /** Number of the base among the layers; all those before it are copied from. */
   readonly #end: number;
+  readonly #leave: () => void;
 
   /** Throws what stands against it before anything happens: EINVAL, ENOTSUP, EPERM, EBUSY, ENOMEDIUM. */
   constructor(blk: BlockBackend, options: StreamJobOptions) {
@@ -41,46 +48,44 @@ export class StreamJob extends Job implements BackendUser {
     const { root } = blk;
     if (!root) throw new BlockError(Errno.ENOMEDIUM, `Could not stream ${blk.describe}: it has no medium`);
     assertRebasable(root);
-    for (const user of blk.users) {
-      if (user instanceof StreamJob) throw new BlockError(Errno.EBUSY, `Could not stream: job '${user.id}' does`);
-    }
     const { base } = options;
     this.#blk = blk;
     this.#root = root;
     this.#base = base;
     this.#alone = options.alone;
+    this.#policy = options.onImageError ?? 'report';
     this.#end = base === undefined ? Number.POSITIVE_INFINITY : layerNumber(root, (node) => node === base.node);
     if (this.#end < 2) {
       throw new BlockError(Errno.EINVAL, `Could not stream: '${base!.name}' is not below the image`);
     }
     this.#assertNothingHidden();
     this.total = blk.length;
-    blk.users.add(this);
-    if (blk.quiesce > 0) this.hold();
-    // Until it ends, whether or not it is ever started.
-    void this.ended.then(() => blk.users.delete(this));
+    this.claim(this.#chain());
+    this.#leave = this.restWith(blk, {
+      cannotMove: () => `job '${this.id}' copies into it`,
+      // Another state of the disk would need what is below once more.
+      cannotRevert: () => `job '${this.id}' takes away what snapshots need`,
+    });
   }
 
-  onDrainBegin(): void {
-    this.hold();
-  }
-
-  onDrainEnd(): void {
-    this.release();
-  }
-
-  cannotMove(): string {
-    return `job '${this.id}' copies into it`;
-  }
-
-  /** Another state of the disk would need what is below once more. */
-  cannotRevert(): string {
-    return `job '${this.id}' takes away what snapshots need`;
+  /** The layers from the active one to the base. */
+  #chain(): BlockNode[] {
+    const nodes = [this.#root];
+    let layer: BlockNode | undefined = layerOf(this.#root);
+    for (let number = 1; layer !== undefined && number <= this.#end; number++) {
+      nodes.push(layer);
+      layer = layer.cow && layerOf(layer.cow.node);
+    }
+    return nodes;
   }
 
   protected async run(): Promise<void> {
     for (let at = 0; at < this.#blk.length; at = await this.#copy(at, this.#blk.length)) this.total = this.#blk.length;
     await this.pausePoint(0);
+    if (this.#ignored !== undefined) throw this.#ignored;
+  }
+
+  protected override async prepare(): Promise<void> {
     await this.#alone(async () => {
       // A disk that was closed has no length, either.
       if (this.#blk.root !== this.#root) {
@@ -93,6 +98,11 @@ export class StreamJob extends Job implements BackendUser {
     this.current = this.total;
   }
 
+  protected override async clean(): Promise<void> {
+    this.#leave();
+    await this.letGo();
+  }
+
   /** Copies what has to be from `from` to `to`, and answers `to`. */
   async #copy(from: Offset, to: Offset): Promise<Offset> {
     const status = new BlockStatus();
@@ -103,8 +113,7 @@ export class StreamJob extends Job implements BackendUser {
         if (pending !== undefined) await pending;
         if (this.#isWanted(at, status)) {
           status.length = Math.min(status.length, PIECE_BYTES - (at % PIECE_BYTES));
-          await this.pausePoint(status.length);
-          await parts.add(this.#piece(at, status.length));
+          await this.#begin(parts, at, status.length);
         } else {
           await this.pausePoint(0);
           this.current += status.length;
@@ -115,7 +124,21 @@ export class StreamJob extends Job implements BackendUser {
       throw error;
     }
     await parts.join();
+    while (this.#missed.length > 0) await this.#again();
     return to;
+  }
+
+  /** Once the job was stopped for an error it first tries again what has failed. */
+  async #begin(parts: Joiner, at: Offset, length: Bytes): Promise<void> {
+    await this.pausePoint(length);
+    while (this.#missed.length > 0) await this.#again();
+    await parts.add(this.#piece(at, length));
+  }
+
+  async #again(): Promise<void> {
+    await this.pausePoint(0);
+    const missed = this.#missed.pop();
+    if (missed) await this.#piece(missed.at, missed.length);
   }
 
   /** Where nothing stays below, what reads as zeroes there will do so without it. */
@@ -135,7 +158,17 @@ export class StreamJob extends Job implements BackendUser {
   }
 
   async #piece(at: Offset, length: Bytes): Promise<void> {
-    await this.#blk.copyUp(at, length);
+    try {
+      await this.#blk.copyUp(at, length);
+    } catch (error) {
+      // Which side has failed is not known: both are the disk's.
+      if (!(error instanceof BlockError) || !this.failed(this.#policy, 'read', error)) throw error;
+      if (this.#policy !== 'ignore') {
+        this.#missed.push({ at, length });
+        return;
+      }
+      this.#ignored ??= error;
+    }
     this.current += length;
   }
 }

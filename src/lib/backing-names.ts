@@ -17,14 +17,29 @@ export function backingFormatOf({ driver }: Pick<BlockdevOptions, 'driver'>): Fo
   return driver === 'qcow2' ? 'qcow2' : 'raw';
 }
 
+/** The layer of that node-name or file name, the active one included. ENOENT. */
+export function layerByName(root: BlockNode, wanted: string): BlockNode {
+  for (let node: BlockNode | undefined = root; node !== undefined; node = layerOf(node).cow?.node) {
+    if (isNamed(node, wanted) || isNamed(layerOf(node), wanted)) return layerOf(node);
+  }
+  throw new BlockError(Errno.ENOENT, `Could not find '${wanted}' in the chain of node '${root.name}'`);
+}
+
+/** The layer that nothing is below. EINVAL where there is but one. */
+export function lowestLayer(root: BlockNode): BlockNode {
+  let lowest: BlockNode | undefined;
+  for (let node = layerOf(root).cow?.node; node !== undefined; node = layerOf(node).cow?.node) lowest = node;
+  if (lowest !== undefined) return lowest;
+  throw new BlockError(Errno.EINVAL, `Could not find a layer below node '${root.name}': there is none`);
+}
+
 /** The layer of a disk with that node-name or file name, and what its image is to call it. ENOENT. */
 export function baseOf(blk: BlockBackend, wanted: string, given: string | undefined): NewBacking {
   const { root } = blk;
   const top = root ? layerOf(root) : undefined;
   for (let node = top?.cow?.node; node !== undefined; node = layerOf(node).cow?.node) {
-    const path = treeName(node);
-    if (node.name !== wanted && path !== wanted && (isUrl(path) || resolve(path) !== resolve(wanted))) continue;
-    const name = given ?? nameFrom(treeName(top!), path);
+    if (!isNamed(node, wanted)) continue;
+    const name = given ?? nameFrom(treeName(top!), treeName(node));
     return {
       node,
       name,
@@ -32,6 +47,11 @@ export function baseOf(blk: BlockBackend, wanted: string, given: string | undefi
     };
   }
   throw new BlockError(Errno.ENOENT, `Could not find '${wanted}' below '${blk.name}'`);
+}
+
+function isNamed(node: BlockNode, wanted: string): boolean {
+  const path = treeName(node);
+  return node.name === wanted || path === wanted || (!isUrl(path) && resolve(path) === resolve(wanted));
 }
 
 function treeName({ common }: BlockNode): string {

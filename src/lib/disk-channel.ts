@@ -3,12 +3,14 @@ import { Errno } from '../base/errors.ts';
 import { BlkHandle } from '../channel/handle.ts';
 import type { BlkDescriptor } from '../channel/layout.ts';
 import type { IOThread } from './iothread.ts';
-import type { Arena } from './memory.ts';
+import { type Arena, ArenaShare } from './memory.ts';
 
 export interface OpenChannel {
   readonly handle: BlkHandle;
   /** Registered with the handle. */
   readonly arena: Arena;
+  /** The disk's part of it. */
+  readonly share: ArenaShare;
 }
 
 /** What it needs of its disk. */
@@ -36,7 +38,7 @@ export class DiskChannel {
     const { arena } = this.#disk.iothread;
     const handle = BlkHandle.attach(await this.#disk.descriptor());
     handle.register(arena.buffer);
-    return { handle, arena };
+    return { handle, arena, share: new ArenaShare() };
   }
 
   /** Runs one request. A thread that dies under it says why once it is gone; the handle only knows that it is. */

@@ -23,12 +23,14 @@ import {
   viewOf,
 } from './disk-args.ts';
 import { DiskChannel } from './disk-channel.ts';
+import { commitDisk, type DiskCommitOptions, type DiskMirrorOptions, mirrorDisk } from './disk-jobs.ts';
 import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
 import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
 import { IOThread, type ThreadUse, useThread } from './iothread.ts';
 import type { BlockExtent, Method, MethodArgs, MethodResult, OpenReply } from './messages.ts';
 import { moveDisk } from './move-disk.ts';
+import type { BlockdevOptions } from './options.ts';
 import { type DiskStreamOptions, streamDisk } from './stream.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
 import { readInto, writeFrom } from './transfer.ts';
@@ -325,6 +327,16 @@ export class Disk {
    */
   stream(options: DiskStreamOptions = {}): Promise<void> {
     return streamDisk(this, options);
+  }
+
+  /** Writes what its upper layers hold into a lower one, and does without them. Goes on being used meanwhile. */
+  commit(options: DiskCommitOptions = {}): Promise<void> {
+    return commitDisk(this, options);
+  }
+
+  /** Makes another image what this disk is, and goes on with that one. A file that is not there is made. */
+  mirror(target: string | BlockdevOptions, options: DiskMirrorOptions = {}): Promise<void> {
+    return mirrorDisk(this, target, options);
   }
 
   createReadStream(options: ReadStreamOptions = {}): DiskReadStream {

@@ -1,6 +1,8 @@
 /** What crosses between a program's thread and an IOThread about jobs. */
 import type { Bytes } from '../base/units.ts';
 import type { JobStatus } from '../jobs/job-states.ts';
+import type { CopyMode, MirrorJobOptions } from '../jobs/mirror-job.ts';
+import type { OpenMessage } from './messages.ts';
 
 export interface CopyMessage {
   /** Numbers of disks that are open in the thread, and stay open until the job has ended. */
@@ -21,12 +23,33 @@ export interface StreamMessage {
   readonly speed: Bytes;
 }
 
+export interface CommitMessage {
+  /** Number of a disk that stays open until the job has ended. */
+  readonly disk: number;
+  /** Node-names or file names of layers. */
+  readonly base?: string | undefined;
+  readonly top?: string | undefined;
+  readonly backingFile?: string | undefined;
+  readonly speed: Bytes;
+}
+
+export interface MirrorMessage {
+  /** Number of a disk that stays open until the job has ended. */
+  readonly disk: number;
+  readonly target: OpenMessage;
+  readonly sync: MirrorJobOptions['sync'];
+  readonly copyMode?: CopyMode | undefined;
+  readonly granularity?: Bytes | undefined;
+  readonly targetIsZero: boolean;
+  readonly speed: Bytes;
+}
+
 export interface JobMessage {
   readonly job: number;
 }
 
 export interface JobVerbMessage extends JobMessage {
-  readonly verb: 'cancel' | 'pause' | 'resume';
+  readonly verb: 'cancel' | 'pause' | 'resume' | 'complete';
 }
 
 export interface JobSpeedMessage extends JobMessage {
@@ -45,6 +68,10 @@ export interface JobMethods {
   /** Answers the job's number; the job runs. */
   'job-copy'(args: CopyMessage): number;
   'job-stream'(args: StreamMessage): number;
+  'job-commit'(args: CommitMessage): number;
+  'job-mirror'(args: MirrorMessage): number;
+  /** Answers once it is ready, or has ended without that: false. */
+  'job-ready'(args: JobMessage): boolean;
   'job-progress'(args: JobMessage): JobProgress;
   'job-verb'(args: JobVerbMessage): void;
   'job-speed'(args: JobSpeedMessage): void;

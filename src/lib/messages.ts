@@ -9,6 +9,7 @@ import type { MoveMethods } from './move-messages.ts';
 import type { NodeMethods } from './node-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
+import type { TlsMessage } from './tls-options.ts';
 
 export interface OpenMessage {
   readonly options: BlockdevOptions;
@@ -139,6 +140,7 @@ export interface NbdStartMessage {
   readonly maxConnections: number | undefined;
   readonly handshakeSeconds: number | undefined;
   readonly byteBudget: number | undefined;
+  readonly tls: TlsMessage | undefined;
 }
 
 export interface NbdStartReply {

@@ -11,6 +11,7 @@ import { type ListenTarget, listenOf } from './listen.ts';
 import type { ExportMessage, NbdStats } from './messages.ts';
 import { NbdMembers, type Shown } from './nbd-members.ts';
 import { PrivateDirectory } from './private-directory.ts';
+import { type TlsServerOptions, tlsMessage } from './tls-options.ts';
 import { nbdUri } from './uri.ts';
 
 export interface ExportOptions {
@@ -46,6 +47,8 @@ export interface ServeNbdOptions extends ListenTarget, ExportOptions, Abortable 
   readonly handshakeSeconds?: number | undefined;
   /** Payload memory of all connections of a thread, in bytes, from 32 MiB to 1 GiB; default 64 MiB. */
   readonly byteBudget?: Bytes | undefined;
+  /** TLS; default: none. The credentials' files are read in the IOThreads. */
+  readonly tls?: TlsServerOptions | undefined;
 }
 
 /** Milliseconds that requests in flight get to end when a service stops. */
@@ -72,6 +75,8 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   readonly addresses: readonly SocketAddress[];
   /** Those that serve clients. */
   readonly iothreads: readonly IOThread[];
+  /** It is used with TLS. */
+  readonly secure: boolean;
   readonly #members: NbdMembers;
   readonly #exports = new Map<string, Offered>();
   readonly #directory: PrivateDirectory | undefined;
@@ -84,8 +89,10 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     members: NbdMembers,
     addresses: readonly SocketAddress[],
     directory: PrivateDirectory | undefined,
+    secure: boolean,
   ) {
     super();
+    this.secure = secure;
     this.#members = members;
     this.iothreads = members.threads;
     this.addresses = addresses;
@@ -107,7 +114,12 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
       },
     });
     try {
-      service = new NbdService(members, await members.start(threads, shown, message), directory);
+      service = new NbdService(
+        members,
+        await members.start(threads, shown, message),
+        directory,
+        message.tls !== undefined,
+      );
       return service;
     } catch (error) {
       await members.stop(0).catch(() => undefined);
@@ -132,7 +144,7 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
 
   /** One URI an export, in the order they were added. */
   get uris(): string[] {
-    return [...this.#exports.keys()].map((name) => nbdUri(this.addresses[0]!, name));
+    return [...this.#exports.keys()].map((name) => nbdUri(this.addresses[0]!, name, this.secure));
   }
 
   /** Totals since it began; after `stop`, the last ones. */
@@ -329,9 +341,10 @@ function threadsOf(entries: readonly DiskExport[], given: readonly IOThread[] | 
 }
 
 /** Limits of each thread. */
-function startOptions({ socketMode, maxConnections, handshakeSeconds, byteBudget }: ServeNbdOptions, threads: number) {
+function startOptions(options: ServeNbdOptions, threads: number) {
+  const { socketMode, maxConnections, handshakeSeconds, byteBudget, tls } = options;
   const each = maxConnections && Math.ceil(maxConnections / threads);
-  return { mode: socketMode ?? 0o600, maxConnections: each, handshakeSeconds, byteBudget };
+  return { mode: socketMode ?? 0o600, maxConnections: each, handshakeSeconds, byteBudget, tls: tls && tlsMessage(tls) };
 }
 
 async function startService(

@@ -5,6 +5,7 @@ import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
 import type { ObjectStore } from './objects/store.ts';
+import { type TlsClientOptions, type TlsNodeOptions, tlsNode } from './tls-options.ts';
 import { isNbdUri, type NbdServerAddress, nbdUri, parseNbdUri } from './uri.ts';
 
 /** Options of every node. */
@@ -101,7 +102,7 @@ export interface NullOptions extends NodeOptions {
 }
 
 /** An export of an NBD server. */
-export interface NbdOptions extends NodeOptions {
+export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
   readonly server: NbdServerAddress;
   /** Name of the export; default ''. */
@@ -173,6 +174,8 @@ export interface TargetOptions {
   readonly qcow2?: Qcow2Settings | undefined;
   /** For a target that is a URL; of no meaning to others. */
   readonly http?: HttpSettings | undefined;
+  /** For a target that is an nbds URI, which then says nothing of it itself. */
+  readonly tls?: TlsClientOptions | undefined;
   readonly readOnly?: boolean | undefined;
   readonly forceShare?: boolean | undefined;
   readonly cache?: CacheMode | undefined;
@@ -216,6 +219,9 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     ...(cache ? { cache: { direct: cache === 'none' || cache === 'directsync', 'no-flush': cache === 'unsafe' } } : {}),
     ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}),
   };
+  if (options.tls !== undefined && (typeof target !== 'string' || !isNbdUri(target))) {
+    throw new BlockError(Errno.EINVAL, "tls: only for a target that is an nbds URI; a tree has 'tls-creds'");
+  }
   if (typeof target !== 'string') return { ...top, ...target };
   if (target === '') throw new BlockError(Errno.EINVAL, "Could not open '': the file name is empty");
   if (target.includes('\0')) {
@@ -228,7 +234,7 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
     return { ...top, driver: target === 'null-co://' ? 'null-co' : 'null-aio' };
   }
   if (isNbdUri(target)) {
-    const remote: NbdOptions = { driver: 'nbd', ...parseNbdUri(target) };
+    const remote: NbdOptions = { driver: 'nbd', ...parseNbdUri(target), ...tlsOf(target, options) };
     if (driver === 'raw') return { discard: 'unmap', ...top, ...remote };
     return { discard: 'unmap', ...top, ...options.qcow2, driver, file: remote };
   }
@@ -239,6 +245,14 @@ export function blockdevOf(target: string | BlockdevOptions, options: TargetOpti
   }
   // Who trims a plain file wants the space back; a tree says for itself (QAPI's default is ignore).
   return { discard: 'unmap', ...top, ...options.qcow2, driver, file: { driver: 'file', filename: target } };
+}
+
+/** EINVAL where TLS would be asked for and not be had, or is said twice. */
+function tlsOf(uri: string, { tls }: TargetOptions): TlsNodeOptions {
+  if (tls === undefined) return {};
+  if (!/^nbds/i.test(uri)) throw new BlockError(Errno.EINVAL, `Could not open '${uri}': tls is for nbds URIs`);
+  if (/[?&]tls-/i.test(uri)) throw new BlockError(Errno.EINVAL, `Could not open '${uri}': tls is given twice`);
+  return tlsNode(tls);
 }
 
 /** What the format is when something says so: the option, options that only one format has, or the name. */
@@ -285,12 +299,13 @@ export function nameOf(options: BlockdevOptions): string {
 }
 
 /** What cannot be is refused when the node opens. */
-function locationName({ server, export: name = '' }: NbdOptions): string {
+function locationName({ server, export: name = '', 'tls-creds': tls }: NbdOptions): string {
+  const secure = tls !== undefined;
   // A lone surrogate has no place in a URI.
   const text = String(name).replace(/[\ud800-\udfff]/gu, '\ufffd');
   const { type, path, host, port } = (server ?? {}) as Readonly<Record<string, unknown>>;
-  if (type === 'unix') return nbdUri({ kind: 'unix', path: String(path) }, text);
-  return nbdUri({ kind: 'inet', host: String(host), port: Number(port ?? DEFAULT_PORT) }, text);
+  if (type === 'unix') return nbdUri({ kind: 'unix', path: String(path) }, text, secure);
+  return nbdUri({ kind: 'inet', host: String(host), port: Number(port ?? DEFAULT_PORT) }, text, secure);
 }
 
 /** True when the format was left to us and nothing says it but the content. */

@@ -1,8 +1,8 @@
 /** Moves a caller's bytes to and from a disk: through the thread's arena, in pieces, several at a time. */
 import type { Bytes, Offset } from '../base/units.ts';
 import type { Abortable } from './abort.ts';
-import type { DiskChannel } from './disk-channel.ts';
-import { type Arena, PIECE } from './memory.ts';
+import type { DiskChannel, OpenChannel } from './disk-channel.ts';
+import { PIECE } from './memory.ts';
 
 /** How many pieces of one request are under way at once. */
 const PIECES_IN_FLIGHT = 8;
@@ -40,12 +40,16 @@ async function inPieces(total: Bytes, piece: Piece, { signal }: Abortable): Prom
 }
 
 /** Runs `use` with room for `length` bytes in the arena. */
-async function withRoom<T>(arena: Arena, length: Bytes, use: (room: Offset) => Promise<T>): Promise<T> {
-  const room = await arena.acquire(length);
+async function withRoom<T>(
+  { arena, share }: OpenChannel,
+  length: Bytes,
+  use: (room: Offset) => Promise<T>,
+): Promise<T> {
+  const room = await arena.acquire(share, length);
   try {
     return await use(room);
   } finally {
-    arena.release(room);
+    arena.release(share, room);
   }
 }
 
@@ -85,9 +89,10 @@ export async function readInto(
   options: Abortable = {},
 ): Promise<Bytes> {
   const target = new Views(views);
-  const { handle, arena } = await channel.open();
+  const opened = await channel.open();
+  const { handle, arena } = opened;
   const piece: Piece = (done, length) =>
-    withRoom(arena, length, async (room) => {
+    withRoom(opened, length, async (room) => {
       const bytes = Math.min(length, handle.length - at - done);
       if (bytes <= 0) return 0;
       await channel.run(() => handle.read(at + done, arena.bytes.subarray(room, room + bytes)));
@@ -106,9 +111,10 @@ export async function writeFrom(
   options: Abortable = {},
 ): Promise<void> {
   const source = new Views(views);
-  const { handle, arena } = await channel.open();
+  const opened = await channel.open();
+  const { handle, arena } = opened;
   const piece: Piece = (done, length) =>
-    withRoom(arena, length, async (room) => {
+    withRoom(opened, length, async (room) => {
       // Once it was given up, the caller's bytes may be anything.
       if (options.signal?.aborted) throw options.signal.reason;
       source.walk(done, length, (part, from) => arena.bytes.set(part, room + from));

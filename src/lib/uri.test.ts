@@ -47,12 +47,41 @@ test('what is written as a URI is read back', () => {
   });
 });
 
+test('an nbds URI says what TLS is to be like', () => {
+  const tls = (query: string): unknown => {
+    const { server, export: name, ...rest } = parseNbdUri(`nbds://host/x?${query}`);
+    assert.equal(server.type, 'inet');
+    assert.equal(name, 'x');
+    return rest;
+  };
+  assert.deepEqual(tls(''), { 'tls-creds': { type: 'x509' } });
+  assert.deepEqual(tls('tls-certificates=/a%20b&tls-hostname=h'), {
+    'tls-creds': { type: 'x509', dir: '/a b' },
+    'tls-hostname': 'h',
+  });
+  assert.deepEqual(tls('tls-verify-peer=0'), { 'tls-creds': { type: 'x509', 'verify-peer': false } });
+  assert.deepEqual(tls('tls-psk-file=k&tls-username=u'), { 'tls-creds': { type: 'psk', file: 'k', username: 'u' } });
+  assert.deepEqual(tls('tls-type=anon'), { 'tls-creds': { type: 'anon' } });
+  assert.deepEqual(parseNbdUri('nbds+unix://al%20ice@/?socket=s&tls-psk-file=k'), {
+    server: { type: 'unix', path: 's' },
+    export: '',
+    'tls-creds': { type: 'psk', file: 'k', username: 'al ice' },
+  });
+  assert.equal(nbdUri({ kind: 'unix', path: '/s' }, 'x', true), 'nbds+unix:///x?socket=/s');
+  assert.equal(nbdUri({ kind: 'inet', host: '::', port: 1 }, 'x', true), 'nbds://[::1]:1/x');
+});
+
 test('2025-14946 a URI that cannot be is refused by its part that is wrong', () => {
   const bad = (uri: string, message: RegExp, code = 'EINVAL'): void => {
     assert.throws(() => parseNbdUri(uri), { code, message });
   };
-  bad('nbds://host/x', /TLS/, 'ENOTSUP');
-  bad('nbds+unix:///x?socket=s', /TLS/, 'ENOTSUP');
+  bad('nbd://host/x?tls-certificates=d', /'tls-certificates' is for nbds/);
+  bad('nbds://host/x?tls-priority=x', /unknown parameter 'tls-priority'/);
+  bad('nbds://host/x?tls-verify-peer=2', /'tls-verify-peer' is '2'/);
+  bad('nbds://host/x?tls-type=x', /type is 'x'/);
+  bad('nbds://host/x?tls-type=psk&tls-certificates=d&tls-type=psk', /given twice/);
+  bad('nbds://host/x?tls-certificates=d&tls-psk-file=k&tls-type=x509', /file is not a field of type x509/);
+  bad('nbds+vsock://1/x', /vsock/, 'ENOTSUP');
   bad('nbd+vsock://1/x', /vsock/, 'ENOTSUP');
   bad('nbd+unix:///x', /'\?socket=PATH' is missing/);
   bad('nbd+unix://host/x?socket=s', /names a host/);

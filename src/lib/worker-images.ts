@@ -2,7 +2,9 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
+import { claimOf } from '../block/claims.ts';
 import { checkImage, createImage, withSnapshots } from '../block/control.ts';
+import { layerOf } from '../block/copy-up.ts';
 import type { CheckResult, SnapshotControl, SnapshotInfo } from '../block/driver.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { ofImage } from './image-head.ts';
@@ -47,6 +49,10 @@ export function snapshots(blk: BlockBackend, { action, which }: SnapshotMessage)
 
 /** EBUSY where somebody needs the disk to go on as it is. */
 function assertRevertible(blk: BlockBackend): void {
+  const who = blk.root ? claimOf(layerOf(blk.root)) : undefined;
+  if (who !== undefined) {
+    throw new BlockError(Errno.EBUSY, `Could not change the snapshots of '${blk.name}': it is in use by ${who}`);
+  }
   for (const user of blk.users) {
     const why = user.cannotRevert?.();
     if (why !== undefined) throw new BlockError(Errno.EBUSY, `Could not change the snapshots of '${blk.name}': ${why}`);

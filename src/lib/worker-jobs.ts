@@ -1,10 +1,24 @@
 /** The jobs of an IOThread, by number. */
+
+import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import type { BlockBackend } from '../block/backend.ts';
+import { layerOf } from '../block/copy-up.ts';
+import { releaseNode } from '../block/graph.ts';
+import type { BlockNode } from '../block/node.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
-import type { Job } from '../jobs/job.ts';
+import type { Job, JobOptions } from '../jobs/job.ts';
 import { StreamJob } from '../jobs/stream-job.ts';
-import { baseOf } from './backing-names.ts';
-import type { CopyMessage, JobMethods, JobProgress, StreamMessage } from './job-messages.ts';
+import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
+import type {
+  CommitMessage,
+  CopyMessage,
+  JobMethods,
+  JobProgress,
+  MirrorMessage,
+  StreamMessage,
+} from './job-messages.ts';
+import { openTreeNode } from './open-tree.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
 /** Jobs in one thread at a time, those included whose end nobody has asked for yet. */
@@ -19,12 +33,16 @@ export class WorkerJobs {
   readonly #disks: WorkerDisks;
   readonly #jobs = new Map<number, Job>();
   #ids = 0;
+  #making = 0;
 
   constructor(disks: WorkerDisks) {
     this.#disks = disks;
     this.handlers = {
-      'job-copy': async (args) => this.#copy(args),
-      'job-stream': async (args) => this.#stream(args),
+      'job-copy': (args) => this.#copy(args),
+      'job-stream': (args) => this.#stream(args),
+      'job-commit': (args) => this.#commit(args),
+      'job-mirror': (args) => this.#mirror(args),
+      'job-ready': ({ job }) => this.#untilReady(job),
       'job-progress': async ({ job }) => progressOf(this.#job(job)),
       'job-verb': async ({ job, verb }) => this.#job(job)[verb](),
       'job-speed': async ({ job, speed }) => this.#job(job).setSpeed(speed),
@@ -36,29 +54,75 @@ export class WorkerJobs {
   async stopAll(): Promise<void> {
     const all = [...this.#jobs.values()];
     this.#jobs.clear();
-    for (const job of all) if (!job.cancelled && job.status !== 'concluded') job.cancel();
+    for (const job of all) if (job.status !== 'concluded' && !job.ran) job.cancel(true);
     await Promise.all(all.map((job) => job.ended));
   }
 
-  #copy({ source, target, ...options }: CopyMessage): number {
+  #copy({ source, target, ...options }: CopyMessage): Promise<number> {
     const [from, to] = [this.#disks.blk(source), this.#disks.blk(target)];
-    return this.#start((number) => new CopyJob(from, to, { id: `copy${number}`, ...options }));
+    return this.#start((number) => new CopyJob(from, to, { ...optionsOf('copy', number), ...options }));
   }
 
-  #stream({ disk, base: name, backingFile, speed }: StreamMessage): number {
+  #stream({ disk, base: name, backingFile, speed }: StreamMessage): Promise<number> {
     const blk = this.#disks.blk(disk);
     const base = name === undefined ? undefined : baseOf(blk, name, backingFile);
     const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);
-    return this.#start((number) => new StreamJob(blk, { id: `stream${number}`, base, alone, speed }));
+    return this.#start((number) => new StreamJob(blk, { ...optionsOf('stream', number), base, alone, speed }));
   }
 
-  #start(make: (number: number) => Job): number {
-    if (this.#jobs.size >= MAX_JOBS) throw new BlockError(Errno.EAGAIN, `Could not begin: ${MAX_JOBS} jobs are there`);
+  async #commit({ disk, base: name, top: topName, backingFile, speed }: CommitMessage): Promise<number> {
+    const blk = this.#disks.blk(disk);
+    const root = rootOf(blk);
+    const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);
+    const active = topName === undefined || layerByName(root, topName) === layerOf(root);
+    if (active) {
+      const { ActiveCommitJob } = await import('../jobs/active-commit.ts');
+      const base = name === undefined ? lowestLayer(root) : baseOf(blk, name, backingFile).node;
+      return this.#start((number) =>
+        ActiveCommitJob.commit(root, base, { ...optionsOf('commit', number), speed, alone }),
+      );
+    }
+    const { CommitJob } = await import('../jobs/commit-job.ts');
+    const top = layerByName(root, topName);
+    const base = baseOf(blk, name ?? lowestLayer(root).name, backingFile);
+    return this.#start((number) => CommitJob.create(root, { ...optionsOf('commit', number), base, top, speed, alone }));
+  }
+
+  async #mirror({ disk, target: message, ...options }: MirrorMessage): Promise<number> {
+    const root = rootOf(this.#disks.blk(disk));
+    const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);
+    const { MirrorJob } = await import('../jobs/mirror-job.ts');
+    const { node } = await openTreeNode(root.aio, message);
+    try {
+      // It holds the target from then on.
+      return await this.#start((number) =>
+        MirrorJob.create(root, node, { ...optionsOf('mirror', number), ...options, alone }),
+      );
+    } finally {
+      await releaseNode(node);
+    }
+  }
+
+  async #start(make: (number: number) => MaybePromise<Job>): Promise<number> {
+    if (this.#jobs.size + this.#making >= MAX_JOBS) {
+      throw new BlockError(Errno.EAGAIN, `Could not begin: ${MAX_JOBS} jobs are there`);
+    }
     const number = ++this.#ids;
-    const job = make(number);
-    this.#jobs.set(number, job);
-    job.start();
+    this.#making++;
+    try {
+      const job = await make(number);
+      this.#jobs.set(number, job);
+      job.start();
+    } finally {
+      this.#making--;
+    }
     return number;
+  }
+
+  async #untilReady(number: number): Promise<boolean> {
+    const job = this.#job(number);
+    await job.readyOrEnded;
+    return job.status === 'ready' || job.status === 'standby';
   }
 
   async #wait(number: number): Promise<JobProgress> {
@@ -74,6 +138,16 @@ export class WorkerJobs {
     if (!job) throw new BlockError(Errno.ENOENT, `Could not find job ${number}`);
     return job;
   }
+}
+
+/** Whoever waits for it sees how it has ended, whenever that is. */
+function optionsOf(type: string, number: number): Pick<JobOptions, 'id' | 'autoDismiss'> {
+  return { id: `${type}${number}`, autoDismiss: false };
+}
+
+function rootOf(blk: BlockBackend): BlockNode {
+  if (blk.root) return blk.root;
+  throw new BlockError(Errno.ENOMEDIUM, `Could not use ${blk.describe}: it has no medium`);
 }
 
 function progressOf({ status, current, total }: Job): JobProgress {

@@ -5,8 +5,9 @@ import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
-import { NbdServer, type NbdServerOptions } from '../exports/nbd/server.ts';
+import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
 import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
 /** Services in one thread at a time. */
@@ -59,8 +60,9 @@ export class WorkerNbd {
       ...(handshakeSeconds === undefined ? {} : { handshakeNs: Math.round(handshakeSeconds * 1e9) }),
       ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
     };
+    const tls = message.tls && (await serverTls(message.tls));
     const service = this.#newId();
-    const server: NbdServer = new TellingServer(this.#thread.context, { limits }, (name, peer) => {
+    const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
       this.#thread.emit(name, { service, peer, clients: server.clients.length });
     });
     this.#servers.set(service, server);
@@ -129,6 +131,12 @@ export class WorkerNbd {
     if (!server) throw new BlockError(Errno.EBADF, `Could not use NBD service ${service}: it does not run`);
     return server;
   }
+}
+
+/** Node's TLS is loaded where it is used. */
+async function serverTls({ credentials, required, authz }: TlsMessage): Promise<ServerTls> {
+  const { serverSide } = await import('../tls/side.ts');
+  return { side: await serverSide(credentials, authz), required };
 }
 
 function statsOf(server: NbdServer): NbdStats {

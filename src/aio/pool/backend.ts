@@ -2,6 +2,7 @@
  * The pool backend: node:fs and node:net, driven by libuv. It runs wherever node runs, which is what it is for: where
  * io_uring is refused (container profiles), on other systems, inside other programs' event loops.
  */
+import type { Socket } from 'node:net';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Bytes, Nanoseconds } from '../../base/units.ts';
@@ -24,7 +25,7 @@ import type { ThreadPool } from '../thread-pool.ts';
 import { openPoolFile } from './file.ts';
 import { adoptPoolListener, listenPool } from './listener.ts';
 import { PoolLoop } from './loop.ts';
-import { adoptPoolSocket, connectPool } from './socket.ts';
+import { adoptPoolSocket, connectPool, socketOverStream } from './socket.ts';
 
 /** Owner of what this backend has no means for. */
 const UNSUPPORTED: OpOwner = { cancel: () => undefined, describe: () => 'poll of a descriptor' };
@@ -110,6 +111,10 @@ export class PoolBackend implements AioBackend {
   async adoptListener(fd: number): Promise<AioListener> {
     this.#assertRunning();
     return adoptPoolListener(this.#loop, fd);
+  }
+
+  async fromStream(stream: Socket): Promise<AioSocket> {
+    return socketOverStream(this.#loop, stream);
   }
 
   pollFd(op: AioOp, _fd: number, _events: number): void {

@@ -82,6 +82,16 @@ export class PoolLoop {
     if (this.ops.size === 0) this.#idle?.open();
   }
 
+  endNow(op: AioOp, result: number): void {
+    this.ops.remove(op);
+    op.complete(result);
+    if (this.ops.size === 0) this.#idle?.open();
+  }
+
+  later(op: AioOp): void {
+    this.host.completeLater(op, 0);
+  }
+
   cancel(op: AioOp): void {
     this.ops.ownerOf(op)?.cancel(op);
   }

@@ -7,6 +7,7 @@
  * one system call. The loop stays in JavaScript for turn after turn and goes back to libuv (setImmediate) when a
  * coroutine has something to continue, when libuv has work, before it sleeps, and after {@link STAY_NS} in any case.
  */
+import type { Socket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { FreeList } from '../../base/free-list.ts';
@@ -36,6 +37,7 @@ import { anyReady, armAll, pollAll } from '../pollers.ts';
 import { openRingFile } from './file.ts';
 import { IovTable } from './iov-table.ts';
 import { adoptRingListener, adoptRingSocket, connectRing, listenRing } from './socket.ts';
+import type { RingStreams } from './streams.ts';
 
 const SQ_ENTRIES = 1024;
 const CQ_ENTRIES = 16384;
@@ -52,6 +54,8 @@ const ONE = new Uint32Array(new SharedArrayBuffer(8));
 ONE[0] = 1;
 /** How long a thread that dies waits for the kernel to let go of its memory. */
 const ABANDON_NS = 1_000_000_000;
+/** Errors of io_uring_enter that pass: it is called again anyway. */
+const LATER: ReadonlySet<number> = new Set([Errno.EINTR, Errno.ETIME, Errno.EBUSY, Errno.EAGAIN]);
 /** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
  *  the processor from it. */
 const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
@@ -77,6 +81,8 @@ export class RingBackend implements AioBackend {
   readonly #slots: (AioOp | undefined)[] = [];
   readonly #free = new FreeList<number>();
   #host!: LoopHost;
+  /** Once there is one. */
+  #streams: RingStreams | undefined;
   /** By slot: 1 for an operation that a thread of the kernel's works on (see {@link WORKER_OPS}). */
   readonly #byWorker = new Uint8Array(MAX_SLOTS);
   #workerOps = 0;
@@ -125,9 +131,7 @@ export class RingBackend implements AioBackend {
     return performance.now() * 1e6;
   }
 
-  memory(bytes: Uint8Array): Memory {
-    return memoryOf(bytes);
-  }
+  readonly memory: (bytes: Uint8Array) => Memory = memoryOf;
 
   release(memory: Memory, at: number, length: number): void {
     releasePages(memory.address + at, length);
@@ -148,10 +152,12 @@ export class RingBackend implements AioBackend {
   async stop(): Promise<void> {
     this.#stopping = true;
     for (const op of this.#slots) if (op) this.cancel(op);
+    this.#streams?.endAll();
     while (this.#inFlight > 0) {
       this.#quiet = new Gate();
       await this.#quiet.promise;
     }
+    await this.#streams?.close();
     // What the last completions have queued.
     while (this.#host.dispatch()) takeResumed();
     this.#running = false;
@@ -243,9 +249,16 @@ export class RingBackend implements AioBackend {
   }
 
   cancel(op: AioOp): void {
+    if (this.#streams?.cancel(op)) return;
     const { slot } = op.proxy ?? op;
     if (slot < 0 || !this.#running || !this.room()) return;
     this.ring.prepare(Op.ASYNC_CANCEL, -1, null, slot, 0, 0, 0, USER_CANCEL);
+  }
+
+  async fromStream(stream: Socket): Promise<AioSocket> {
+    const { RingStreams } = await import('./streams.ts');
+    this.#streams ??= new RingStreams(this.#host);
+    return this.#streams.adopt(stream);
   }
 
   pollFd(op: AioOp, fd: number, events: number): void {
@@ -274,13 +287,8 @@ export class RingBackend implements AioBackend {
     return connectRing(this, address);
   }
 
-  async adoptSocket(fd: number): Promise<AioSocket> {
-    return adoptRingSocket(this, fd);
-  }
-
-  async adoptListener(fd: number): Promise<AioListener> {
-    return adoptRingListener(this, fd);
-  }
+  readonly adoptSocket = async (fd: number): Promise<AioSocket> => adoptRingSocket(this, fd);
+  readonly adoptListener = async (fd: number): Promise<AioListener> => adoptRingListener(this, fd);
 
   // The loop.
 
@@ -427,15 +435,7 @@ export class RingBackend implements AioBackend {
   #submit(wait: boolean, timeoutNs: number, gather = 1): void {
     this.#host.stats.submits++;
     const result = this.ring.enter(wait, timeoutNs, gather, GATHER_US);
-    if (
-      result < 0 &&
-      result !== -Errno.EINTR &&
-      result !== -Errno.ETIME &&
-      result !== -Errno.EBUSY &&
-      result !== -Errno.EAGAIN
-    ) {
-      throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
-    }
+    if (result < 0 && !LATER.has(-result)) throw new BlockError(result, `io_uring_enter failed (errno ${-result})`);
     this.iovs.submitted(this.ring.toSubmit === 0);
   }
 

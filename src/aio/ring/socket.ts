@@ -1,5 +1,6 @@
 /** Stream sockets on the ring. Receiving, sending, accepting and connecting are ring operations. */
 import { chmodSync, unlinkSync } from 'node:fs';
+import type { Socket as NodeSocket } from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
@@ -130,6 +131,14 @@ class RingSocket implements AioSocket {
     const message = iovs.putMessage(iov);
     if (message < 0) this.#backend.later(op, -Errno.EAGAIN);
     else this.#backend.begin(op, Op.SENDMSG, this.fd, iovs.memory, message, 1, 0, MSG_WAITALL | MSG_NOSIGNAL);
+  }
+
+  async toStream(): Promise<NodeSocket> {
+    assert(!this.#closed, 'a socket that is given up is open');
+    this.#closed = true;
+    this.#backend.fds.delete(this.fd);
+    const { Socket } = await import('node:net');
+    return new Socket({ fd: this.fd, readable: true, writable: true, allowHalfOpen: true });
   }
 
   shutdown(): void {

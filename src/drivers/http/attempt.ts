@@ -3,14 +3,13 @@
  * says nothing, too little or too much, or other bytes than were asked for; one that never ends. It ends exactly once,
  * and after that takes no byte.
  */
-import type { Dispatcher } from 'undici';
 import type { AioContext } from '../../aio/context.ts';
-import { markResumed } from '../../aio/op.ts';
 import type { Timer } from '../../aio/timers.ts';
 import { Errno } from '../../base/errors.ts';
 import type { Bytes, Nanoseconds } from '../../base/units.ts';
+import { type Connection, type Exchange, HttpError } from './connection.ts';
 import { type Headers, printable } from './response.ts';
-import type { Transport } from './transport.ts';
+import { ProxyError, type Transport } from './transport.ts';
 
 /** Why an attempt came to nothing. */
 export interface Failure {
@@ -45,12 +44,12 @@ export interface AttemptOwner {
 export const BYTES_PER_SECOND_MIN = 16 * 1024;
 const NS = 1e9;
 
-export class Attempt implements Dispatcher.DispatchHandler {
+export class Attempt implements Exchange {
   readonly #aio: AioContext;
   readonly #owner: AttemptOwner;
   readonly #timer: Timer;
   readonly #timeoutNs: Nanoseconds;
-  #controller: Dispatcher.DispatchController | undefined;
+  #connection: Connection | undefined;
   #verdict: Verdict | undefined;
   /** Bytes that are still to come. */
   #left: Bytes = 0;
@@ -64,15 +63,9 @@ export class Attempt implements Dispatcher.DispatchHandler {
     this.#timer = aio.timer(() => this.#timedOut(), 'http timeout');
   }
 
-  start(transport: Transport, url: URL, headers: Record<string, string>): void {
+  start(transport: Transport, url: URL, headers: Readonly<Record<string, string>>): void {
     this.#timer.armIn(this.#timeoutNs);
-    // The client takes a connection for free one visit of libuv after a response has ended on it, and connects anew for
-    // what comes before: a round trip more for every read that depends on another.
-    setImmediate(() => {
-      if (!this.#over) transport.dispatch(url, headers, this);
-    });
-    // The ring's loop goes there at once.
-    markResumed();
+    this.#connection = transport.get(url, headers, this);
   }
 
   /** Nobody wants it any more: it ends without a word. */
@@ -80,14 +73,7 @@ export class Attempt implements Dispatcher.DispatchHandler {
     if (!this.#over) this.#stop();
   }
 
-  onRequestStart(controller: Dispatcher.DispatchController): void {
-    this.#controller = controller;
-    if (this.#over) controller.abort(new Error('given up'));
-  }
-
-  onResponseStart(_controller: Dispatcher.DispatchController, status: number, headers: Headers): void {
-    // 1xx: another head follows.
-    if (this.#over || status < 200) return;
+  head(status: number, headers: Headers): void {
     const verdict = this.#owner.judge(status, headers);
     if (verdict.kind !== 'body') {
       // The body of anything else is of no use, and may be endless: the connection goes with it.
@@ -100,8 +86,7 @@ export class Attempt implements Dispatcher.DispatchHandler {
     this.#progress();
   }
 
-  onResponseData(_controller: Dispatcher.DispatchController, chunk: Uint8Array): void {
-    if (this.#over) return;
+  data(chunk: Uint8Array): void {
     if (chunk.length > this.#left) {
       this.#fail('the server sends more bytes than it announced', false);
       return;
@@ -111,14 +96,13 @@ export class Attempt implements Dispatcher.DispatchHandler {
     this.#progress();
   }
 
-  onResponseEnd(): void {
-    if (this.#over) return;
+  end(): void {
     if (this.#left > 0) this.#fail(`the response ended ${this.#left} bytes too early`, true);
-    else this.#end(this.#verdict ?? failed('the response has no head', true));
+    else this.#end(this.#verdict!);
   }
 
-  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
-    if (!this.#over) this.#end({ kind: 'failed', failure: failureOf(error) });
+  failed(error: Error): void {
+    this.#end({ kind: 'failed', failure: failureOf(error) });
   }
 
   #progress(): void {
@@ -145,7 +129,7 @@ export class Attempt implements Dispatcher.DispatchHandler {
   #stop(): void {
     this.#over = true;
     this.#timer.cancel();
-    this.#controller?.abort(new Error('given up'));
+    this.#connection?.cut();
   }
 }
 
@@ -158,20 +142,19 @@ const KNOWN: Readonly<Record<string, readonly [errno: number, why: string, retry
   ECONNREFUSED: [Errno.ECONNREFUSED, 'connection refused', true],
   ECONNRESET: [Errno.ECONNRESET, 'the connection was cut', true],
   EPIPE: [Errno.ECONNRESET, 'the connection was cut', true],
-  UND_ERR_SOCKET: [Errno.ECONNRESET, 'the connection was cut', true],
-  UND_ERR_RES_CONTENT_LENGTH_MISMATCH: [Errno.EIO, 'the response is not as long as it says', true],
-  UND_ERR_CONNECT_TIMEOUT: [Errno.ETIMEDOUT, 'no connection in time', true],
   ETIMEDOUT: [Errno.ETIMEDOUT, 'no connection in time', true],
   ENOTFOUND: [Errno.ENXIO, 'there is no host of that name', false],
   EAI_AGAIN: [Errno.ENXIO, 'the name of the host could not be looked up', true],
-  UND_ERR_HEADERS_OVERFLOW: [Errno.EIO, 'the headers of the response do not end', false],
-  HPE_HEADER_OVERFLOW: [Errno.EIO, 'the headers of the response do not end', false],
 };
 
 /** Of a certificate, by the codes that OpenSSL and Node have for it. */
 const CERTIFICATE = /CERT|SELF_SIGNED|ERR_TLS|ERR_SSL|UNABLE_TO_VERIFY/;
 
 function failureOf(error: Error): Failure {
+  if (error instanceof HttpError) return { errno: Errno.EIO, why: error.message, retry: false };
+  if (error instanceof ProxyError) {
+    return { errno: error.status === 407 ? Errno.EACCES : Errno.EIO, why: error.message, retry: false };
+  }
   // Several addresses were tried.
   const [first] = error instanceof AggregateError ? (error.errors as Error[]) : [];
   const { code } = (first ?? error) as { readonly code?: unknown };
@@ -180,13 +163,6 @@ function failureOf(error: Error): Failure {
   if (known) return { errno: known[0], why: known[1], retry: known[2] };
   if (CERTIFICATE.test(name)) {
     return { errno: Errno.EACCES, why: `the server cannot be trusted: ${printable(name)}`, retry: false };
-  }
-  if (name.startsWith('HPE_') || name === 'HTTPParserError') {
-    return { errno: Errno.EIO, why: 'the server does not speak HTTP as it should', retry: false };
-  }
-  const proxy = /^Proxy response \((\d{3})\)/.exec(error.message)?.[1];
-  if (proxy !== undefined) {
-    return { errno: proxy === '407' ? Errno.EACCES : Errno.EIO, why: `the proxy answered ${proxy}`, retry: false };
   }
   // Not the message: it is not ours, and could hold anything.
   return { errno: Errno.EIO, why: `the request failed: ${printable(name)}`, retry: true };

@@ -148,10 +148,10 @@ export class Remote {
     this.#leave(fetch);
   }
 
-  async close(): Promise<void> {
+  close(): void {
     this.#closed = true;
     for (const fetch of [...this.#active]) this.cancel(fetch);
-    await this.#transport.close();
+    this.#transport.close();
   }
 
   #pump(): void {

@@ -1,84 +1,147 @@
-/** Connections to the servers of one node: a pool for each origin, through the proxy where there is one. */
-import type { Dispatcher, Pool } from 'undici';
+/** Connections to the servers of one node: those that are idle are used again; through the proxy where there is one. */
+import { connect, isIP, type Socket } from 'node:net';
+import { Connection, type ConnectionOwner, type Exchange, HttpError, type OnRead } from './connection.ts';
+import { HeadReader, NOT_HTTP } from './head.ts';
 import type { HttpSettings } from './settings.ts';
 
-/** A server's header section is a few hundred bytes; with more than this the request fails. */
-const HEADER_BYTES = 32 * 1024;
-/** The original server, where it redirected to, and one more. */
-const ORIGINS_MAX = 3;
-const MS = 1e6;
+/** The server, where it redirects to, the proxy, and one more. */
+const SESSIONS_MAX = 4;
 
-type Undici = typeof import('undici');
+/** The proxy has not made the connection, and says this. */
+export class ProxyError extends Error {
+  readonly status: number;
+  constructor(status: number) {
+    super(`the proxy answered ${status}`);
+    this.status = status;
+  }
+}
 
-export class Transport {
-  readonly #undici: Undici;
+export class Transport implements ConnectionOwner {
   readonly #settings: HttpSettings;
-  /** By origin, the one that was used last at the end. */
-  readonly #pools = new Map<string, Dispatcher>();
+  /** All of them, by what they lead to: an origin. */
+  readonly #origins = new Map<Connection, string>();
+  /** The one that was used last at the end. */
+  readonly #idle: Connection[] = [];
+  /** TLS sessions, by origin: to go on with one is a round trip less. */
+  readonly #sessions = new Map<string, Uint8Array>();
 
-  private constructor(undici: Undici, settings: HttpSettings) {
-    this.#undici = undici;
+  constructor(settings: HttpSettings) {
     this.#settings = settings;
   }
 
-  /** The client is loaded when the first node wants it. */
-  static async create(settings: HttpSettings): Promise<Transport> {
-    return new Transport(await import('undici'), settings);
-  }
-
-  /** Begins a GET. `handler` is told what becomes of it, perhaps before this returns. */
-  dispatch(url: URL, headers: Record<string, string>, handler: Dispatcher.DispatchHandler): void {
+  /** Begins a GET. As many at a time as the caller likes. Nothing is told before this returns. */
+  get(url: URL, headers: Readonly<Record<string, string>>, exchange: Exchange): Connection {
+    const connection = this.#take(url);
     const { proxy } = this.#settings;
     const path = `${url.pathname}${url.search}`;
-    const request = { method: 'GET', origin: url.origin, path, headers } as const;
-    const pool = this.#pool(url);
-    if (proxy === undefined || url.protocol === 'https:') {
-      pool.dispatch(request, handler);
-      return;
-    }
     // A proxy for plain HTTP is asked for the whole URL. [RFC 9112, 3.2.2]
-    const { authorization } = proxy;
-    const own = { host: url.host, ...(authorization === undefined ? {} : { 'proxy-authorization': authorization }) };
-    pool.dispatch(
-      { ...request, origin: proxy.url.origin, path: `${url.origin}${path}`, headers: { ...headers, ...own } },
-      handler,
-    );
+    const whole = proxy !== undefined && url.protocol === 'http:';
+    const own = { host: url.host, ...headers, ...(whole ? authorization(proxy) : {}) };
+    connection.send(requestHead('GET', whole ? `${url.origin}${path}` : path, own), exchange);
+    return connection;
   }
 
-  #pool(url: URL): Dispatcher {
-    const { origin } = url;
-    const pool = this.#pools.get(origin) ?? this.#connectTo(url);
-    this.#pools.delete(origin);
-    this.#pools.set(origin, pool);
-    for (const [old, unused] of this.#pools) {
-      if (this.#pools.size <= ORIGINS_MAX) break;
-      this.#pools.delete(old);
-      unused.destroy().catch(() => undefined);
+  #take(url: URL): Connection {
+    for (let i = this.#idle.length - 1; i >= 0; i--) {
+      const connection = this.#idle[i]!;
+      if (this.#origins.get(connection) !== url.origin) continue;
+      this.#idle.splice(i, 1);
+      return connection;
     }
-    return pool;
+    if (this.#origins.size >= this.#settings.connections) this.#idle[0]?.cut();
+    const connection = new Connection(this);
+    this.#origins.set(connection, url.origin);
+    this.#dial(connection, url);
+    return connection;
   }
 
-  #connectTo(url: URL): Dispatcher {
-    const { connections, timeoutNs, tls, proxy } = this.#settings;
-    const connect = { ...tls, timeout: timeoutNs / MS };
-    // The timeouts of requests are the node's own.
-    const options: Pool.Options = {
-      ...{ connections, pipelining: 1, headersTimeout: 0, bodyTimeout: 0, maxHeaderSize: HEADER_BYTES, allowH2: false },
-    };
-    if (proxy === undefined) return new this.#undici.Pool(url.origin, { ...options, connect });
-    if (url.protocol === 'http:') return new this.#undici.Pool(proxy.url.origin, { ...options, connect });
-    const { authorization: token } = proxy;
-    return new this.#undici.ProxyAgent({
-      ...options,
-      ...{ uri: proxy.url.href, requestTls: connect, proxyTls: connect },
-      ...(token === undefined ? {} : { token }),
+  /** Makes the socket of a connection. */
+  #dial(connection: Connection, url: URL): void {
+    const { proxy } = this.#settings;
+    if (proxy === undefined) connection.attach(this.#socketTo(url, connection.onRead));
+    else if (url.protocol === 'http:') connection.attach(this.#socketTo(proxy.url, connection.onRead));
+    else this.#tunnel(connection, url, proxy);
+  }
+
+  #socketTo(url: URL, onRead: OnRead | object): Socket {
+    const address = { host: hostOf(url), port: portOf(url) };
+    return url.protocol === 'http:' ? connect({ ...address, ...onRead }) : this.#secure(url, { ...address, ...onRead });
+  }
+
+  #secure(url: URL, base: object): Socket {
+    const host = hostOf(url);
+    const session = this.#sessions.get(url.origin);
+    // Loaded by the first connection that wants it: some 15 ms.
+    const socket = process.getBuiltinModule('node:tls').connect({
+      ...base,
+      ...this.#settings.tls,
+      host,
+      ALPNProtocols: ['http/1.1'],
+      ...(isIP(host) === 0 ? { servername: host } : {}),
+      ...(session === undefined ? {} : { session: session as Buffer }),
     });
+    socket.on('session', (made: Uint8Array) => {
+      if (this.#sessions.size >= SESSIONS_MAX) this.#sessions.clear();
+      this.#sessions.set(url.origin, made);
+    });
+    return socket;
+  }
+
+  /** [RFC 9110, 9.3.6] */
+  #tunnel(connection: Connection, url: URL, proxy: NonNullable<HttpSettings['proxy']>): void {
+    const target = `${url.hostname}:${portOf(url)}`;
+    const socket = this.#socketTo(proxy.url, {});
+    const reader = new HeadReader();
+    connection.through(socket);
+    socket.write(requestHead('CONNECT', target, { host: target, ...authorization(proxy) }), 'latin1');
+    const answered = (bytes: Uint8Array): void => {
+      const more = bytes.length - reader.feed(bytes);
+      const { head } = reader;
+      if (head === undefined) return;
+      if (typeof head === 'string' || more > 0)
+        connection.fail(new HttpError(typeof head === 'string' ? head : NOT_HTTP));
+      else if (head.status < 200) reader.begin(true);
+      else if (head.status >= 300) connection.fail(new ProxyError(head.status));
+      else {
+        socket.off('data', answered);
+        const secure = this.#secure(url, { socket });
+        secure.on('data', (chunk: Uint8Array) => connection.received(chunk));
+        connection.attach(secure);
+      }
+    };
+    socket.on('data', answered);
+  }
+
+  idle(connection: Connection): void {
+    this.#idle.push(connection);
+  }
+
+  gone(connection: Connection): void {
+    const index = this.#idle.indexOf(connection);
+    if (index >= 0) this.#idle.splice(index, 1);
+    this.#origins.delete(connection);
   }
 
   /** Cuts all connections. */
-  async close(): Promise<void> {
-    const pools = [...this.#pools.values()];
-    this.#pools.clear();
-    await Promise.all(pools.map((pool) => pool.destroy()));
+  close(): void {
+    for (const connection of [...this.#origins.keys()]) connection.cut();
   }
+}
+
+function requestHead(method: string, target: string, headers: Readonly<Record<string, string>>): string {
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  return `${method} ${target} HTTP/1.1\r\n${lines.join('')}\r\n`;
+}
+
+function authorization(proxy: NonNullable<HttpSettings['proxy']>): Record<string, string> {
+  return proxy.authorization === undefined ? {} : { 'proxy-authorization': proxy.authorization };
+}
+
+function hostOf(url: URL): string {
+  return url.hostname.replace(/^\[|\]$/g, '');
+}
+
+function portOf(url: URL): number {
+  if (url.port !== '') return Number(url.port);
+  return url.protocol === 'https:' ? 443 : 80;
 }

@@ -9,6 +9,8 @@ import { SocketStream } from '../../aio/socket-stream.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
+import { SecureSocket } from '../../tls/secure-socket.ts';
+import type { TlsSide } from '../../tls/side.ts';
 import { CONNECTION_BYTES } from './connection.ts';
 import { HANDSHAKE_SEND, handshake, type ServerInfo } from './handshake.ts';
 import type { NbdTarget } from './options.ts';
@@ -25,14 +27,17 @@ export interface Connected {
 export class Connector {
   readonly #aio: AioContext;
   readonly #target: NbdTarget;
+  readonly #tls: TlsSide | undefined;
   /** Memory of connections that have ended. */
   readonly #memories: Memory[] = [];
   #socket: AioSocket | undefined;
   #closed = false;
 
-  constructor(aio: AioContext, target: NbdTarget) {
+  /** `tls`: there are no connections without it. */
+  constructor(aio: AioContext, target: NbdTarget, tls: TlsSide | undefined) {
     this.#aio = aio;
     this.#target = target;
+    this.#tls = tls;
   }
 
   /** Throws BlockError: why it could not. One at a time. */
@@ -89,7 +94,10 @@ export class Connector {
     }
   }
 
-  async #shakeHands(socket: AioSocket): Promise<Connected> {
+  async #shakeHands(plain: AioSocket): Promise<Connected> {
+    const tls = this.#tls;
+    const secure = tls && new SecureSocket(this.#aio.backend, plain);
+    const socket = secure ?? plain;
     const memory = this.#memories.pop() ?? this.#newMemory();
     const stream = new SocketStream(socket, memory, HANDSHAKE_SEND, 'the server has ended the connection');
     const deadline = this.#aio.timer(() => {
@@ -100,7 +108,7 @@ export class Connector {
     this.#socket = socket;
     if (this.#closed) socket.shutdown();
     try {
-      const server = await handshake(stream, this.#target);
+      const server = await handshake(stream, this.#target, secure && (() => secure.secure(tls!)));
       if (this.#closed) throw new BlockError(Errno.ECANCELED, 'the node was closed');
       return { socket, memory, server };
     } catch (error) {

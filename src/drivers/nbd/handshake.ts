@@ -63,14 +63,18 @@ export interface HandshakeWish {
   readonly context: string;
 }
 
+/** Begins TLS on the stream's socket; rejects with BlockError, whose message is like {@link handshake}'s. */
+export type StartTls = () => Promise<void>;
+
 /** For tests and messages: the server broke the protocol, or is not what it should be. */
 export function protocolError(why: string): BlockError {
   return new BlockError(Errno.EPROTO, why);
 }
 
-/** Throws BlockError whose message is why, for the end of a sentence that names the server. */
-export function handshake(stream: SocketStream, wish: HandshakeWish): Promise<ServerInfo> {
-  return new Handshake(stream, wish).run();
+/** Throws BlockError whose message is why, for the end of a sentence that names the server. With `startTls` nothing is
+ *  asked of the server before TLS, and there is no connection without it. */
+export function handshake(stream: SocketStream, wish: HandshakeWish, startTls?: StartTls): Promise<ServerInfo> {
+  return new Handshake(stream, wish).run(startTls);
 }
 
 interface Reply {
@@ -91,14 +95,28 @@ class Handshake {
     this.#wish = wish;
   }
 
-  async run(): Promise<ServerInfo> {
+  async run(startTls: StartTls | undefined): Promise<ServerInfo> {
     const fixed = await this.#greet();
-    // TLS begins here: what was said before it is forgotten, and everything below is said again.
+    if (startTls) await this.#secure(fixed, startTls);
     if (!fixed) return await this.#exportName();
     this.#extended = await this.#agree(Option.EXTENDED_HEADERS);
     this.#structured = this.#extended || (await this.#agree(Option.STRUCTURED_REPLY));
     if (this.#structured) await this.#setContext();
     return (await this.#go()) ?? (await this.#exportName());
+  }
+
+  /** Whoever stands in between can say no to TLS: then there is no connection. */
+  async #secure(fixed: boolean, startTls: StartTls): Promise<void> {
+    if (!fixed) throw new BlockError(Errno.EACCES, 'it does not have TLS, which was asked for');
+    await this.#send(encodeOption(Option.STARTTLS));
+    const { type, payload } = await this.#reply(Option.STARTTLS);
+    if (type >= OptionReply.ERR_UNSUP && type !== OptionReply.ERR_SHUTDOWN) {
+      throw new BlockError(Errno.EACCES, `it does not have TLS, which was asked for${textOf(payload)}`);
+    }
+    if (type !== OptionReply.ACK) throw refusal(type, textOf(payload));
+    // Plain text behind the answer would be read as if it had come by TLS.
+    if (this.#stream.rest().length > 0) throw protocolError('it says more than it was asked');
+    await startTls();
   }
 
   /** True when the server knows that options may be unknown to it. */
@@ -247,7 +265,7 @@ function refusal(type: number, text: string): BlockError {
     case OptionReply.ERR_POLICY:
       return new BlockError(Errno.EACCES, `it does not allow it${text}`);
     case OptionReply.ERR_TLS_REQD:
-      return new BlockError(Errno.EACCES, `it wants TLS, which is not supported yet${text}`);
+      return new BlockError(Errno.EACCES, `it wants TLS, and no credentials for that were given${text}`);
     case OptionReply.ERR_UNKNOWN:
       return new BlockError(Errno.ENOENT, `it has no such export${text}`);
     case OptionReply.ERR_SHUTDOWN:

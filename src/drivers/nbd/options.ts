@@ -3,6 +3,7 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import type { OptionSpec } from '../../block/driver.ts';
 import { BASE_ALLOCATION, DEFAULT_PORT, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
+import { checkCredentials, type TlsCredentials } from '../../tls/options.ts';
 
 export interface NbdOptions {
   readonly 'server.type': 'unix' | 'inet';
@@ -11,7 +12,13 @@ export interface NbdOptions {
   readonly 'server.host'?: string;
   readonly 'server.port'?: string;
   readonly export?: string;
-  readonly 'tls-creds'?: string;
+  readonly 'tls-creds.type'?: TlsCredentials['type'];
+  readonly 'tls-creds.dir'?: string;
+  readonly 'tls-creds.file'?: string;
+  readonly 'tls-creds.username'?: string;
+  readonly 'tls-creds.verify-peer'?: boolean;
+  readonly 'tls-creds.passphrase'?: string;
+  readonly 'tls-hostname'?: string;
   readonly 'reconnect-delay'?: number;
   readonly 'open-timeout'?: number;
   readonly connections?: number;
@@ -26,7 +33,13 @@ export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   'server.host': { type: 'string', help: 'host name or address' },
   'server.port': { type: 'string', help: `TCP port (default ${DEFAULT_PORT})` },
   export: { type: 'string', help: "name of the export (default: '')" },
-  'tls-creds': { type: 'string', help: 'TLS: not supported yet' },
+  'tls-creds.type': { type: 'enum', values: ['x509', 'psk', 'anon'], help: 'TLS, and what it rests on' },
+  'tls-creds.dir': { type: 'string', help: 'x509: folder of ca-cert.pem, client-cert.pem...; psk: of keys.psk' },
+  'tls-creds.file': { type: 'string', help: 'psk: file of USER:KEY lines' },
+  'tls-creds.username': { type: 'string', help: 'psk: whose key (default qemu)' },
+  'tls-creds.verify-peer': { type: 'boolean', help: "x509: check the server's certificate (default on)" },
+  'tls-creds.passphrase': { type: 'string', help: 'x509: of the private key, where it is encrypted' },
+  'tls-hostname': { type: 'string', help: "x509: whose certificate it must be (default: the server's host)" },
   'reconnect-delay': { type: 'number', help: 'seconds that requests wait for a server that was lost (default 0)' },
   'open-timeout': { type: 'number', help: 'seconds that opening waits for a server that is not there (default 0)' },
   connections: { type: 'number', help: 'connections at most, where the server allows several: 1 to 16 (default 4)' },
@@ -58,20 +71,27 @@ export interface NbdTarget {
   readonly losesCache: boolean;
   /** The meta context that block status is asked for. */
   readonly context: string;
+  readonly tls: TlsWish | undefined;
+}
+
+export interface TlsWish {
+  readonly credentials: TlsCredentials;
+  /** Whose certificate the server has to have. */
+  readonly host: string | undefined;
 }
 
 /** EINVAL names the option that is wrong, ENOTSUP what is not there yet. */
 export function nbdTarget(options: NbdOptions): NbdTarget {
-  if (options['tls-creds'] !== undefined) throw refuse("'tls-creds': TLS is not supported yet", Errno.ENOTSUP);
   const exportName = options.export ?? '';
   if (!isWireString(exportName)) throw refuse("'export' is longer than 4096 bytes of UTF-8, or none");
   const address = addressOf(options);
+  const tls = tlsWish(options, address);
   const connections = options.connections ?? CONNECTIONS;
   if (!Number.isInteger(connections) || connections < 1 || connections > CONNECTIONS_MAX) {
     throw refuse(`'connections' is ${connections}, not 1 to ${CONNECTIONS_MAX}`);
   }
   return {
-    ...{ address, name: nameOf(address, exportName), exportName, connections },
+    ...{ address, name: nameOf(address, exportName, tls !== undefined), exportName, connections, tls },
     reconnectNs: nanoseconds('reconnect-delay', options['reconnect-delay']),
     openNs: nanoseconds('open-timeout', options['open-timeout']),
     losesCache: options['restart-loses-cache'] ?? true,
@@ -100,11 +120,29 @@ function addressOf(options: NbdOptions): NbdAddress {
   return { kind: 'inet', host, port: number };
 }
 
-function nameOf(address: NbdAddress, exportName: string): string {
+/** Undefined: plain text. EINVAL where it could not be known whose certificate it has to be. */
+function tlsWish(options: NbdOptions, address: NbdAddress): TlsWish | undefined {
+  const given = Object.entries(options).filter(([name]) => name.startsWith('tls-creds.'));
+  const hostname = options['tls-hostname'];
+  if (given.length === 0) {
+    if (hostname !== undefined) throw refuse("'tls-hostname' is for TLS, and 'tls-creds' is missing");
+    return undefined;
+  }
+  const credentials = Object.fromEntries(given.map(([name, value]) => [name.slice('tls-creds.'.length), value]));
+  checkCredentials(credentials as unknown as TlsCredentials);
+  const host = hostname ?? (address.kind === 'inet' ? address.host : undefined);
+  if (host === undefined && options['tls-creds.type'] === 'x509' && options['tls-creds.verify-peer'] !== false) {
+    throw refuse("'tls-hostname' is missing: a unix socket does not say whose certificate it has to be");
+  }
+  return { credentials: credentials as unknown as TlsCredentials, host };
+}
+
+function nameOf(address: NbdAddress, exportName: string, secure: boolean): string {
+  const scheme = secure ? 'nbds' : 'nbd';
   const path = encodeURIComponent(exportName);
-  if (address.kind === 'unix') return `nbd+unix:///${path}?socket=${address.path.replace('\0', '%00')}`;
+  if (address.kind === 'unix') return `${scheme}+unix:///${path}?socket=${address.path.replace('\0', '%00')}`;
   const host = address.host.includes(':') ? `[${address.host}]` : address.host;
-  return `nbd://${host}:${address.port}/${path}`;
+  return `${scheme}://${host}:${address.port}/${path}`;
 }
 
 function nanoseconds(name: string, seconds = 0): number {
@@ -113,6 +151,6 @@ function nanoseconds(name: string, seconds = 0): number {
   return seconds * 1e9;
 }
 
-function refuse(why: string, errno: number = Errno.EINVAL): BlockError {
-  return new BlockError(errno, `Could not open an 'nbd' node: option ${why}`);
+function refuse(why: string): BlockError {
+  return new BlockError(Errno.EINVAL, `Could not open an 'nbd' node: option ${why}`);
 }

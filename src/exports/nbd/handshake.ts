@@ -7,6 +7,7 @@ import type { AioSocket } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { SocketStream } from '../../aio/socket-stream.ts';
 import { assert } from '../../base/assert.ts';
+import { BlockError } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
 import {
@@ -52,6 +53,14 @@ export interface Negotiated {
   readonly buffered: Uint8Array;
 }
 
+/** What a connection may do about TLS. */
+export interface TlsPolicy {
+  /** No export is shown, and nothing else answered, without it. */
+  readonly required: boolean;
+  /** Begins it on the handshake's socket; rejects with BlockError. */
+  start(): Promise<void>;
+}
+
 /** A handshake that led nowhere. */
 export interface HandshakeEnd {
   /** For people: the end of a sentence that begins with the peer. */
@@ -74,7 +83,8 @@ export function longestHandshakeMessage(limits: NbdLimits): number {
 
 /**
  * Runs the handshake on `socket`. `memory`: `handshakeMemorySize(longestHandshakeMessage(limits))` bytes, free again
- * once the promise has settled. When it has, no operation is pending on the socket, which stays open.
+ * once the promise has settled. When it has, no operation is pending on the socket, which stays open. Without `tls`
+ * there is none to be had.
  */
 export async function handshake(
   context: AioContext,
@@ -82,6 +92,7 @@ export async function handshake(
   memory: Memory,
   exports: ExportDirectory,
   limits: NbdLimits,
+  tls?: TlsPolicy,
 ): Promise<Negotiated | HandshakeEnd> {
   const stream = new SocketStream(socket, memory, SEND_SIZE, 'the client has left');
   const deadline = context.timer(() => {
@@ -90,7 +101,7 @@ export async function handshake(
   }, 'nbd handshake deadline');
   if (limits.handshakeNs > 0) deadline.armIn(limits.handshakeNs);
   try {
-    return await new Handshake(stream, exports, limits).run();
+    return await new Handshake(stream, exports, limits, tls).run();
   } finally {
     deadline.cancel();
   }
@@ -103,6 +114,8 @@ class Handshake {
   readonly #stream: SocketStream;
   readonly #exports: ExportDirectory;
   readonly #limits: NbdLimits;
+  readonly #tls: TlsPolicy | undefined;
+  #secure = false;
   #fixed = false;
   #noZeroes = false;
   #structured = false;
@@ -111,10 +124,11 @@ class Handshake {
   /** The export that the contexts were chosen for. */
   #contextsFor = '';
 
-  constructor(stream: SocketStream, exports: ExportDirectory, limits: NbdLimits) {
+  constructor(stream: SocketStream, exports: ExportDirectory, limits: NbdLimits, tls: TlsPolicy | undefined) {
     this.#stream = stream;
     this.#exports = exports;
     this.#limits = limits;
+    this.#tls = tls;
   }
 
   async run(): Promise<Negotiated | HandshakeEnd> {
@@ -182,6 +196,9 @@ class Handshake {
   }
 
   async #answer(option: number, payload: Uint8Array): Promise<Step> {
+    if (this.#tls?.required && !this.#secure && option !== Option.STARTTLS && option !== Option.ABORT) {
+      return this.#wantTls(option);
+    }
     switch (option) {
       case Option.EXPORT_NAME:
         return this.#exportName(payload);
@@ -193,8 +210,7 @@ class Handshake {
       case Option.LIST:
         return payload.length > 0 ? this.#refuseData(option) : this.#list(option);
       case Option.STARTTLS:
-        if (payload.length > 0) return this.#refuseData(option);
-        return this.#refuse(option, OptionReply.ERR_UNSUP, 'This server is not set up for TLS');
+        return payload.length > 0 ? this.#refuseData(option) : this.#startTls(option);
       case Option.INFO:
       case Option.GO:
         return this.#info(option, payload);
@@ -225,6 +241,40 @@ class Handshake {
   #refuseMalformed(option: number, why: Malformed): Promise<Step> {
     if (why === 'too-big') return this.#refuse(option, OptionReply.ERR_TOO_BIG, 'A string has more than 4096 bytes');
     return this.#refuse(option, OptionReply.ERR_INVALID, 'The payload is malformed');
+  }
+
+  async #wantTls(option: number): Promise<Step> {
+    if (option !== Option.EXPORT_NAME) {
+      return this.#refuse(option, OptionReply.ERR_TLS_REQD, 'This server is used with TLS only');
+    }
+    this.#fail('it asked for an export without TLS');
+    return 'end';
+  }
+
+  /** What was said in plain text may have been said by anybody: nothing of it counts any more (2021-3716). */
+  async #startTls(option: number): Promise<Step> {
+    const stream = this.#stream;
+    if (this.#secure) return this.#refuse(option, OptionReply.ERR_INVALID, 'TLS is in use already');
+    if (!this.#tls) return this.#refuse(option, OptionReply.ERR_UNSUP, 'This server is not set up for TLS');
+    if (stream.rest().length > 0) {
+      this.#fail('it did not wait for the answer to STARTTLS');
+      return 'end';
+    }
+    await stream.send(encodeOptionReply(option, OptionReply.ACK));
+    if (!(await stream.flush())) return 'end';
+    try {
+      await this.#tls.start();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.#fail(error.message);
+      return 'end';
+    }
+    this.#secure = true;
+    this.#structured = false;
+    this.#extended = false;
+    this.#contexts = NO_CONTEXTS;
+    this.#contextsFor = '';
+    return 'next';
   }
 
   async #exportName(payload: Uint8Array): Promise<Step> {

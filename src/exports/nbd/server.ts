@@ -9,10 +9,18 @@ import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
 import type { BackendUser, BlockBackend } from '../../block/backend.ts';
+import { SecureSocket } from '../../tls/secure-socket.ts';
+import type { TlsSide } from '../../tls/side.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
-import { handshake, handshakeMemorySize, longestHandshakeMessage, type Negotiated } from './handshake.ts';
+import {
+  handshake,
+  handshakeMemorySize,
+  longestHandshakeMessage,
+  type Negotiated,
+  type TlsPolicy,
+} from './handshake.ts';
 import { type NbdLimits, type NbdTraffic, resolveLimits, StopSignal } from './limits.ts';
 
 /** How long accepting rests after an error (out of descriptors, say). */
@@ -27,6 +35,13 @@ export interface NbdServerOptions {
   readonly limits?: Partial<NbdLimits>;
   /** Told why a client has gone, for logs; `why` is the end of a sentence that begins with the peer. */
   readonly onClientEnd?: (peer: string, why: string) => void;
+  readonly tls?: ServerTls | undefined;
+}
+
+export interface ServerTls {
+  readonly side: TlsSide;
+  /** Clients that do not begin TLS get nothing. */
+  readonly required: boolean;
 }
 
 /** A listening socket that somebody else has made (systemd socket activation). */
@@ -58,10 +73,12 @@ class Client {
   readonly stop = new StopSignal();
   export: NbdExport | undefined;
   evicted = false;
+  readonly tls: TlsPolicy | undefined;
 
-  constructor(socket: AioSocket, since: Nanoseconds) {
+  constructor(socket: AioSocket, since: Nanoseconds, tls: TlsPolicy | undefined) {
     this.socket = socket;
     this.since = since;
+    this.tls = tls;
   }
 
   /** Ends it without regard to what is under way. */
@@ -80,6 +97,7 @@ export class NbdServer {
   /** Payload memory of all connections. */
   readonly budget: ByteBudget;
   readonly #onClientEnd: (peer: string, why: string) => void;
+  readonly #tls: ServerTls | undefined;
   readonly #exports: ExportList;
   readonly #listeners = new Set<AioListener>();
   /** In the order of their coming. */
@@ -102,6 +120,7 @@ export class NbdServer {
     };
     this.#exports = new ExportList(this.limits.maxExports);
     this.#onClientEnd = options.onClientEnd ?? (() => {});
+    this.#tls = options.tls;
   }
 
   get addresses(): readonly SocketAddress[] {
@@ -206,14 +225,22 @@ export class NbdServer {
 
   /** Serves one connected socket to its end, and closes it. For sockets that came otherwise than by {@link listen}. */
   async serve(socket: AioSocket): Promise<void> {
-    const client = new Client(socket, this.context.now());
+    const client = this.#client(socket);
     this.#clients.add(client);
     const why = this.#stopping ? 'the server is stopping' : await this.#converse(client);
-    socket.shutdown();
-    await socket.close();
+    client.socket.shutdown();
+    await client.socket.close();
     this.#clients.delete(client);
     this.#notify();
     this.#onClientEnd(socket.peer, client.evicted ? 'it was too slow and others waited' : why);
+  }
+
+  #client(socket: AioSocket): Client {
+    const now = this.context.now();
+    if (!this.#tls) return new Client(socket, now, undefined);
+    const { side, required } = this.#tls;
+    const secure = new SecureSocket(this.context.backend, socket);
+    return new Client(secure, now, { required, start: () => secure.secure(side) });
   }
 
   /**
@@ -312,7 +339,7 @@ export class NbdServer {
   /** The whole conversation with a client; returns why it ended. The socket is idle afterwards. */
   async #converse(client: Client): Promise<string> {
     const memory = this.#memories.pop() ?? this.#newMemory();
-    const result = await handshake(this.context, client.socket, memory, this.#exports, this.limits);
+    const result = await handshake(this.context, client.socket, memory, this.#exports, this.limits, client.tls);
     if (this.#memories.length < SPARE_MEMORIES) this.#memories.push(memory);
     if ('ended' in result) {
       this.stats.handshakeFailures++;

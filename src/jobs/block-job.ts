@@ -1,0 +1,142 @@
+/** What jobs on nodes have in common: the BlockBackends they work through, whom they keep away, and what becomes of
+ *  errors. */
+import type { AioContext } from '../aio/context.ts';
+import { type BlockError, Errno } from '../base/errors.ts';
+import type { Bytes } from '../base/units.ts';
+import { type BackendUser, BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
+import { claim } from '../block/claims.ts';
+import type { BlockNode } from '../block/node.ts';
+import { Job, type JobOptions } from './job.ts';
+
+/**
+ * What an error of an image leads to. `report`: the job fails. `ignore`: what failed is tried again, a little later.
+ * `stop`: the job is paused, and tries again when it is resumed. `enospc`: `stop` where there was no space, else
+ * `report`.
+ */
+export type ErrorPolicy = 'report' | 'ignore' | 'stop' | 'enospc';
+
+export type ErrorAction = 'report' | 'ignore' | 'stop';
+
+export interface JobErrorEvent {
+  readonly operation: 'read' | 'write';
+  readonly action: ErrorAction;
+  readonly error: BlockError;
+}
+
+export interface BlockJobOptions extends JobOptions {
+  /** Told of every error of an image that it works on. */
+  readonly onError?: ((job: Job, event: JobErrorEvent) => void) | undefined;
+}
+
+/** Before what failed is tried again. */
+const RETRY_NS = 100_000_000;
+
+/** Has the job rest while one of its BlockBackends is drained, however often it is told so. */
+class Rest implements BackendUser {
+  readonly #hold: () => void;
+  readonly #release: () => void;
+  #resting = false;
+
+  constructor(hold: () => void, release: () => void) {
+    this.#hold = hold;
+    this.#release = release;
+  }
+
+  onDrainBegin(): void {
+    if (!this.#resting) this.#hold();
+    this.#resting = true;
+  }
+
+  onDrainEnd(): void {
+    if (this.#resting) this.#release();
+    this.#resting = false;
+  }
+}
+
+export abstract class BlockJob extends Job {
+  readonly #onError: BlockJobOptions['onError'];
+  readonly #blks: BlockBackend[] = [];
+  readonly #claims: Disposable[] = [];
+  #retry = false;
+  #ioStatus: 'ok' | 'failed' | 'nospace' = 'ok';
+
+  constructor(context: AioContext, options: BlockJobOptions) {
+    super(context, options);
+    this.#onError = options.onError;
+  }
+
+  /** What an error has made it stop for; `ok` again once it is resumed. */
+  get ioStatus(): 'ok' | 'failed' | 'nospace' {
+    return this.#ioStatus;
+  }
+
+  /** Nobody else changes the graph around these until its end. EBUSY names who does. */
+  protected claim(nodes: Iterable<BlockNode>): void {
+    this.#claims.push(claim(nodes, `job '${this.id}'`));
+  }
+
+  /** A BlockBackend of its own on `node`, until its end. It rests while that is drained. */
+  protected async use(node: BlockNode, options: Omit<BlockBackendOptions, 'name'>): Promise<BlockBackend> {
+    const blk = new BlockBackend(this.context, { ...options, name: `job '${this.id}'` });
+    await blk.insert(node);
+    this.#blks.push(blk);
+    this.restWith(blk);
+    return blk;
+  }
+
+  /** It rests while `blk` is drained. Answers what ends that. */
+  protected restWith(blk: BlockBackend, more: Partial<BackendUser> = {}): () => void {
+    const rest = Object.assign(
+      new Rest(
+        () => this.hold(),
+        () => this.release(),
+      ),
+      more,
+    );
+    blk.users.add(rest);
+    if (blk.quiesce > 0) rest.onDrainBegin();
+    return () => {
+      blk.users.delete(rest);
+      rest.onDrainEnd();
+    };
+  }
+
+  /** Lets go of all that it works on. Rejects with the first failure, after all. */
+  protected async letGo(): Promise<void> {
+    const failures: unknown[] = [];
+    for (const blk of this.#blks.splice(0)) await blk.remove().catch((error: unknown) => failures.push(error));
+    for (const held of this.#claims.splice(0)) held[Symbol.dispose]();
+    if (failures.length > 0) throw failures[0];
+  }
+
+  protected override async clean(): Promise<void> {
+    await this.letGo();
+  }
+
+  /** An image has failed. True: go on, as far as {@link paced} lets it. */
+  protected failed(policy: ErrorPolicy, operation: 'read' | 'write', error: BlockError): boolean {
+    const noSpace = error.errno === Errno.ENOSPC;
+    const stops = policy === 'stop' || (policy === 'enospc' && noSpace);
+    const action = stops ? 'stop' : policy === 'ignore' ? 'ignore' : 'report';
+    if (action === 'ignore') this.#retry = true;
+    if (action === 'stop') {
+      this.#ioStatus = noSpace ? 'nospace' : 'failed';
+      this.pauseItself();
+    }
+    this.#onError?.(this, { operation, action, error });
+    return action !== 'report';
+  }
+
+  protected override onResume(): void {
+    this.#ioStatus = 'ok';
+  }
+
+  /** {@link pausePoint}, a little later where something has failed. */
+  protected async paced(length: Bytes): Promise<void> {
+    if (this.#retry) {
+      this.#retry = false;
+      await this.idle(RETRY_NS);
+    }
+    await this.pausePoint(length);
+  }
+}

@@ -1,0 +1,302 @@
+/**
+ * Copying what is dirty from one BlockBackend to another of the same context, until nothing is, while the source may be
+ * written to: what mirror and commit copy with. Several pieces at a time, each a request of its own that reads, then
+ * writes what it has read; what is known to read as zeroes is not read.
+ *
+ * Invariants:
+ * - A granule is clean from the moment before its piece is read. Who writes to the source marks it after that write has
+ *   ended: whatever the piece has read, the newer data comes after it.
+ * - No two pieces that overlap are in flight; and none that overlaps what somebody else writes to the target
+ *   ({@link DirtyCopy.exclude}).
+ * - A piece that fails is dirty again.
+ *
+ * Bounds: as many pieces as fit into `bufferBytes`, 16 at most; their memory is one region.
+ */
+import { Gate, type MaybePromise } from '../aio/op.ts';
+import { BlockError, ioError } from '../base/errors.ts';
+import type { Memory } from '../base/memory.ts';
+import { PagedBits } from '../base/paged-bits.ts';
+import { alignDown, alignUp, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import type { BlockBackend } from '../block/backend.ts';
+import { RequestFlags } from '../block/driver.ts';
+import { BlockRequest, RequestKind } from '../block/request.ts';
+import { BlockStatus } from '../block/status.ts';
+
+const PIECES = 16;
+const PIECE_BYTES: Bytes = MiB;
+/** Zeroes need no memory. Small enough to be cancelled soon, and to show progress. */
+const ZERO_BYTES: Bytes = 256 * MiB;
+/** Looked at at once, before there is a look at whether to go on. */
+const STATUS_BYTES: Bytes = GiB;
+export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
+
+export interface DirtyCopyOptions {
+  /** Bytes that a bit stands for; a power of two. */
+  readonly granularity: Bytes;
+  /** Memory that it uses, at least one granule. */
+  readonly bufferBytes: Bytes;
+  /** Zeroes may deallocate in the target. */
+  readonly unmap: boolean;
+  /** `length` bytes are about to be begun. May wait; throws to end the copy. */
+  readonly before: (length: Bytes) => MaybePromise<void>;
+  /** So many bytes more are done. */
+  readonly onDone: (length: Bytes) => void;
+  /** A piece has failed, and is dirty again. True: go on. */
+  readonly onFailure: (error: BlockError, operation: 'read' | 'write') => boolean;
+}
+
+class Piece extends BlockRequest {
+  readonly #copy: DirtyCopy;
+  readonly place: number;
+  /** `at` and `length` of the whole piece do not change from its beginning to its end. */
+  busy = false;
+
+  constructor(copy: DirtyCopy, place: number) {
+    super();
+    this.#copy = copy;
+    this.place = place;
+  }
+
+  done(error: number): void {
+    this.#copy.stepEnded(this, error);
+  }
+}
+
+interface Range {
+  readonly at: Offset;
+  readonly end: Offset;
+}
+
+export class DirtyCopy {
+  readonly granularity: Bytes;
+  readonly #source: BlockBackend;
+  readonly #target: BlockBackend;
+  readonly #options: DirtyCopyOptions;
+  readonly #bits: PagedBits;
+  /** Bytes that it copies. */
+  readonly length: Bytes;
+  readonly #memory: Memory;
+  readonly #pieceBytes: Bytes;
+  readonly #pieces: Piece[] = [];
+  readonly #status = new BlockStatus();
+  /** What others write to the target. */
+  readonly #excluded = new Set<Range>();
+  #busy = 0;
+  #busyBytes = 0;
+  #cursor: Offset = 0;
+  /** Bytes that may still be begun. */
+  #left: Bytes = 0;
+  #failure: BlockError | undefined;
+  /** Opened when a piece has ended, or an exclusion. */
+  #waiting: Gate[] = [];
+
+  /** Copies the first `length` bytes, which both have. */
+  constructor(source: BlockBackend, target: BlockBackend, length: Bytes, options: DirtyCopyOptions) {
+    const { granularity, bufferBytes } = options;
+    this.granularity = granularity;
+    this.#source = source;
+    this.#target = target;
+    this.length = length;
+    this.#options = options;
+    this.#bits = new PagedBits(Math.ceil(length / granularity));
+    const share = alignDown(Math.min(PIECE_BYTES, Math.floor(bufferBytes / PIECES)), granularity);
+    this.#pieceBytes = Math.max(share, granularity);
+    const count = Math.min(PIECES, Math.max(1, Math.floor(bufferBytes / this.#pieceBytes)));
+    const bytes = new Uint8Array(new SharedArrayBuffer(count * this.#pieceBytes));
+    this.#memory = source.context.backend.memory(bytes);
+    for (let i = 0; i < count; i++) this.#pieces.push(new Piece(this, i * this.#pieceBytes));
+  }
+
+  /** Bytes that are still to be copied, in whole granules. */
+  get dirtyBytes(): Bytes {
+    return this.#bits.count * this.granularity;
+  }
+
+  /** Bytes that are to be copied, or on their way. */
+  get remaining(): Bytes {
+    return this.dirtyBytes + this.#busyBytes;
+  }
+
+  /** A range has to be copied (again). */
+  mark(at: Offset, length: Bytes): void {
+    const end = Math.min(at + length, this.length);
+    if (end > at) this.#bits.set(Math.floor(at / this.granularity), Math.ceil(end / this.granularity) - 1);
+  }
+
+  /** Marks the extents of the source that `isWanted`; `before` each of them may wait. */
+  async markWhere(
+    isWanted: (status: BlockStatus, at: Offset) => MaybePromise<boolean>,
+    before: () => MaybePromise<void>,
+  ): Promise<void> {
+    const status = new BlockStatus();
+    for (let at = 0; at < this.length; at += status.length) {
+      await before();
+      const pending = this.#source.blockStatus(at, Math.min(this.length - at, STATUS_BYTES), status);
+      if (pending !== undefined) await pending;
+      if (await isWanted(status, at)) this.mark(at, status.length);
+    }
+  }
+
+  /** The target has failed for somebody else: the copy ends with that. */
+  fail(error: BlockError): void {
+    this.#failure ??= error;
+    this.#wake();
+  }
+
+  /** Copies until nothing is dirty, or about `most` bytes have been begun. Nothing is under way when it ends, well or
+   *  not. */
+  async run(most: Bytes = Number.POSITIVE_INFINITY): Promise<void> {
+    this.#left = most;
+    try {
+      while (this.#failure === undefined) {
+        const goesOn = this.#left > 0 && this.#bits.count > 0;
+        if (!goesOn && this.#busy === 0) return;
+        const range = goesOn ? this.#next() : undefined;
+        if (range === undefined) await this.#wait();
+        else {
+          await this.#options.before(Math.min(range.end - range.at, this.#pieceBytes));
+          await this.#begin();
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.#failure ??= error;
+    }
+    while (this.#busy > 0) await this.#wait();
+    const failure = this.#failure;
+    this.#failure = undefined;
+    if (failure !== undefined) throw failure;
+  }
+
+  /** From here on, and until it is disposed, the range is somebody's to write to the target: no piece that overlaps it
+   *  is in flight, and nobody else's. First come, first served. */
+  async exclude(at: Offset, length: Bytes): Promise<Disposable> {
+    const range = { at, end: at + length };
+    this.#excluded.add(range);
+    while (this.#hasToWait(range)) await this.#wait();
+    return {
+      [Symbol.dispose]: () => {
+        this.#excluded.delete(range);
+        this.#wake();
+      },
+    };
+  }
+
+  #hasToWait(range: Range): boolean {
+    for (const { busy, at, length } of this.#pieces) if (busy && overlaps(range, at, length)) return true;
+    for (const other of this.#excluded) {
+      if (other === range) return false;
+      if (overlaps(range, other.at, other.end - other.at)) return true;
+    }
+    return false;
+  }
+
+  /** The next dirty range that nothing stands against; undefined where something has to end first. */
+  #next(): Range | undefined {
+    if (this.#busy === this.#pieces.length) return undefined;
+    return this.#find(this.#cursor, this.length) ?? this.#find(0, this.#cursor);
+  }
+
+  #find(from: Offset, to: Offset): Range | undefined {
+    const { granularity } = this;
+    const last = Math.ceil(to / granularity);
+    for (let bit = Math.floor(from / granularity); bit < last; bit++) {
+      bit = this.#bits.next(bit, last, true);
+      if (bit >= last) return undefined;
+      const at = bit * granularity;
+      if (!this.#taken(at, granularity)) {
+        const end = this.#bits.next(bit, Math.min(last, bit + ZERO_BYTES / granularity), false) * granularity;
+        return { at, end: Math.min(end, this.length) };
+      }
+    }
+    return undefined;
+  }
+
+  /** Somebody is at it. */
+  #taken(at: Offset, length: Bytes): boolean {
+    for (const range of this.#excluded) if (overlaps(range, at, length)) return true;
+    return this.#pieces.some((piece) => piece.busy && at < piece.at + piece.length && piece.at < at + length);
+  }
+
+  /** Begins the next piece, as it is now. */
+  async #begin(): Promise<void> {
+    const range = this.#next();
+    if (range === undefined) return;
+    const { granularity } = this;
+    const status = this.#status;
+    const pending = this.#source.blockStatus(range.at, range.end - range.at, status);
+    if (pending !== undefined) await pending;
+    // May interleave: others can have taken a part of it meanwhile, or cut the end off.
+    if (this.#failure !== undefined) return;
+    const whole = alignDown(status.length, granularity);
+    const zero = status.zero && (whole > 0 || range.at + status.length >= this.length);
+    const most = zero ? whole || granularity : Math.min(alignUp(status.length, granularity), this.#pieceBytes);
+    let length = Math.min(most, range.end - range.at);
+    while (length > granularity && this.#taken(range.at, length)) length -= granularity;
+    if (this.#taken(range.at, length)) return;
+    const piece = this.#pieces.find(({ busy }) => !busy);
+    if (piece !== undefined) this.#start(piece, range.at, length, zero);
+  }
+
+  #start(piece: Piece, at: Offset, length: Bytes, zero: boolean): void {
+    this.#bits.unset(Math.floor(at / this.granularity), Math.ceil((at + length) / this.granularity) - 1);
+    this.#cursor = at + length;
+    this.#left -= length;
+    this.#busy++;
+    this.#busyBytes += length;
+    piece.busy = true;
+    piece.at = at;
+    piece.length = length;
+    if (zero) this.#submit(piece, this.#target, RequestKind.ZERO);
+    else this.#submit(piece, this.#source, RequestKind.READ);
+  }
+
+  #submit(piece: Piece, blk: BlockBackend, kind: number): void {
+    piece.kind = kind;
+    piece.flags = kind === RequestKind.ZERO && this.#options.unmap ? RequestFlags.MAY_UNMAP : 0;
+    piece.iov.reset();
+    if (kind !== RequestKind.ZERO) piece.iov.push(this.#memory, piece.place, piece.length);
+    blk.submit(piece);
+  }
+
+  /** @internal */
+  stepEnded(piece: Piece, error: number): void {
+    if (error === 0 && piece.kind === RequestKind.READ) {
+      this.#submit(piece, this.#target, RequestKind.WRITE);
+      return;
+    }
+    piece.busy = false;
+    this.#busy--;
+    this.#busyBytes -= piece.length;
+    if (error === 0) this.#options.onDone(piece.length);
+    else {
+      this.mark(piece.at, piece.length);
+      const failure = errorOf(piece, error);
+      const operation = piece.kind === RequestKind.READ ? 'read' : 'write';
+      if (!this.#options.onFailure(failure, operation)) this.#failure ??= failure;
+    }
+    this.#wake();
+  }
+
+  #wake(): void {
+    const gates = this.#waiting;
+    this.#waiting = [];
+    for (const gate of gates) gate.open();
+  }
+
+  async #wait(): Promise<void> {
+    const gate = new Gate();
+    this.#waiting.push(gate);
+    await gate.promise;
+  }
+}
+
+function overlaps({ at, end }: Range, from: Offset, length: Bytes): boolean {
+  return at < from + length && from < end;
+}
+
+function errorOf({ kind, at, length, failure }: Piece, error: number): BlockError {
+  if (failure instanceof BlockError) return failure;
+  const what = kind === RequestKind.READ ? 'read' : 'write';
+  return ioError(error, `Could not ${what} ${length} bytes at ${at}`, { op: what, at, length });
+}

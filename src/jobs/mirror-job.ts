@@ -1,0 +1,334 @@
+/**
+ * mirror: the target becomes what the source is, and stays so while the source is written to, until it takes the
+ * source's place (complete) or is left as it is at that moment (cancel once it is ready). The active layer is committed
+ * in the same way, to a layer below it (active-commit.ts). See docs/JOBS.md.
+ *
+ * - `background`: what is written to the source is noted, and copied later. `write-blocking`: a filter writes it to
+ *   both.
+ * - The last step is taken with the source drained: what is left is copied, the target is flushed, then the users move.
+ */
+import { BlockError, Errno } from '../base/errors.ts';
+import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
+import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
+import { type Drained, drain } from '../block/drain.ts';
+import { PERM_ALL, Perm } from '../block/driver.ts';
+import { flushNode } from '../block/flush.ts';
+import { openNodeOf, releaseNode } from '../block/graph.ts';
+import { withdrawLeases } from '../block/lease.ts';
+import type { BlockNode, DirtyHook } from '../block/node.ts';
+import { replaceNode } from '../block/replace-node.ts';
+import { BlockStatus } from '../block/status.ts';
+import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
+import { BUFFER_DEFAULT, DirtyCopy } from './dirty-copy.ts';
+import { mirrorFilter } from './mirror-filter.ts';
+
+const GRANULARITY_MAX: Bytes = 64 * MiB;
+const BUFFER_MAX: Bytes = 256 * MiB;
+/** Between two rounds once it is ready: what is written again and again is copied once in it. */
+const ROUND_NS = 100_000_000;
+/** Rounds that do not get nearer to the end before the rest is copied while the guest waits. */
+const ROUNDS = 4;
+
+export type CopyMode = 'background' | 'write-blocking';
+
+export interface MirrorJobOptions extends BlockJobOptions {
+  /** All of the disk, what its active layer holds, or only what is written from now on. */
+  readonly sync: 'full' | 'top' | 'none';
+  /** Default background. */
+  readonly copyMode?: CopyMode | undefined;
+  /** Bytes that are copied again where one of them was written: a power of two, 512 bytes to 64 MiB. Default: a cluster
+   *  of the target, from 4 to 64 KiB. */
+  readonly granularity?: Bytes | undefined;
+  /** Memory for the copies. Default 16 MiB. */
+  readonly bufSize?: Bytes | undefined;
+  /** Default report. */
+  readonly onSourceError?: ErrorPolicy | undefined;
+  readonly onTargetError?: ErrorPolicy | undefined;
+  /** The node in whose place the target comes at the end. Default: the source. */
+  readonly replaces?: BlockNode | undefined;
+  /** Zeroes may deallocate in the target. Default true. */
+  readonly unmap?: boolean | undefined;
+  /** The target reads as zeroes everywhere: nobody has to look. */
+  readonly targetIsZero?: boolean | undefined;
+  /** Runs the last step when nothing else changes the disk as a whole. */
+  readonly alone?: ((step: () => Promise<void>) => Promise<void>) | undefined;
+}
+
+function refusal(why: string, errno: number = Errno.EINVAL): BlockError {
+  return new BlockError(errno, `Could not mirror: ${why}`);
+}
+
+/** EINVAL names what cannot be. */
+export function checkedGranularity(granularity: Bytes): Bytes {
+  if (isPowerOfTwo(granularity) && granularity >= 512 && granularity <= GRANULARITY_MAX) return granularity;
+  throw refusal(`'granularity' is ${granularity}, not a power of two from 512 bytes to 64 MiB`);
+}
+
+function checkedBuffer(bytes: Bytes): Bytes {
+  if (Number.isSafeInteger(bytes) && bytes >= 0 && bytes <= BUFFER_MAX) return bytes === 0 ? BUFFER_DEFAULT : bytes;
+  throw refusal(`'buf-size' is ${bytes}, not a number of bytes up to ${BUFFER_MAX}`);
+}
+
+export class MirrorJob extends BlockJob {
+  readonly type: string = 'mirror';
+  readonly #source: BlockNode;
+  readonly #target: BlockNode;
+  readonly #options: MirrorJobOptions;
+  readonly #bufferBytes: Bytes;
+  readonly #hook: DirtyHook = (at, length) => this.#copy.mark(at, length);
+  protected from!: BlockBackend;
+  protected to!: BlockBackend;
+  #copy!: DirtyCopy;
+  #copyMode: CopyMode;
+  #filter: BlockNode | undefined;
+  /** While the guest waits for the end. */
+  #drained: Drained | undefined;
+  /** An error that did not end it has ended the last round. */
+  #again = false;
+
+  protected constructor(source: BlockNode, target: BlockNode, options: MirrorJobOptions) {
+    super(source.aio, options);
+    this.#source = source;
+    this.#target = target;
+    this.#options = options;
+    this.#copyMode = options.copyMode ?? 'background';
+    this.#bufferBytes = checkedBuffer(options.bufSize ?? 0);
+  }
+
+  /** Throws what stands against it, before anything happens: EINVAL, EPERM, EBUSY. */
+  static async create(source: BlockNode, target: BlockNode, options: MirrorJobOptions): Promise<MirrorJob> {
+    if (source === target) throw refusal(`node '${source.name}' is source and target`);
+    if (source.length !== target.length) {
+      throw refusal(`the source has ${source.length} bytes, the target ${target.length}`);
+    }
+    return MirrorJob.opened(new MirrorJob(source, target, options), [source, target]);
+  }
+
+  protected static async opened<J extends MirrorJob>(job: J, nodes: Iterable<BlockNode>): Promise<J> {
+    try {
+      job.claim(nodes);
+      await job.open();
+      return job;
+    } catch (error) {
+      await job.clean().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  get copyMode(): CopyMode {
+    return this.#copyMode;
+  }
+
+  /** From background to write-blocking, at its next step. EINVAL for the way back. */
+  setCopyMode(mode: CopyMode): void {
+    if (mode === 'background' && this.#copyMode !== 'background')
+      throw refusal(`the copy-mode is '${this.#copyMode}', which cannot become '${mode}'`);
+    this.#copyMode = mode;
+    this.wake();
+  }
+
+  protected async open(): Promise<void> {
+    const shared = PERM_ALL;
+    this.from = await this.use(this.#source, { readOnly: true, perm: Perm.CONSISTENT_READ, shared });
+    this.to = await this.use(this.#target, { readOnly: false, shared, ...this.targetPermissions() });
+    this.total = this.from.length;
+    const granularity = checkedGranularity(this.#options.granularity ?? this.defaultGranularity());
+    this.#copy = new DirtyCopy(this.from, this.to, this.from.length, {
+      granularity,
+      bufferBytes: Math.max(this.#bufferBytes, granularity),
+      unmap: this.#options.unmap ?? true,
+      before: (bytes) => this.#before(bytes),
+      onDone: (bytes) => {
+        this.current += bytes;
+        this.#follow();
+      },
+      onFailure: (error, operation) => this.#onFailure(error, operation),
+    });
+  }
+
+  /** Only its own users write to the target meanwhile; the filter is one of them. */
+  protected targetPermissions(): Pick<BlockBackendOptions, 'perm' | 'allies'> {
+    return { perm: Perm.WRITE | Perm.CONSISTENT_READ };
+  }
+
+  protected defaultGranularity(): Bytes {
+    const cluster = this.#target.limits.zeroAlignment || 64 * KiB;
+    return Math.min(Math.max(cluster, 4 * KiB), 64 * KiB);
+  }
+
+  protected override canComplete(): boolean {
+    return true;
+  }
+
+  protected override endsGently(): boolean {
+    return true;
+  }
+
+  protected async run(): Promise<void> {
+    await this.prepareTarget();
+    await this.#watch();
+    await this.#markFirst();
+    await this.#rounds(() => false);
+    await this.to.flush();
+    this.becomeReady();
+    while (!this.completing && !this.endingGently) {
+      await this.#round();
+      await this.idle(ROUND_NS);
+    }
+    do await this.#rounds(() => this.cancelled);
+    while (!(await this.#finish()));
+  }
+
+  /** Before anything is copied. */
+  protected async prepareTarget(): Promise<void> {}
+
+  /** From here on nothing is written to the source that is not seen. */
+  async #watch(): Promise<void> {
+    if (this.#copyMode === 'write-blocking') return this.#insertFilter();
+    this.#source.dirtyHooks.push(this.#hook);
+    await withdrawLeases(this.#source);
+    return undefined;
+  }
+
+  #unwatch(): void {
+    const { dirtyHooks } = this.#source;
+    const index = dirtyHooks.indexOf(this.#hook);
+    if (index >= 0) dirtyHooks.splice(index, 1);
+  }
+
+  async #insertFilter(): Promise<void> {
+    const side = {
+      copy: this.#copy,
+      onFailure: (error: BlockError) => {
+        if (!this.failed(this.#options.onTargetError ?? 'report', 'write', error)) this.#copy.fail(error);
+      },
+    };
+    const children = { file: this.#source.name, target: this.#target.name };
+    this.#filter = await openNodeOf(this.context, mirrorFilter(side), children);
+    using _drained = await drain(this.#source);
+    await replaceNode(this.#source, this.#filter, (parent) => parent !== this.from);
+    this.#unwatch();
+  }
+
+  async #removeFilter(): Promise<void> {
+    const filter = this.#filter;
+    if (filter === undefined) return;
+    await replaceNode(filter, this.#source);
+    this.#filter = undefined;
+    await releaseNode(filter);
+  }
+
+  /** What has to be copied whether or not it is written to. */
+  async #markFirst(): Promise<void> {
+    if (this.#options.sync === 'none') return;
+    const layers = this.layers();
+    const wanted = ({ depth, zero, length }: BlockStatus, at: Offset): boolean | Promise<boolean> => {
+      if (layers !== undefined) return depth >= 1 && depth <= layers;
+      return zero ? this.#markZero(at, length).then(() => false) : true;
+    };
+    await this.#copy.markWhere(wanted, async () => {
+      this.#follow();
+      await this.pausePoint(0);
+    });
+  }
+
+  /** How many layers from the source down are copied; undefined for all. */
+  protected layers(): number | undefined {
+    return this.#options.sync === 'full' ? undefined : 1;
+  }
+
+  /** What reads as zeroes in the target, too, is done. */
+  async #markZero(from: number, length: Bytes): Promise<void> {
+    if (this.#options.targetIsZero) return;
+    const status = new BlockStatus();
+    for (let at = from; at < from + length; at += status.length) {
+      const pending = this.to.blockStatus(at, from + length - at, status);
+      if (pending !== undefined) await pending;
+      if (!status.zero) this.#copy.mark(at, status.length);
+    }
+  }
+
+  /** Rounds until all is copied, or what is left is so little, or so much is written meanwhile, that it can be copied
+   *  while the guest waits. */
+  async #rounds(enough: () => boolean): Promise<void> {
+    let least = Number.POSITIVE_INFINITY;
+    for (let stuck = 0; !enough(); ) {
+      await this.#round();
+      const left = this.#copy.remaining;
+      if (left === 0 || (left <= this.#bufferBytes && stuck > 0)) return;
+      stuck = left < least * 0.9 ? stuck : stuck + 1;
+      if (stuck >= ROUNDS && left <= 4 * this.#bufferBytes) return;
+      least = Math.min(least, left);
+    }
+  }
+
+  /** Copies once what is dirty now. */
+  async #round(): Promise<void> {
+    if (this.#copyMode === 'write-blocking' && this.#filter === undefined) await this.#insertFilter();
+    await this.pausePoint(0);
+    await this.#copy.run(this.#copy.dirtyBytes);
+    this.#follow();
+  }
+
+  #follow(): void {
+    this.total = this.current + this.#copy.remaining;
+  }
+
+  async #before(bytes: Bytes): Promise<void> {
+    // While the guest waits there is no resting.
+    if (this.#drained === undefined) await this.paced(bytes);
+  }
+
+  #onFailure(error: BlockError, operation: 'read' | 'write'): boolean {
+    const { onSourceError = 'report', onTargetError = 'report' } = this.#options;
+    const goesOn = this.failed(operation === 'read' ? onSourceError : onTargetError, operation, error);
+    this.#again = goesOn;
+    return goesOn && this.#drained === undefined;
+  }
+
+  /** The rest, while the guest waits. False where an error has to be waited for first. */
+  async #finish(): Promise<boolean> {
+    await this.pausePoint(0);
+    this.#again = false;
+    const ends = [this.from, this.to];
+    this.#drained = await drain(this.#source);
+    for (const blk of ends) blk.disableQueuing = true;
+    try {
+      await this.#copy.run();
+      await flushNode(this.#target);
+      this.#follow();
+      if (this.cancelled || this.#source.length !== this.#copy.length) throw this.#cut();
+      return true;
+    } catch (error) {
+      for (const blk of ends) blk.disableQueuing = false;
+      this.#drained.end();
+      this.#drained = undefined;
+      if (!this.#again) throw error;
+      return false;
+    }
+  }
+
+  #cut(): BlockError {
+    if (this.cancelled) return refusal('it was cancelled', Errno.ECANCELED);
+    return refusal(`the source has ${this.#source.length} bytes now, and had ${this.#copy.length}`);
+  }
+
+  protected override async prepare(): Promise<void> {
+    const step = async (): Promise<void> => {
+      await this.#removeFilter();
+      if (this.endingGently) return;
+      await this.to.setPermissions(0, PERM_ALL);
+      const replaced = this.#options.replaces ?? this.#source;
+      await replaceNode(replaced, this.#target, (parent) => parent !== this.from && parent !== this.to);
+    };
+    await (this.#options.alone ?? ((run) => run()))(step);
+  }
+
+  protected override async clean(): Promise<void> {
+    this.#unwatch();
+    await this.#removeFilter();
+    this.#drained?.end();
+    this.#drained = undefined;
+    await this.letGo();
+  }
+}
