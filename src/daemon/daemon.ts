@@ -4,6 +4,7 @@
  */
 import { CoMutex } from '../aio/co-mutex.ts';
 import { IOThread } from '../lib/iothread.ts';
+import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
 import type { ThresholdEvent } from '../lib/node-messages.ts';
 import type { ObjectType } from '../lib/objects/object-type.ts';
 import { ObjectStore } from '../lib/objects/store.ts';
@@ -19,6 +20,7 @@ import { Chardevs } from './chardev/chardevs.ts';
 import { type AnyHandler, commandTable } from './commands/table.ts';
 import { type EventListener, Events } from './events.ts';
 import { Exports } from './exports.ts';
+import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
@@ -43,6 +45,7 @@ export class Daemon implements Dispatcher {
   readonly nbd: NbdListeners;
   readonly exports: Exports;
   readonly bitmaps: Bitmaps;
+  readonly jobs = new Jobs(this.events);
   readonly #commands: ReadonlyMap<string, AnyHandler>;
   readonly #checker: Checker;
   /** Commands that change something, one after the other. */
@@ -138,8 +141,12 @@ export class Daemon implements Dispatcher {
   }
 
   #told(name: string, payload: unknown): void {
-    if (name !== 'threshold') return;
-    const { node, threshold, end } = payload as ThresholdEvent;
+    if (name === 'job') this.jobs.told(payload as NodeJobEvent);
+    else if (name === 'job-error') this.jobs.failed(payload as NodeJobErrorEvent);
+    else if (name === 'threshold') this.#crossed(payload as ThresholdEvent);
+  }
+
+  #crossed({ node, threshold, end }: ThresholdEvent): void {
     this.events.emit('BLOCK_WRITE_THRESHOLD', {
       'node-name': node,
       'amount-exceeded': end - threshold,

@@ -44,7 +44,12 @@ export class Nodes {
   /** One more thread that nodes may be in. */
   addThread(thread: IOThread): void {
     this.#names.set(thread, new Set());
-    thread.listen(0, this.#onEvent);
+    thread.listen(0, (name, payload) => {
+      // A job has changed the graph.
+      const { names } = payload as { readonly names?: readonly string[] };
+      if (names) this.#names.set(thread, new Set(names));
+      this.#onEvent(name, payload);
+    });
   }
 
   removeThread(thread: IOThread): void {

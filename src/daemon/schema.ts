@@ -6,7 +6,7 @@ import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import type { ObjectType } from '../lib/objects/object-type.ts';
 import { secretOption } from '../lib/objects/resolve.ts';
 import { SCHEMA } from '../qmp/schema/schema.ts';
-import type { Members, Schema } from '../qmp/schema/types.ts';
+import type { Members, Schema, Union } from '../qmp/schema/types.ts';
 
 const ENUMS: Readonly<Record<string, string>> = {
   discard: 'BlockdevDiscardOptions',
@@ -60,6 +60,7 @@ function withDrivers(schema: Schema, drivers: ReadonlyMap<string, Driver>): Sche
     structs,
     unions: {
       ...schema.unions,
+      BlockdevCreateOptions: creation(drivers, enums),
       BlockdevOptions: { tag: 'driver', base: { ...commonMembers(), 'cache?': 'BlockdevCacheOptions' }, branches },
     },
   };
@@ -71,6 +72,33 @@ function commonMembers(): Members {
     return [`${name}?`, ENUMS[name] ?? typeOf(spec, '')];
   });
   return Object.fromEntries(entries);
+}
+
+/** What new images are made with: `file` makes the file, the formats what is in it. */
+function creation(drivers: ReadonlyMap<string, Driver>, enums: Record<string, readonly string[]>): Union {
+  const branches: Record<string, Members> = {
+    file: { filename: 'str', size: 'bytes', 'preallocation?': 'PreallocMode' },
+  };
+  for (const [name, driver] of drivers) {
+    if (!driver.createOptions) continue;
+    const { compat, 'backing-file': backing, 'data-file': data, ...rest } = driver.createOptions;
+    const own = Object.entries(rest).filter(([option]) => !option.includes('.'));
+    for (const [option, spec] of own) if (spec.values) enums[`${name}-create-${option}`] = spec.values;
+    const members = own.map(([option, spec]) => [
+      spec.required ? option : `${option}?`,
+      typeOf(spec, `${name}-create-${option}`),
+    ]);
+    if (compat) enums.BlockdevQcow2Version = ['v2', 'v3'];
+    branches[name] = {
+      file: 'BlockdevRef',
+      ...(data ? { 'data-file?': 'BlockdevRef' } : {}),
+      ...(compat ? { 'version?': 'BlockdevQcow2Version' } : {}),
+      ...(backing ? { 'backing-file?': 'str' } : {}),
+      ...Object.fromEntries(members),
+    };
+  }
+  enums.BlockdevCreateDriver = Object.keys(branches).sort();
+  return { tag: 'driver', base: { driver: 'BlockdevCreateDriver' }, branches };
 }
 
 /** A node can do without a backing file, or a file for the data alone. */

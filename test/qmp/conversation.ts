@@ -25,6 +25,8 @@ export interface Step {
   readonly expect?: (reply: Fields) => void;
   /** Wait until both have told of this event. */
   readonly event?: string;
+  /** Wait until both have told that a job has this status. */
+  readonly until?: string;
 }
 
 /** `$DIR` in arguments is the daemon's own directory. */
@@ -77,8 +79,9 @@ export class Peer {
     return this.#next();
   }
 
-  async told(event: string, count: number): Promise<void> {
-    while (this.events.filter((one) => one.event === event).length < count) await this.#something();
+  /** Resolves once `seen` is true of one of the events from number `from` on. */
+  async told(from: number, seen: (event: Fields) => boolean): Promise<void> {
+    while (!this.events.slice(from).some(seen)) await this.#something();
   }
 
   async quit(): Promise<number | null> {
@@ -152,6 +155,7 @@ export async function converse(
   const { theirs, ours } = await pair(t, args, prepare);
   const different: string[] = [];
   for (const [i, one] of steps.entries()) {
+    const before = [theirs.events.length, ours.events.length];
     const [reply, own] = await Promise.all([
       theirs.execute(one.command, one.args),
       ours.execute(one.command, one.args),
@@ -162,7 +166,8 @@ export async function converse(
       different.push(...differences(mine, other).map((line) => `${where}${line}`));
     }
     one.expect?.(own);
-    if (one.event !== undefined) await waitFor(one.event, theirs, ours);
+    const seen = seenOf(one);
+    if (seen) await Promise.all([theirs.told(before[0]!, seen), ours.told(before[1]!, seen)]);
   }
   assert.equal(different.join('\n'), '');
   const [told, own] = [theirs, ours].map(({ events, directory }) => events.map((event) => alike(event, directory)));
@@ -182,9 +187,9 @@ function differences(ours: Json, theirs: Json, path = ''): string[] {
   return [...names].flatMap((name) => differences(at(ours, name), at(theirs, name), `${path}.${name}`));
 }
 
-async function waitFor(event: string, ...peers: readonly Peer[]): Promise<void> {
-  const count = Math.max(...peers.map(({ events }) => events.filter((one) => one.event === event).length), 1);
-  await Promise.all(peers.map((peer) => peer.told(event, count)));
+function seenOf({ event, until }: Step): ((event: Fields) => boolean) | undefined {
+  if (until !== undefined) return ({ data }) => (data as Fields).status === until;
+  return event === undefined ? undefined : (one) => one.event === event;
 }
 
 /** In the order of each kind: events of different kinds may come in another order. */
@@ -199,7 +204,8 @@ function orderOf(item: Json): string {
 }
 
 /** Numbers that no two images, or moments, have in common. */
-const OWN = /^(actual-size|timestamp|date-sec|date-nsec|vm-clock-sec|vm-clock-nsec|micro|package|major|minor)$/;
+const OWN =
+  /^(current-progress|total-progress|len|offset|actual-size|timestamp|date-sec|date-nsec|vm-clock-sec|vm-clock-nsec|micro|package|major|minor)$/;
 
 export function alike(value: Json, directory: string, options: Pick<Step, 'words'> = {}): Json {
   // Where it has no file, there is another way to write what it is.

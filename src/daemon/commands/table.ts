@@ -6,6 +6,7 @@ import { bitmapCommands } from './bitmaps.ts';
 import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
+import { jobCommands } from './jobs.ts';
 import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
@@ -29,6 +30,7 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     queryCommands(daemon),
     exportCommands(daemon),
     bitmapCommands(daemon),
+    jobCommands(daemon),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
