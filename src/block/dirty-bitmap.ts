@@ -188,8 +188,8 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
-  /** What is dirty in any of `sources`, here by name or of another node, is dirty in `target` too; all or nothing. EBUSY,
-   *  EINVAL (inconsistent, or of a disk of another size). */
+  /** What is dirty in any of `sources`, here by name or of another node, is dirty in `target` too; all or nothing.
+   *  EBUSY, EINVAL (inconsistent, or of a disk of another size). */
   async merge(target: string, sources: readonly (string | DirtyBitmap)[]): Promise<void> {
     using _held = await this.#mutex.lock();
     const into = this.#changeable(target, 'merge into');
