@@ -215,7 +215,7 @@ test('a mirror that is cancelled at any moment leaves the disk alone, and nothin
   }
 });
 
-test('an error of either side fails a mirror, or it is tried again, or it waits; the guest does not notice', async () => {
+test('an error of either side fails a mirror, or is tried again, or waited for; the guest goes on', async () => {
   for (const mode of MODES) {
     for (const [op, path, errno] of [
       ['read', FILES.base, Errno.EIO],
@@ -258,7 +258,7 @@ test('an error of either side fails a mirror, or it is tried again, or it waits;
   }
 });
 
-test('D3 nothing of a mirror is in flight while all nodes are drained, in either mode, and it ends all the same', async () => {
+test('D3 nothing of a mirror is in flight while all nodes are drained, and it ends all the same', async () => {
   for (const copyMode of MODES) {
     await inSim(5, async ({ context, model, blk, job }) => {
       const mirror = await job({ copyMode, onStatus: complete });
