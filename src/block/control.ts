@@ -61,7 +61,7 @@ export async function amend(blk: BlockBackend, changes: Readonly<Record<string, 
 
 /** Takes away all that an open image holds itself: what is below it is seen everywhere. */
 export async function emptyImage(blk: BlockBackend): Promise<void> {
-  await onRoot(blk, ({ impl, driver }) => {
+  await onImage(blk, ({ impl, driver }) => {
     if (!impl.empty) throw unsupported('empty the image', driver);
     return impl.empty();
   });
