@@ -414,3 +414,23 @@ test('TLS: credentials are objects, here and at the original', needs('qemu-nbd',
     rmSync(server.pidFile, { force: true });
   }
 });
+
+test('a raw image by guess does not become another format', needs('qemu-nbd', 'qemu-img', 'qemu-io'), async (t) => {
+  const dir = await images(t);
+  writeFileSync(`${dir}/head`, readFileSync(`${dir}/a.qcow2`).subarray(0, 512));
+  for (const program of BOTH) {
+    const server = await startedOf(program, t, dir, ['-t', `${dir}/raw`]);
+    const become = ['-f', 'raw', '-c', `write -s ${dir}/head 0 512`, server.uri];
+    const { code, stdout } = await run('qemu-io', become);
+    assert.deepEqual([code, stdout], [1, 'write failed: Operation not permitted\n']);
+    await peer('qemu-io', '-f', 'raw', '-c', 'write -P 8 0 512', '-c', `write -s ${dir}/head 512 512`, server.uri);
+    server.child.kill();
+    assert.deepEqual(await server.exited, [0, null]);
+    rmSync(server.pidFile, { force: true });
+  }
+  assert.ok(
+    readFileSync(`${dir}/raw`)
+      .subarray(0, 512)
+      .every((byte) => byte === 8),
+  );
+});
