@@ -33,7 +33,7 @@ async function refused(attempt: Promise<unknown>): Promise<BlockError> {
   return error;
 }
 
-test('the first sector of a 10 GiB qcow2 image takes three requests', { timeout: 30_000 }, async (t) => {
+test('the first sector of a 10 GiB qcow2 image takes three requests', { timeout: 120_000 }, async (t) => {
   const { bytes } = await image(t);
   const server = await RangeServer.start(t, bytes);
   await using disk = await open(server.url('/disk.qcow2?signature=x'));
@@ -45,7 +45,7 @@ test('the first sector of a 10 GiB qcow2 image takes three requests', { timeout:
   assert.deepEqual(rest.buffer, DATA);
 });
 
-test('a URL is read-only, its format is looked for, and a raw image is its bytes', { timeout: 30_000 }, async (t) => {
+test('a URL is read-only, its format is looked for, and a raw image is its bytes', { timeout: 120_000 }, async (t) => {
   const { bytes } = await image(t);
   const server = await RangeServer.start(t, bytes);
   const sizes = { '/disk': 10 * 2 ** 30, '/disk.img': 10 * 2 ** 30 };
@@ -61,7 +61,7 @@ test('a URL is read-only, its format is looked for, and a raw image is its bytes
   assert.equal((await refused(raw.write(new Uint8Array(1), 0, 1, 0))).errno, Errno.EPERM);
 });
 
-test('an error of a read says what the server did, to the thread that reads', { timeout: 30_000 }, async (t) => {
+test('an error of a read says what the server did, to the thread that reads', { timeout: 120_000 }, async (t) => {
   const server = await RangeServer.start(t, DATA);
   await using disk = await open(server.url('/x', 'me:hush@'), { http: { readahead: 0 } });
   server.etag = '"2"';
@@ -71,7 +71,7 @@ test('an error of a read says what the server did, to the thread that reads', { 
   assert.doesNotMatch(error.message, /hush/);
 });
 
-test('names inside images lead to no server, and an image on a server to no file', { timeout: 30_000 }, async (t) => {
+test('names inside images lead to no server, and an image on a server to no file', { timeout: 120_000 }, async (t) => {
   const base = await RangeServer.start(t, DATA);
   const path = join(scratch(t), 'overlay.qcow2');
   await create(path, { size: MiB });
