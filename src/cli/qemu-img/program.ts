@@ -3,6 +3,7 @@
  * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
+import { writeNow } from '../write-now.ts';
 import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
@@ -29,9 +30,11 @@ const COMPATIBLE_VERSION = '7.2.22';
 const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
 
 const PROCESS: Terminal = {
-  out: (text) => void process.stdout.write(text),
-  err: (text) => void process.stderr.write(text),
+  out: (text) => writeNow(1, text),
+  err: (text) => writeNow(2, text),
 };
+
+export const writesItself = true;
 
 /** Runs a command line without the program's name; answers its exit code. */
 export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
