@@ -96,6 +96,7 @@ export async function withImage<T>(
 /** The tree for an image; its first bytes are looked at where the format is not given. */
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   try {
+    if (how.write && how.forceShare) throw new BlockError(Errno.EINVAL, "'force-share' needs 'read-only'");
     const given = await withSecrets(spec, await treeOf(spec, how), how.objects);
     const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
