@@ -3,6 +3,7 @@
  * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
+import { objectStore } from '../objects.ts';
 import { writeNow } from '../write-now.ts';
 import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
@@ -71,10 +72,10 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
   const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
-  if (texts.length === 0) return await verb.run(new VerbLine(line, undefined, lastWord), terminal);
-  const { objectsOf } = await import('./objects.ts');
-  const objects = await objectsOf(texts, terminal);
-  return objects ? await verb.run(new VerbLine(line, objects, lastWord), terminal) : 0;
+  const objects = await objectStore(texts);
+  if (typeof objects !== 'string') return await verb.run(new VerbLine(line, objects, lastWord), terminal);
+  terminal.out(objects);
+  return 0;
 }
 
 function read<D extends OptionDef>(
