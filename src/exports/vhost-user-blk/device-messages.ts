@@ -256,7 +256,9 @@ export class DeviceMessages implements QueueHost {
       if (fd === null) throw bad('queues that are polled all the time are not served', Errno.ENOTSUP);
       queue.setKick(fd);
       const refusal = queue.started ? undefined : queue.start();
-      if (refusal !== undefined) throw bad(refusal);
+      if (refusal === undefined) return;
+      queue.setKick(null);
+      throw bad(refusal);
     });
   }
 
