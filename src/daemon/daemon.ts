@@ -26,6 +26,7 @@ import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
 import { iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
+import { Transactions } from './transactions.ts';
 import { versionInfo } from './version.ts';
 
 export interface DaemonOptions extends ReferenceOptions {
@@ -45,6 +46,7 @@ export class Daemon implements Dispatcher {
   readonly nbd: NbdListeners;
   readonly exports: Exports;
   readonly bitmaps: Bitmaps;
+  readonly transactions: Transactions;
   readonly jobs = new Jobs(this.events);
   readonly #commands: ReadonlyMap<string, AnyHandler>;
   readonly #checker: Checker;
@@ -71,6 +73,7 @@ export class Daemon implements Dispatcher {
     this.nbd = new NbdListeners(home);
     this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
     this.bitmaps = new Bitmaps(this.nodes);
+    this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);
   }

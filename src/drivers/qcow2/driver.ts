@@ -6,6 +6,7 @@ import type {
   BitmapStore,
   CheckFix,
   CheckResult,
+  Child,
   Driver,
   DriverNode,
   Limits,
@@ -123,6 +124,10 @@ export class Qcow2Node implements DriverNode {
 
   amend(changes: Readonly<Record<string, unknown>>): Promise<void> {
     return amend(this.image, this.#writer, changes);
+  }
+
+  takeBacking(child: Child): void {
+    this.image.backing = child;
   }
 
   dropBacking(): void {
