@@ -138,7 +138,6 @@ test('backups are made, alone and grouped, as in qemu-storage-daemon', WITH, asy
       backup({ 'auto-dismiss': false }, { until: 'concluded' }),
       step('query-jobs'),
       step('job-dismiss', { id: 'k' }),
-      step('transaction', { actions: [action('x', 'a', 'b'), { type: 'abort', data: {} }] }),
       step('query-jobs'),
       step('query-block-jobs'),
       step(
