@@ -11,6 +11,7 @@ import { PERM_ALL, Perm } from '../block/driver.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
+import { VERBS } from '../jobs/job-states.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
 import type {
   NodeCommitMessage,
@@ -57,10 +58,10 @@ export class WorkerNodeJobs {
     };
   }
 
-  /** Cancels those that run, and waits for them. */
+  /** Cancels those that run, or wait for their last step, and waits for them. */
   async stop(): Promise<void> {
     const all = [...this.#jobs.values()];
-    for (const job of all) if (job.status !== 'concluded' && !job.ran) job.cancel(true);
+    for (const job of all) if (VERBS.cancel.includes(job.status)) job.cancel(true);
     await Promise.all(all.map((job) => job.ended));
   }
 

@@ -80,6 +80,11 @@ export class Peer {
     return this.#next();
   }
 
+  /** The next reply, to what was sent together with others. */
+  reply(): Promise<Fields> {
+    return this.#next();
+  }
+
   /** Resolves once `seen` is true of one of the events from number `from` on. */
   async told(from: number, seen: (event: Fields) => boolean): Promise<void> {
     while (!this.events.slice(from).some(seen)) await this.#something();

@@ -11,6 +11,7 @@ import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
 import { transactionCommands } from './transactions.ts';
+import { unsupportedCommands } from './unsupported.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
 export type Handler<N extends CommandName> = (
@@ -33,6 +34,7 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     bitmapCommands(daemon),
     jobCommands(daemon),
     transactionCommands(daemon),
+    unsupportedCommands(),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
