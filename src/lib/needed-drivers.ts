@@ -13,7 +13,7 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   http: async () => (await import('../drivers/http/driver.ts')).httpDriver,
   https: async () => (await import('../drivers/http/driver.ts')).httpsDriver,
   ftp: async () => (await import('../drivers/http/driver.ts')).ftpDriver,
-  ftps: async () => (await import('../drivers/http/driver.ts')).ftpDriver,
+  ftps: async () => (await import('../drivers/http/driver.ts')).ftpsDriver,
   'copy-on-read': async () => (await import('../drivers/copy-on-read/driver.ts')).copyOnReadDriver,
   'virtio-blk-vhost-user': async () =>
     (await import('../drivers/virtio-blk-vhost-user/driver.ts')).virtioBlkVhostUserDriver,
