@@ -1,7 +1,7 @@
 /**
- * Raw deflate streams, through the zlib that is in the process already: Node's own, which it exports. A stream is reused,
- * and what is decompressed goes where it is wanted; with node:zlib a block costs a stream object, its buffers and a copy,
- * which for 64 KiB is more than the decompressing itself. [RFC 1951; zlib.h]
+ * Raw deflate streams, through the zlib that is in the process already: Node's own, which it exports. A stream is
+ * reused, and what is decompressed goes where it is wanted; with node:zlib a block costs a stream object, its buffers
+ * and a copy, which for 64 KiB is more than the decompressing itself. [RFC 1951; zlib.h]
  */
 import { deflateRawSync } from 'node:zlib';
 import type { Bytes } from '../base/units.ts';

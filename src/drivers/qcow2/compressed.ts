@@ -120,7 +120,7 @@ export class CompressedClusters {
     if (failure) throw (failure as PromiseRejectedResult).reason;
   }
 
-  /** The compressed bytes of a cluster; undefined where they would not be fewer. Give them back once they are stored. */
+  /** The compressed bytes of a cluster, to be given back; undefined where they would not be fewer. */
   async pack(plain: Uint8Array): Promise<Uint8Array | undefined> {
     const memory = this.#small.pop() ?? kernelBytes(plain.length - 1);
     const length = await this.#task((done) => compress(this.#type, plain, memory, done));
