@@ -32,7 +32,7 @@ export type { AddBitmapOptions, DiskBitmaps } from './lib/bitmaps.ts';
 export { type CopyOptions, type CopySettings, copy } from './lib/copy.ts';
 export { Disk, type ReadResult, type WriteResult, type ZeroOptions } from './lib/disk.ts';
 export type { BufferOptions, Position } from './lib/disk-args.ts';
-export type { DiskCommitOptions, DiskMirrorOptions, ReadyOptions } from './lib/disk-jobs.ts';
+export type { DiskBackupOptions, DiskCommitOptions, DiskMirrorOptions, ReadyOptions } from './lib/disk-jobs.ts';
 export type { DiskSnapshots } from './lib/disk-snapshots.ts';
 export type { DiskStat } from './lib/disk-stat.ts';
 export type { JobWatch } from './lib/follow-job.ts';

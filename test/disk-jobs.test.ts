@@ -1,8 +1,8 @@
-/** Jobs of a disk in a program: commit and mirror. */
+/** Jobs of a disk in a program: commit, mirror and backup. */
 import assert from 'node:assert/strict';
 import { existsSync, statSync } from 'node:fs';
 import { test } from 'node:test';
-import { type Disk, type JobProgress, open } from '../src/index.ts';
+import { type Disk, type DiskBackupOptions, type JobProgress, open } from '../src/index.ts';
 import { needs, pattern, peer, scratch, sparse } from './harness.ts';
 
 const MiB = 1024 * 1024;
@@ -84,6 +84,43 @@ for (const copyMode of ['background', 'write-blocking'] as const) {
     await again.close();
   });
 }
+
+/** A backup of the moment of the call: nothing is written before it has begun. */
+async function backup(disk: Disk, copy: string, options: DiskBackupOptions): Promise<void> {
+  let begin = (): void => undefined;
+  const begun = new Promise<void>((resolve) => {
+    begin = resolve;
+  });
+  const work = disk.backup(copy, { ...options, speed: 16 * MiB, onProgress: begin });
+  await Promise.race([begun, work]);
+  await whileWriting(disk, work);
+}
+
+test('backups of a disk that is written to: a full one, and what has changed since', needs('qemu-img'), async (t) => {
+  const dir = scratch(t);
+  const disk = await chain(dir);
+  await disk.bitmaps.add('since');
+  const copy = `${dir}/copy.qcow2`;
+  const first = await content(disk);
+  await backup(disk, copy, {});
+  await disk.bitmaps.add('later');
+  const image = await open(copy, { readOnly: true });
+  assert.ok((await content(image)).equals(first));
+  await image.close();
+  const second = await content(disk);
+  await backup(disk, copy, { bitmap: 'since' });
+  const again = await open(copy, { readOnly: true });
+  assert.ok((await content(again)).equals(second));
+  await again.close();
+  await peer('qemu-img', 'check', '-q', copy);
+  const packed = `${dir}/packed.qcow2`;
+  const third = await content(disk);
+  await disk.backup(packed, { compress: true });
+  const small = await open(packed, { readOnly: true });
+  assert.ok((await content(small)).equals(third));
+  await small.close();
+  await disk.close();
+});
 
 test('a mirror that is given up leaves nothing that it has made', async (t) => {
   const dir = scratch(t);

@@ -6,12 +6,21 @@ import type { Iov, Memory } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { copyUp, copyUpTo, heldLength, layerNumber } from './copy-up.ts';
 import { busy, quiesce, unquiesce } from './drain.ts';
-import { type Child, type ChildRole, type Limits, type MaybePromise, PERM_ALL, Perm } from './driver.ts';
+import {
+  type Child,
+  type ChildRole,
+  type Limits,
+  type MaybePromise,
+  PERM_ALL,
+  Perm,
+  type PointInTime,
+} from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
 import { readNow } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { readNode, truncateNode, writeNode } from './io.ts';
 import type { BlockNode, NodeParent } from './node.ts';
+import { BlockStatus, nodeStatus } from './status.ts';
 
 export class BlockChild implements Child, NodeParent {
   readonly name: string;
@@ -71,6 +80,21 @@ export class BlockChild implements Child, NodeParent {
   copyUp(at: Offset, length: Bytes, last?: number): Promise<void> {
     this.#assertWrites('copy up in');
     return last === undefined ? copyUp(this.node, at, length) : copyUpTo(this.node, at, length, last);
+  }
+
+  status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void> {
+    return nodeStatus(this.node, at, want, out);
+  }
+
+  zeroes(at: Offset, want: Bytes): MaybePromise<number> {
+    const status = new BlockStatus();
+    const answer = (): number => (status.zero ? status.length : -status.length);
+    const pending = nodeStatus(this.node, at, want, status);
+    return pending === undefined ? answer() : pending.then(answer);
+  }
+
+  get pointInTime(): PointInTime | undefined {
+    return this.node.impl.pointInTime;
   }
 
   layer(nodeName: string): number {

@@ -45,6 +45,8 @@ export class DirtyBitmap {
   /** How many rely on it as it is: exports, jobs. Until they have ended it is changed by writes only. */
   users = 0;
   readonly bits: PagedBits;
+  /** Records writes in its place, while a backup is made of what it holds; see {@link NodeBitmaps.freeze}. */
+  successor: DirtyBitmap | undefined;
   #size: Bytes;
 
   /** `size`: of the node, in bytes. */
@@ -79,6 +81,7 @@ export class DirtyBitmap {
 
   resize(size: Bytes): void {
     this.#size = size;
+    this.successor?.resize(size);
     if (!this.inconsistent) this.bits.resize(Math.ceil(size / this.granularity));
   }
 
@@ -96,19 +99,27 @@ export class DirtyBitmap {
     return Math.min(Math.max(found * granularity, at), end);
   }
 
-  /** Takes over what is dirty in another bitmap of the same node. */
+  /** Calls `visit` with each dirty range, from the first on. */
+  eachRange(visit: (at: Offset, length: Bytes) => void): void {
+    for (let at = this.next(0, this.#size, true); at < this.#size; ) {
+      const end = this.next(at, this.#size, false);
+      visit(at, end - at);
+      at = this.next(end, this.#size, true);
+    }
+  }
+
+  /** Takes over what is dirty in another bitmap of a disk of the same size. */
   merge(source: DirtyBitmap): void {
     if (source.granularity === this.granularity) {
       this.bits.or(source.bits);
       return;
     }
-    for (let at = source.next(0, this.#size, true); at < this.#size; ) {
-      const end = source.next(at, this.#size, false);
-      this.mark(at, end - at);
-      at = source.next(end, this.#size, true);
-    }
+    source.eachRange((at, length) => this.mark(at, length));
   }
 }
+
+/** See {@link NodeBitmaps.freeze}. */
+export type Thaw = (left?: (visit: (at: Offset, length: Bytes) => void) => void) => void;
 
 /** The bitmaps of a node, by name. Control functions, one after the other: they may wait. */
 export class NodeBitmaps {
@@ -203,6 +214,33 @@ export class NodeBitmaps {
     for (const source of from) into.merge(source);
   }
 
+  /**
+   * The bitmap stays as it is until the answer is called, and what is written meanwhile is recorded apart. Then what is
+   * dirty is that, and with `left` not what was dirty before, but the ranges that it visits. EBUSY, EINVAL, ENOENT.
+   */
+  async freeze(name: string): Promise<{ readonly bitmap: DirtyBitmap; readonly thaw: Thaw }> {
+    using _held = await this.#mutex.lock();
+    const bitmap = this.#changeable(name, 'use');
+    await this.#use(bitmap);
+    bitmap.users++;
+    const { granularity, size, enabled } = bitmap;
+    bitmap.successor = new DirtyBitmap(name, granularity, size, { persistent: false, inconsistent: false, enabled });
+    await this.#refresh();
+    const thaw: Thaw = (left) => {
+      const { successor } = bitmap;
+      if (successor === undefined) return;
+      bitmap.successor = undefined;
+      bitmap.users--;
+      if (left !== undefined) {
+        bitmap.bits.clear();
+        left((at, length) => bitmap.mark(at, length));
+      }
+      bitmap.merge(successor);
+      this.#record();
+    };
+    return { bitmap, thaw };
+  }
+
   /** Somebody relies on the bitmap until the answer is called. ENOENT, EINVAL (inconsistent). */
   share(name: string): { readonly bitmap: DirtyBitmap; readonly release: () => void } {
     const bitmap = this.#usable(name, 'use');
@@ -267,11 +305,17 @@ export class NodeBitmaps {
     for (let i = 0; i < recording.length; i++) recording[i]!.mark(at, length);
   }
 
+  #record(): void {
+    this.#recording = this.list()
+      .filter(({ recording }) => recording)
+      .map((bitmap) => bitmap.successor ?? bitmap);
+  }
+
   /** One hook, and only while there is something to record. Then nobody writes without being seen any more. */
   #refresh(): MaybePromise<void> {
     const { dirtyHooks } = this.#node;
     const before = this.#recording.length > 0;
-    this.#recording = this.list().filter(({ recording }) => recording);
+    this.#record();
     const now = this.#recording.length > 0;
     if (now === before) return undefined;
     if (now) dirtyHooks.push(this.#hook);

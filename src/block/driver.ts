@@ -14,10 +14,13 @@
  */
 import type { AioContext } from '../aio/context.ts';
 import type { AioOp } from '../aio/op.ts';
+import type { BlockError } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { BlockStatus } from './status.ts';
+
+export type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
 export type MaybePromise<T> = T | Promise<T>;
@@ -172,6 +175,8 @@ export interface NodeIo {
   readonly writtenElsewhere?: boolean;
   /** For protocols: which part of a range is data and which is known to be zeroes. */
   status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+  /** A range of its child, as it is: block status is whatever the child says. */
+  readonly window?: boolean;
   /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
   blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
 }
@@ -194,6 +199,8 @@ export interface NodeControl {
    *  can do without. Synchronous. */
   dropBacking?(): void;
   readonly snapshots?: SnapshotControl;
+  /** Of a filter that keeps what the disk was when it was put there. */
+  readonly pointInTime?: PointInTime;
   /** Of a format that keeps bitmaps in its image. */
   readonly bitmaps?: BitmapStore | undefined;
   /** Background activity of the driver's own stops, or may go on. Synchronous. */
@@ -260,6 +267,40 @@ export interface SnapshotControl {
   delete(which: string): Promise<SnapshotInfo>;
 }
 
+/** What has kept a range from being copied. */
+export interface CopyFailure {
+  readonly operation: 'read' | 'write';
+  readonly error: BlockError;
+}
+
+/**
+ * What a disk was at one moment, while it is written to: of a range that is about to change what it held is copied to
+ * somewhere else first. Home thread. What is not asked to be kept can be read by nobody.
+ */
+export interface PointInTime {
+  /** Bytes that are copied together. */
+  readonly unit: Bytes;
+  /** Bytes that have to be copied still, those on their way included. */
+  readonly remaining: Bytes;
+  /** Why it is lost; undefined while it is not. */
+  readonly broken: BlockError | undefined;
+  /** From here on nobody can say what the disk was. */
+  break(error: BlockError): void;
+  /** RequestFlags of writes to where it is copied. */
+  writeFlags: number;
+  /** Only the ranges that `each` visits are kept. Before anything is in flight on it. */
+  keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void;
+  /** A range need not be kept any more. */
+  forget(at: Offset, length: Bytes): void;
+  /** Where the first range is from `from` on that has to be copied, at most `most` bytes of it; length 0 for none. */
+  next(from: Offset, most: Bytes): { readonly at: Offset; readonly length: Bytes };
+  /** Copies what has to be of a range; waits for those that do so already. */
+  copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined>;
+  /** Reads what was there; EACCES for what is not kept. */
+  read(at: Offset, iov: Iov): Promise<void>;
+  status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
+}
+
 /** A bitmap as an image holds it. */
 export interface StoredBitmap {
   readonly name: string;
@@ -307,8 +348,8 @@ export interface BitmapStore {
 
 export interface DriverNode extends NodeIo, NodeControl {}
 
-/** `target`: of a filter, what it writes for itself, besides what it shows. */
-export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered' | 'target';
+/** `target`: of a filter, what it writes for itself, besides what it shows. `snapshot`: what it once was is shown. */
+export type ChildRole = 'primary' | 'data' | 'metadata' | 'cow' | 'filtered' | 'target' | 'snapshot';
 
 /** Permissions on a node, as bits; see block/permissions.ts. */
 export const Perm = { CONSISTENT_READ: 1, WRITE: 2, WRITE_UNCHANGED: 4, RESIZE: 8 } as const;
@@ -331,6 +372,12 @@ export interface Child {
   /** Makes a range the active layer's own, as far as the layers down to number `last` (1: the active one) hold it;
    *  without it, all. The child reads as it did. */
   copyUp(at: Offset, length: Bytes, last?: number): Promise<void>;
+  /** How many bytes from `at` on are known to read as zeroes; as a negative number, how many are not. */
+  zeroes(at: Offset, want: Bytes): MaybePromise<number>;
+  /** Where the bytes of a range are: backing layers included, both inside the child. */
+  status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
+  /** What the child keeps of what it once was, where it does. In flight on the child while it is read. */
+  readonly pointInTime: PointInTime | undefined;
   /** The number of the layer that the node of that name is or shows, for {@link copyUp}; 0 where it is none. */
   layer(nodeName: string): number;
   /** Beyond the child's end it grows, where the permission to resize is held. `flags`: RequestFlags. */
@@ -373,6 +420,8 @@ export interface OpenContext {
   grace(): MaybePromise<void>;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
+  /** Calls `visit` with each dirty range of a bitmap of the node of that name. ENOENT, EINVAL (inconsistent). */
+  dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
   /** To be called when `length` has changed by itself: everybody above is told. */
   resized(): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */

@@ -76,9 +76,16 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     },
     grace: () => node.grace(),
     quiet: kickDrain,
+    dirtyRanges,
     resized: () => node.resized(),
     openChild,
   };
+}
+
+function dirtyRanges(name: string, bitmapName: string, visit: (at: number, length: number) => void): void {
+  const { bitmap, release } = nodeByName(name).bitmaps.share(bitmapName);
+  release();
+  bitmap.eachRange(visit);
 }
 
 async function openChild(

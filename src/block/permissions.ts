@@ -194,6 +194,7 @@ export function childPermissions(child: BlockChild, total: Wish): Wish {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
     return { perm: total.perm | copies, shared: total.shared };
   }
+  if (role === 'snapshot') return { perm: 0, shared: PERM_ALL };
   if (role === 'target') return { perm: Perm.CONSISTENT_READ | Perm.WRITE, shared: PERM_ALL };
   if (role === 'cow') {
     const writable = (total.shared & Perm.WRITE) !== 0 ? Perm.WRITE | Perm.RESIZE : 0;

@@ -20,7 +20,7 @@ import { replaceNode } from '../block/replace-node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy } from './dirty-copy.ts';
-import { mirrorFilter } from './mirror-filter.ts';
+import { type MirrorSide, mirrorFilter } from './mirror-filter.ts';
 
 const GRANULARITY_MAX: Bytes = 64 * MiB;
 const BUFFER_MAX: Bytes = 256 * MiB;
@@ -203,11 +203,24 @@ export class MirrorJob extends BlockJob {
         if (!this.failed(this.#options.onTargetError ?? 'report', 'write', error)) this.#copy.fail(error);
       },
     };
-    const children = { file: this.#source.name, target: this.#target.name };
-    this.#filter = await openNodeOf(this.context, mirrorFilter(side), children);
+    const filter = await this.#openFilter(side);
+    this.#filter = filter;
     using _drained = await drain(this.#source);
-    await replaceNode(this.#source, this.#filter, (parent) => parent !== this.from);
+    await replaceNode(this.#source, filter, (parent) => parent !== this.from);
     this.#unwatch();
+  }
+
+  async #openFilter(side: MirrorSide): Promise<BlockNode> {
+    const children = { file: this.#source.name, target: this.#target.name };
+    for (;;) {
+      await this.pausePoint(0);
+      try {
+        return await openNodeOf(this.context, mirrorFilter(side), children);
+      } catch (error) {
+        // All nodes are being drained: it rests until that is over.
+        if (!(error instanceof BlockError) || error.errno !== Errno.EBUSY) throw error;
+      }
+    }
   }
 
   async #removeFilter(): Promise<void> {

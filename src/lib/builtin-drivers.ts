@@ -1,11 +1,13 @@
 import { registerDriver } from '../block/registry.ts';
+import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
-import { ftpDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
+import { ftpDriver, ftpsDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
+import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
 import { virtioBlkVhostUserDriver } from '../drivers/virtio-blk-vhost-user/driver.ts';
 
 /** Makes the drivers that come along known in this thread. Idempotent. */
@@ -18,7 +20,10 @@ export function builtinDrivers(): void {
   registerDriver(rawDriver);
   registerDriver(qcow2Driver);
   registerDriver(copyOnReadDriver);
+  registerDriver(copyBeforeWriteDriver);
+  registerDriver(snapshotAccessDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
-  registerDriver(ftpDriver, 'ftps');
+  registerDriver(ftpDriver);
+  registerDriver(ftpsDriver);
 }

@@ -1,4 +1,4 @@
-/** Jobs of a disk: commit and mirror. What runs in its IOThread is in worker-jobs.ts. */
+/** Jobs of a disk: commit, mirror and backup. What runs in its IOThread is in worker-jobs.ts. */
 import { existsSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -32,17 +32,33 @@ export interface DiskCommitOptions extends JobWatch, ReadyOptions {
   readonly speed?: Bytes | undefined;
 }
 
-export interface DiskMirrorOptions extends JobWatch, ReadyOptions, ReferenceOptions, Omit<TargetOptions, 'readOnly'> {
+/** How the target of a job is opened, and made. */
+interface IntoOptions extends JobWatch, ReferenceOptions, Omit<TargetOptions, 'readOnly'> {
+  /** What a target that is made is like, its size apart. */
+  readonly create?: Omit<ImageOptions, 'size'> | undefined;
+  /** Bytes a second at most. Default: as fast as it goes. */
+  readonly speed?: Bytes | undefined;
+}
+
+export interface DiskBackupOptions extends IntoOptions {
+  /** All of the disk, what its active layer holds, what is dirty in `bitmap`, or, until it is given up, what is about
+   *  to be written over. Default: `bitmap` where one is given, else `full`. */
+  readonly sync?: 'full' | 'top' | 'bitmap' | 'none' | undefined;
+  /** Name of a bitmap of the disk. Afterwards it holds what was written since. */
+  readonly bitmap?: string | undefined;
+  /** When it does. Default `on-success`. */
+  readonly bitmapMode?: 'on-success' | 'never' | 'always' | undefined;
+  /** Stored compressed; the target is a qcow2 image then. */
+  readonly compress?: boolean | undefined;
+}
+
+export interface DiskMirrorOptions extends IntoOptions, ReadyOptions {
   /** All of the disk (default), what its active layer holds, or what is written from now on. */
   readonly sync?: 'full' | 'top' | 'none' | undefined;
   /** `write-blocking`: what is written to the disk has ended once it is in the target, too. Default background. */
   readonly copyMode?: 'background' | 'write-blocking' | undefined;
   /** Bytes that are copied again where one of them was written. */
   readonly granularity?: Bytes | undefined;
-  /** What a target that is made is like, its size apart. */
-  readonly create?: Omit<ImageOptions, 'size'> | undefined;
-  /** Bytes a second at most. Default: as fast as it goes. */
-  readonly speed?: Bytes | undefined;
 }
 
 /** Runs a job of the disk, which stays where it is and open until its end. */
@@ -112,11 +128,25 @@ export async function mirrorDisk(
   );
 }
 
+/** See Disk.backup. */
+export async function backupDisk(
+  disk: Disk,
+  target: string | BlockdevOptions,
+  options: DiskBackupOptions,
+): Promise<void> {
+  const { bitmap, sync = bitmap === undefined ? 'full' : 'bitmap', bitmapMode, compress, speed = 0 } = options;
+  await intoTarget(disk, target, options, (message) =>
+    runJob(disk, 'back up', options, (engine) =>
+      engine.call('job-backup', { disk: disk.id, target: message, sync, bitmap, bitmapMode, compress, speed }),
+    ),
+  );
+}
+
 /** Runs `body` with what opens the target. A file that is not there is made, and goes again when `body` fails. */
 async function intoTarget(
   disk: Disk,
   target: string | BlockdevOptions,
-  options: DiskMirrorOptions,
+  options: IntoOptions,
   body: (message: ReturnType<typeof openMessage>, isNew: boolean) => Promise<void>,
 ): Promise<void> {
   options.signal?.throwIfAborted();

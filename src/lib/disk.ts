@@ -23,7 +23,8 @@ import {
   viewOf,
 } from './disk-args.ts';
 import { DiskChannel } from './disk-channel.ts';
-import { commitDisk, type DiskCommitOptions, type DiskMirrorOptions, mirrorDisk } from './disk-jobs.ts';
+import type { DiskBackupOptions, DiskCommitOptions, DiskMirrorOptions } from './disk-jobs.ts';
+import { backupDisk, commitDisk, mirrorDisk } from './disk-jobs.ts';
 import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
 import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
@@ -320,10 +321,9 @@ export class Disk {
   }
 
   /**
-   * Makes the image independent of what is below it, or of what is above `base`, while it is used: what only the layers
-   * below hold is copied into it, and then it names the base, or nothing. Where it rejects, or the process dies on the
-   * way, the image reads as it did, and what was copied stays. EBUSY: it has internal snapshots, or is streamed
-   * already; EINVAL: a layer ends before the base does.
+   * Makes the image independent of what is below it, or above `base`, while it is used: what only layers below hold is
+   * copied into it, and then it names the base, or nothing. Where it rejects, or the process dies on the way, it reads
+   * as it did, and what was copied stays. EBUSY: snapshots or a job need it; EINVAL: a layer ends before the base does.
    */
   stream(options: DiskStreamOptions = {}): Promise<void> {
     return streamDisk(this, options);
@@ -332,6 +332,11 @@ export class Disk {
   /** Writes what its upper layers hold into a lower one, and does without them. Goes on being used meanwhile. */
   commit(options: DiskCommitOptions = {}): Promise<void> {
     return commitDisk(this, options);
+  }
+
+  /** Makes another image what this disk is now, while this one is written to. A file that is not there is made. */
+  backup(target: string | BlockdevOptions, options: DiskBackupOptions = {}): Promise<void> {
+    return backupDisk(this, target, options);
   }
 
   /** Makes another image what this disk is, and goes on with that one. A file that is not there is made. */

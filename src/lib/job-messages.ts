@@ -1,5 +1,6 @@
 /** What crosses between a program's thread and an IOThread about jobs. */
 import type { Bytes } from '../base/units.ts';
+import type { BackupJobOptions } from '../jobs/backup-job.ts';
 import type { JobStatus } from '../jobs/job-states.ts';
 import type { CopyMode, MirrorJobOptions } from '../jobs/mirror-job.ts';
 import type { OpenMessage } from './messages.ts';
@@ -44,6 +45,17 @@ export interface MirrorMessage {
   readonly speed: Bytes;
 }
 
+export interface BackupMessage {
+  /** Number of a disk that stays open until the job has ended. */
+  readonly disk: number;
+  readonly target: OpenMessage;
+  readonly sync: BackupJobOptions['sync'];
+  readonly bitmap?: string | undefined;
+  readonly bitmapMode?: BackupJobOptions['bitmapMode'];
+  readonly compress?: boolean | undefined;
+  readonly speed: Bytes;
+}
+
 export interface JobMessage {
   readonly job: number;
 }
@@ -69,6 +81,7 @@ export interface JobMethods {
   'job-copy'(args: CopyMessage): number;
   'job-stream'(args: StreamMessage): number;
   'job-commit'(args: CommitMessage): number;
+  'job-backup'(args: BackupMessage): number;
   'job-mirror'(args: MirrorMessage): number;
   /** Answers once it is ready, or has ended without that: false. */
   'job-ready'(args: JobMessage): boolean;

@@ -11,6 +11,7 @@ import type { Job, JobOptions } from '../jobs/job.ts';
 import { StreamJob } from '../jobs/stream-job.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
 import type {
+  BackupMessage,
   CommitMessage,
   CopyMessage,
   JobMethods,
@@ -18,6 +19,7 @@ import type {
   MirrorMessage,
   StreamMessage,
 } from './job-messages.ts';
+import type { OpenMessage } from './messages.ts';
 import { openTreeNode } from './open-tree.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
@@ -41,6 +43,7 @@ export class WorkerJobs {
       'job-copy': (args) => this.#copy(args),
       'job-stream': (args) => this.#stream(args),
       'job-commit': (args) => this.#commit(args),
+      'job-backup': (args) => this.#backup(args),
       'job-mirror': (args) => this.#mirror(args),
       'job-ready': ({ job }) => this.#untilReady(job),
       'job-progress': async ({ job }) => progressOf(this.#job(job)),
@@ -89,15 +92,29 @@ export class WorkerJobs {
   }
 
   async #mirror({ disk, target: message, ...options }: MirrorMessage): Promise<number> {
-    const root = rootOf(this.#disks.blk(disk));
     const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);
     const { MirrorJob } = await import('../jobs/mirror-job.ts');
-    const { node } = await openTreeNode(root.aio, message);
+    return this.#into(disk, message, (root, target, number) =>
+      MirrorJob.create(root, target, { ...optionsOf('mirror', number), ...options, alone }),
+    );
+  }
+
+  async #backup({ disk, target: message, ...options }: BackupMessage): Promise<number> {
+    const { BackupJob } = await import('../jobs/backup-job.ts');
+    return this.#into(disk, message, (root, target, number) =>
+      BackupJob.create(root, target, { ...optionsOf('backup', number), ...options }),
+    );
+  }
+
+  /** Starts a job from a disk to a target, which it holds from then on. */
+  async #into(
+    disk: number,
+    message: OpenMessage,
+    make: (root: BlockNode, target: BlockNode, number: number) => Promise<Job>,
+  ): Promise<number> {
+    const { node } = await openTreeNode(this.#disks.blk(disk).context, message);
     try {
-      // It holds the target from then on.
-      return await this.#start((number) =>
-        MirrorJob.create(root, node, { ...optionsOf('mirror', number), ...options, alone }),
-      );
+      return await this.#start((number) => make(rootOf(this.#disks.blk(disk)), node, number));
     } finally {
       await releaseNode(node);
     }

@@ -1,0 +1,328 @@
+/**
+ * What a disk was at one moment, kept while it is written to: a cluster that is about to change is copied to the target
+ * first. Used by the filter (before each write), by a backup (all that is left), and by whoever reads the snapshot.
+ *
+ * A cluster is `pending` (the disk still holds it), or is being copied, or is done (the target holds it), or was never
+ * to be kept. Invariants:
+ * - Nothing is written to the disk while a cluster in it is pending or being copied, or is being read for the snapshot.
+ * - A cluster is copied by one at a time; a copy that fails leaves it pending.
+ * - Once the snapshot is broken nothing is copied, and nobody reads it.
+ *
+ * Bounds: a backup's copies share 16 MiB, those that a guest waits for have 16 clusters of their own.
+ */
+import type { AioContext } from '../../aio/context.ts';
+import { Gate } from '../../aio/op.ts';
+import { BlockError, Errno, ioError } from '../../base/errors.ts';
+import { Iov, type Memory } from '../../base/memory.ts';
+import { PagedBits } from '../../base/paged-bits.ts';
+import { alignDown, alignUp, type Bytes, MiB, type Offset } from '../../base/units.ts';
+import {
+  type BlockStatus,
+  type Child,
+  type CopyFailure,
+  type MaybePromise,
+  type PointInTime,
+  RequestFlags,
+} from '../../block/driver.ts';
+
+const COPY_BYTES: Bytes = MiB;
+const POOL_BYTES: Bytes = 16 * MiB;
+const GUEST_SLOTS = 16;
+/** Zeroes need no memory. */
+const ZERO_BYTES: Bytes = 64 * MiB;
+
+interface Range {
+  readonly at: Offset;
+  readonly end: Offset;
+}
+
+/** Slots of one size; who finds none waits in order. */
+class Slots {
+  readonly bytes: Bytes;
+  readonly #memory: Memory;
+  readonly #free: Offset[] = [];
+  readonly #waiting: Gate<Offset>[] = [];
+
+  constructor(aio: AioContext, bytes: Bytes, count: number) {
+    this.bytes = bytes;
+    this.#memory = aio.backend.memory(new Uint8Array(new SharedArrayBuffer(bytes * count)));
+    for (let i = 0; i < count; i++) this.#free.push(i * bytes);
+  }
+
+  async take(): Promise<Offset> {
+    const place = this.#free.pop();
+    if (place !== undefined) return place;
+    const gate = new Gate<Offset>();
+    this.#waiting.push(gate);
+    return gate.promise;
+  }
+
+  iov(place: Offset, length: Bytes): Iov {
+    return new Iov().push(this.#memory, place, length);
+  }
+
+  give(place: Offset): void {
+    const next = this.#waiting.shift();
+    if (next) next.open(place);
+    else this.#free.push(place);
+  }
+}
+
+export class Snapshot implements PointInTime {
+  readonly unit: Bytes;
+  writeFlags = 0;
+  readonly #aio: AioContext;
+  readonly #file: Child;
+  readonly #target: Child;
+  /** Of the disk as it was. */
+  readonly #length: Bytes;
+  readonly #pending: PagedBits;
+  /** What is kept, whether or not it has been copied. */
+  readonly #kept: PagedBits;
+  readonly #copying = new Set<Range>();
+  readonly #reading = new Set<Range>();
+  readonly #quiet: () => void;
+  readonly #guestSlots: Slots;
+  #slots: Slots | undefined;
+  #copyingBytes = 0;
+  #broken: BlockError | undefined;
+  #waiting: Gate[] = [];
+
+  /** `quiet`: called when nothing is being copied any more. */
+  constructor(aio: AioContext, file: Child, target: Child, unit: Bytes, quiet: () => void) {
+    this.#aio = aio;
+    this.#file = file;
+    this.#target = target;
+    this.unit = unit;
+    this.#quiet = quiet;
+    this.#length = file.length;
+    const count = Math.ceil(this.#length / unit);
+    this.#pending = new PagedBits(count);
+    this.#kept = new PagedBits(count);
+    if (count > 0) {
+      this.#pending.set(0, count - 1);
+      this.#kept.set(0, count - 1);
+    }
+    this.#guestSlots = new Slots(aio, unit, GUEST_SLOTS);
+  }
+
+  get remaining(): Bytes {
+    return this.#pending.count * this.unit + this.#copyingBytes;
+  }
+
+  get broken(): BlockError | undefined {
+    return this.#broken;
+  }
+
+  get busy(): boolean {
+    return this.#copying.size > 0;
+  }
+
+  break(error: BlockError): void {
+    this.#broken ??= error;
+    this.#pending.clear();
+    this.#wake();
+  }
+
+  keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void {
+    this.#kept.clear();
+    this.#pending.clear();
+    each((at, length) => {
+      const end = Math.min(at + length, this.#length);
+      if (end <= at) return;
+      const [first, last] = [Math.floor(at / this.unit), Math.ceil(end / this.unit) - 1];
+      this.#kept.set(first, last);
+      this.#pending.set(first, last);
+    });
+  }
+
+  forget(at: Offset, length: Bytes): void {
+    const first = Math.ceil(at / this.unit);
+    const end = at + length >= this.#length ? this.#kept.length : Math.floor((at + length) / this.unit);
+    if (end <= first) return;
+    this.#pending.unset(first, end - 1);
+    this.#kept.unset(first, end - 1);
+  }
+
+  next(from: Offset, most: Bytes): { readonly at: Offset; readonly length: Bytes } {
+    const { unit } = this;
+    const count = this.#pending.length;
+    const first = this.#pending.next(Math.floor(from / unit), count, true);
+    if (first >= count) return { at: this.#length, length: 0 };
+    const last = this.#pending.next(first, Math.min(count, first + Math.max(1, Math.floor(most / unit))), false);
+    return { at: first * unit, length: Math.min(last * unit, this.#length) - first * unit };
+  }
+
+  copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
+    this.#slots ??= new Slots(
+      this.#aio,
+      Math.max(COPY_BYTES, this.unit),
+      Math.max(1, POOL_BYTES / Math.max(COPY_BYTES, this.unit)),
+    );
+    return this.#copy(at, length, this.#slots);
+  }
+
+  /** True where a write has to wait for nothing. */
+  isFree(at: Offset, length: Bytes): boolean {
+    if (this.#copying.size > 0 && overlapping(this.#copying, at, at + length)) return false;
+    if (this.#reading.size > 0 && overlapping(this.#reading, at, at + length)) return false;
+    return this.#pending.count === 0 || !this.#isPending(at, length);
+  }
+
+  /** A range is about to be written to. */
+  async beforeWrite(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
+    const failure = await this.#copy(at, length, this.#guestSlots);
+    if (failure !== undefined) return failure;
+    // What is read of the disk for the snapshot was pending when it began, so nobody begins any more.
+    while (overlapping(this.#reading, at, at + length)) await this.#wait();
+    return undefined;
+  }
+
+  #isPending(at: Offset, length: Bytes): boolean {
+    const end = Math.min(Math.ceil((at + length) / this.unit), this.#pending.length);
+    return this.#pending.next(Math.floor(at / this.unit), end, true) < end;
+  }
+
+  async #copy(at: Offset, length: Bytes, slots: Slots): Promise<CopyFailure | undefined> {
+    const end = Math.min(at + length, this.#length);
+    while (this.#broken === undefined) {
+      const next = this.next(at, end - at + this.unit);
+      if (next.length > 0 && next.at < end) {
+        const failure = await this.#copyRun(next.at, Math.min(next.length, alignUp(end, this.unit) - next.at), slots);
+        if (failure !== undefined) return failure;
+      } else if (overlapping(this.#copying, alignDown(at, this.unit), end)) await this.#wait();
+      else return undefined;
+    }
+    return undefined;
+  }
+
+  /** Copies the beginning of a pending run, as much as is done at once. */
+  async #copyRun(at: Offset, most: Bytes, slots: Slots): Promise<CopyFailure | undefined> {
+    const place = await slots.take();
+    try {
+      // May interleave: others can have begun with it, or the snapshot is broken.
+      const { at: from, length } = this.next(at, most);
+      if (this.#broken !== undefined || from !== at || length === 0) return undefined;
+      return await this.#copyNow(at, Math.min(length, most), place, slots);
+    } finally {
+      slots.give(place);
+    }
+  }
+
+  async #copyNow(at: Offset, most: Bytes, place: Offset, slots: Slots): Promise<CopyFailure | undefined> {
+    const { unit } = this;
+    const range = this.#claim(at, Math.min(most, ZERO_BYTES));
+    let done = 0;
+    let operation: CopyFailure['operation'] = 'read';
+    try {
+      const zeroes = await this.#file.zeroes(at, range.end - at);
+      const whole = at + zeroes >= range.end ? range.end - at : alignDown(Math.max(zeroes, 0), unit);
+      if (whole > 0) {
+        operation = 'write';
+        await this.#target.writeZeroes(at, whole, RequestFlags.MAY_UNMAP);
+        done = whole;
+        return undefined;
+      }
+      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.abs(zeroes), unit));
+      const iov = slots.iov(place, length);
+      await this.#file.read(at, iov);
+      operation = 'write';
+      await this.#target.write(at, iov, this.writeFlags);
+      done = length;
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      return { operation, error };
+    } finally {
+      this.#release(range, done);
+    }
+  }
+
+  #claim(at: Offset, length: Bytes): Range {
+    const range = { at, end: Math.min(at + length, this.#length) };
+    this.#pending.unset(at / this.unit, Math.ceil(range.end / this.unit) - 1);
+    this.#copying.add(range);
+    this.#copyingBytes += range.end - range.at;
+    return range;
+  }
+
+  /** What was not copied is pending again. */
+  #release(range: Range, done: Bytes): void {
+    this.#copying.delete(range);
+    this.#copyingBytes -= range.end - range.at;
+    const from = range.at + done;
+    if (from < range.end && this.#broken === undefined) {
+      this.#pending.set(from / this.unit, Math.ceil(range.end / this.unit) - 1);
+    }
+    this.#wake();
+    if (this.#copying.size === 0) this.#quiet();
+  }
+
+  async read(at: Offset, iov: Iov): Promise<void> {
+    for (let done = 0; done < iov.length; ) {
+      const length = await this.#readPart(at + done, iov.slice(done, iov.length - done));
+      done += length;
+    }
+  }
+
+  /** Reads the beginning; answers how much that was. */
+  async #readPart(at: Offset, iov: Iov): Promise<Bytes> {
+    for (;;) {
+      const { pending, length } = this.#place(at, iov.length);
+      const part = iov.slice(0, length);
+      if (pending) {
+        const range = { at, end: at + length };
+        this.#reading.add(range);
+        try {
+          await this.#file.read(at, part);
+        } finally {
+          this.#reading.delete(range);
+          this.#wake();
+        }
+        return length;
+      }
+      if (!overlapping(this.#copying, at, at + length)) {
+        await this.#target.read(at, part);
+        return length;
+      }
+      await this.#wait();
+    }
+  }
+
+  /** Where the beginning of a range is: still on the disk, or not; and for how many bytes that is so. */
+  #place(at: Offset, want: Bytes): { readonly pending: boolean; readonly length: Bytes } {
+    const { unit } = this;
+    const bit = Math.floor(at / unit);
+    const end = Math.min(Math.ceil((at + want) / unit), this.#kept.length);
+    const kept = this.#kept.next(bit, end, false);
+    if (this.#broken !== undefined || kept === bit) {
+      const why = this.#broken ? `the snapshot is lost: ${this.#broken.message}` : 'it is not kept';
+      throw ioError(Errno.EACCES, `Could not read ${want} bytes at ${at} of the snapshot, ${why}`, { at });
+    }
+    const pending = this.#pending.next(bit, end, true) === bit;
+    const same = Math.min(kept, this.#pending.next(bit, end, !pending));
+    return { pending, length: Math.min(same * unit - at, want) };
+  }
+
+  status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void> {
+    const { pending, length } = this.#place(at, want);
+    return (pending ? this.#file : this.#target).status(at, length, out);
+  }
+
+  #wake(): void {
+    const gates = this.#waiting;
+    this.#waiting = [];
+    for (const gate of gates) gate.open();
+  }
+
+  async #wait(): Promise<void> {
+    const gate = new Gate();
+    this.#waiting.push(gate);
+    await gate.promise;
+  }
+}
+
+function overlapping(ranges: Iterable<Range>, from: Offset, to: Offset): boolean {
+  for (const { at, end } of ranges) if (at < to && from < end) return true;
+  return false;
+}
