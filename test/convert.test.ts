@@ -30,27 +30,39 @@ for (const format of ['raw', 'qcow2']) {
     assert.ok(!existsSync(target));
   });
 
-  test(`a convert to ${format} with no room says what was being written, and leaves nothing`, needs('bash'), async (t) => {
-    const folder = scratch(t);
-    const [source, fresh, there] = ['source', 'fresh', 'there'].map((name) => join(folder, name)) as [string, string, string];
-    writeFileSync(source, pattern(8 * MIB));
-    writeFileSync(there, 'what was there');
-    // Blocks of 1 KiB.
-    const limited = `trap '' XFSZ; ulimit -f 4096; exec "$0" "$@"`;
-    for (const target of [fresh, there]) {
-      const words = [MAIN, 'qemu-img', 'convert', '-f', 'raw', '-O', format, source, target];
-      const { code, stderr } = await run('bash', ['-c', limited, process.execPath, ...words]);
-      assert.deepEqual([code, /^qemu-img: .*(error while writing|File too large)/.test(stderr)], [1, true], stderr);
-    }
-    assert.ok(!existsSync(fresh));
-    assert.equal(statSync(there).size, 0);
-  });
+  test(
+    `a convert to ${format} with no room says what was being written, and leaves nothing`,
+    needs('bash'),
+    async (t) => {
+      const folder = scratch(t);
+      const [source, fresh, there] = ['source', 'fresh', 'there'].map((name) => join(folder, name)) as [
+        string,
+        string,
+        string,
+      ];
+      writeFileSync(source, pattern(8 * MIB));
+      writeFileSync(there, 'what was there');
+      // Blocks of 1 KiB.
+      const limited = `trap '' XFSZ; ulimit -f 4096; exec "$0" "$@"`;
+      for (const target of [fresh, there]) {
+        const words = [MAIN, 'qemu-img', 'convert', '-f', 'raw', '-O', format, source, target];
+        const { code, stderr } = await run('bash', ['-c', limited, process.execPath, ...words]);
+        assert.deepEqual([code, /^qemu-img: .*(error while writing|File too large)/.test(stderr)], [1, true], stderr);
+      }
+      assert.ok(!existsSync(fresh));
+      assert.equal(statSync(there).size, 0);
+    },
+  );
 }
 
 test('a convert that is refused leaves the file that is there as it was', BOUND, async (t) => {
   const path = join(scratch(t), 'disk');
   writeFileSync(path, pattern(MIB));
-  for (const words of [['-O', 'qcow2', path], ['-O', 'qcow2', '-o', 'cluster_size=3', path], ['-c', path]]) {
+  for (const words of [
+    ['-O', 'qcow2', path],
+    ['-O', 'qcow2', '-o', 'cluster_size=3', path],
+    ['-c', path],
+  ]) {
     const { code } = await blockplane('qemu-img', 'convert', ...words, path);
     assert.equal(code, 1);
     assert.deepEqual(new Uint8Array(readFileSync(path)), pattern(MIB));
