@@ -108,7 +108,7 @@ export class DirtyBitmap {
     }
   }
 
-  /** Takes over what is dirty in another bitmap of the same node. */
+  /** Takes over what is dirty in another bitmap of a disk of the same size. */
   merge(source: DirtyBitmap): void {
     if (source.granularity === this.granularity) {
       this.bits.or(source.bits);

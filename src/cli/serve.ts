@@ -230,7 +230,8 @@ class ServeCommand {
   /** The thread itself, and those that share its clients with it. */
   async #clientThreads(own: string): Promise<IOThread[]> {
     const names = Array.from({ length: this.#options.clientThreads - 1 }, (_, i) => `${own}.${i + 1}`);
-    await Promise.all(names.map((name) => this.#startThread(name, undefined)));
+    const missing = names.filter((name) => !this.#threads.has(name));
+    await Promise.all(missing.map((name) => this.#startThread(name, undefined)));
     return [own, ...names].map((name) => this.#threads.get(name)!);
   }
 
@@ -254,7 +255,10 @@ class ServeCommand {
     for (const image of this.#options.images) {
       if (this.#ended) return;
       const { vhostUser: socket, exportName: serial } = image;
-      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues: this.#options.queues });
+      const threads = await this.#clientThreads(image.thread);
+      const iothreadVqMapping = threads.map((iothread) => ({ iothread }));
+      const { queues } = this.#options;
+      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues, iothreadVqMapping });
       device.on('disconnect', (why) => {
         if (why !== undefined) process.stderr.write(errorLine(`${device.socket}: ${why}`));
       });

@@ -63,7 +63,10 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--detect-zeroes <mode>', 'off (default), on or unmap')
     .option('--iothread <name>', 'IOThread of an image; repeat for each IMAGE, same name same thread', collect, [])
     .option('--iothreads <count>', 'spread the images over so many IOThreads (default: 1)')
-    .option('--client-threads <count>', 'spread the clients of an image over so many IOThreads (default: 1)')
+    .option(
+      '--client-threads <count>',
+      'spread the clients of an image, or the queues of its machine, over so many IOThreads (default: 1)',
+    )
     .option('--poll-max-ns <ns>', 'longest time an IOThread spins before it sleeps (default: 65536)')
     .option('--max-connections <count>', 'clients at a time; 0 for no limit (default: 100)')
     .option('--handshake-seconds <seconds>', 'time a client has for the handshake (default: 10)')

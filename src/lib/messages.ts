@@ -7,6 +7,7 @@ import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout
 import type { BitmapMethods } from './bitmap-messages.ts';
 import type { JobMethods } from './job-messages.ts';
 import type { MoveMethods } from './move-messages.ts';
+import type { NodeJobMethods } from './node-job-messages.ts';
 import type { NodeMethods } from './node-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
@@ -239,7 +240,7 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods, JobMethods, MoveMethods, NodeMethods {
+export interface Methods extends BitmapMethods, JobMethods, MoveMethods, NodeJobMethods, NodeMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   /** Answers the tree of an image of which nobody said what format it is. */

@@ -7,6 +7,8 @@ export function creationReason(error: unknown): string {
   if (error.where.op === 'open' && error.where.path !== undefined && error.cause instanceof BlockError) {
     return `${openReason(error)}\nCould not open backing image.`;
   }
+  const lock = /^Could not open '(.*)': (Failed to get .* lock); is another process using it\?$/s.exec(error.message);
+  if (lock) return `${lock[2]}\nIs another process using the image [${lock[1]}]?`;
   const { path } = error.where;
   if (error.errno === Errno.EISDIR && path !== undefined) return `Could not create '${path}': Is a directory`;
   for (const [pattern, text] of REASONS) {

@@ -39,6 +39,10 @@ const REASONS: readonly Reason[] = [
   ],
   [/^neither a regular file nor a block device$/, (_, path) => `'file' driver requires '${path}' to be a regular file`],
   [/^Is a directory$/, (_, path) => `'file' driver requires '${path}' to be a regular file`],
+  [
+    /^Could not open the backing file '(.*)' that '.*' names: (.*)$/s,
+    ([, name, what]) => `Could not open backing file: Could not open '${name}': ${what}`,
+  ],
   [/^it is encrypted: option 'encrypt.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
   [/^option 'file' is missing$/, () => 'A block device must be specified for "file"'],
   [/^option 'filename' is missing$/, () => "The 'file' block driver requires a file name"],

@@ -11,11 +11,17 @@ import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './v
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
   amend: async () => (await import('./amend.ts')).amend,
   bitmap: async () => (await import('./bitmap.ts')).bitmap,
+  bench: async () => (await import('./bench.ts')).bench,
   check: async () => (await import('./check.ts')).check,
+  commit: async () => (await import('./commit.ts')).commit,
+  compare: async () => (await import('./compare.ts')).compare,
+  convert: async () => (await import('./convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
+  dd: async () => (await import('./dd.ts')).dd,
   info: async () => (await import('./info.ts')).info,
   map: async () => (await import('./map.ts')).map,
   measure: async () => (await import('./measure.ts')).measure,
+  rebase: async () => (await import('./rebase.ts')).rebase,
   resize: async () => (await import('./resize.ts')).resize,
   snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
@@ -72,7 +78,9 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
   const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
-  const objects = await objectStore(texts);
+  const objects = await objectStore(texts).catch((error: unknown) => {
+    throw new Failure(failureText(error), verb.objectExit ?? 1);
+  });
   if (typeof objects !== 'string') return await verb.run(new VerbLine(line, objects, lastWord), terminal);
   terminal.out(objects);
   return 0;

@@ -11,6 +11,8 @@ export interface Terminal {
 /** One verb: a module of this folder, loaded when it is called. */
 export interface Verb {
   readonly options: readonly OptionDef[];
+  /** Exit code where an object is wrong; default 1. */
+  readonly objectExit?: number;
   /** The last word is no option, whatever it looks like; the message where there are not two words. */
   readonly lastWord?: string;
   /** Answers the exit code. Throws {@link Misuse} and {@link Failure}, and BlockError for what went wrong. */

@@ -256,7 +256,9 @@ export class DeviceMessages implements QueueHost {
       if (fd === null) throw bad('queues that are polled all the time are not served', Errno.ENOTSUP);
       queue.setKick(fd);
       const refusal = queue.started ? undefined : queue.start();
-      if (refusal !== undefined) throw bad(refusal);
+      if (refusal === undefined) return;
+      queue.setKick(null);
+      throw bad(refusal);
     });
   }
 
@@ -299,7 +301,7 @@ export class DeviceMessages implements QueueHost {
   #getInflight({ payload }: FrontMessage): Answer {
     const { queues, queueSize } = found(decodeInflight(payload));
     this.#checkInflight(queues, queueSize);
-    const length = queues * inflightRegionBytes(queueSize);
+    const length = queues * inflightRegionBytes(queueSize, this.#device.packed);
     const fd = memfdCreate('blockplane-inflight');
     const result = fd < 0 ? fd : ftruncate(fd, length);
     if (result < 0) throw bad(errnoText(result), -result);
