@@ -79,7 +79,7 @@ export class BackupJob extends BlockJob {
       await job.#open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }

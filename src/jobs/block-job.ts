@@ -113,6 +113,12 @@ export abstract class BlockJob extends Job {
     await this.letGo();
   }
 
+  /** It could not be made; what matters is why. */
+  protected async undo(): Promise<void> {
+    this.withdraw();
+    await this.clean().catch(() => undefined);
+  }
+
   /** An image has failed. True: go on, as far as {@link paced} lets it. */
   protected failed(policy: ErrorPolicy, operation: 'read' | 'write', error: BlockError): boolean {
     const noSpace = error.errno === Errno.ENOSPC;

@@ -111,7 +111,7 @@ export class CommitJob extends BlockJob {
       await job.#open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }

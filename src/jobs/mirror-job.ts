@@ -110,7 +110,7 @@ export class MirrorJob extends BlockJob {
       await job.open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }
