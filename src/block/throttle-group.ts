@@ -1,6 +1,6 @@
 /**
- * Throttle groups: what several nodes may do together, in one context or in several. A node's requests go through in their
- * order; the nodes of one context take turns, contexts share the rates (throttle-state.ts).
+ * Throttle groups: what several nodes may do together, in one context or in several. A node's requests go through in
+ * their order; the nodes of one context take turns, contexts share the rates (throttle-state.ts).
  */
 import type { AioContext } from '../aio/context.ts';
 import { Gate } from '../aio/op.ts';

@@ -2,10 +2,10 @@
  * What a throttle group has used of its limits, as leaky buckets in shared memory: the same for all threads. What goes
  * through fills a bucket, time empties it at the rate `avg`; one that is over full makes the next wait.
  *
- * Shared words, all changed under the lock only: the lock, a count of changes of the limits, then as numbers the time of
- * the last look, `iopsSize`, and for each rate avg, max, length, level and level of the burst.
- * Whoever holds the lock holds it for some arithmetic, and waits for nothing; a thread that is ended in the midst of that
- * leaves it taken, so after `STEAL_SPINS` it is taken over.
+ * Shared words, all changed under the lock only: the lock, a count of changes of the limits, then as numbers the time
+ * of the last look, `iopsSize`, and for each rate avg, max, length, level and level of the burst. Whoever holds the
+ * lock holds it for some arithmetic, and waits for nothing; a thread that is ended in the midst of that leaves it
+ * taken, so after `STEAL_SPINS` it is taken over.
  */
 import type { Bytes, Nanoseconds } from '../base/units.ts';
 import { RATES, type ThrottleLimits, type ThrottleRate } from './throttle-limits.ts';
@@ -85,7 +85,8 @@ export class ThrottleState {
     return false;
   }
 
-  /** `now`: of a context of this thread. Lets a request through, and counts it: 0. Or else how long to wait before it is asked again. */
+  /** `now`: of a context of this thread. Lets a request through, and counts it: 0. Or else how long to wait before it
+   *  is asked again. */
   take(write: boolean, length: Bytes, now: Nanoseconds): Nanoseconds {
     this.#lock();
     this.#leak(ORIGIN_NS + now);

@@ -250,8 +250,8 @@ export abstract class Job {
   /** Waits until somebody wants something else of it: a verb, the end of a drained section; at most `ns`. */
   protected async idle(ns?: Nanoseconds): Promise<void> {
     await this.pausePoint(0);
-    // It may have been told while it was paused.
-    if (!this.#completing && !this.#gentle) await this.#rest(ns);
+    // May interleave: it may have been told in between, and nobody wakes it again.
+    if (!this.#completing && !this.#gentle && !this.#cancelled) await this.#rest(ns);
     await this.pausePoint(0);
   }
 
