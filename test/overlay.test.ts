@@ -54,6 +54,26 @@ test('what is read of an image is kept in its overlay, the image stays as it is'
   await again.close();
 });
 
+test('what is done to an image as a whole is done to the overlay, below the filter', needs('qemu-img'), async (t) => {
+  const dir = scratch(t);
+  const image = sample(`${dir}/base.img`);
+  const overlay = `${dir}/mine.qcow2`;
+  await using disk = await open(image, { overlay });
+  await disk.read(Buffer.alloc(512), 0, 512, 0);
+  await disk.snapshots.create('before');
+  await disk.write(pattern(512, 9), 0, 512, 0);
+  await disk.snapshots.apply('before');
+  const { buffer } = await disk.read(Buffer.alloc(512), 0, 512, 0);
+  assert.ok(buffer.equals(readFileSync(image).subarray(0, 512)));
+  assert.equal((await disk.check()).corruptions, 0);
+  assert.deepEqual(
+    (await disk.snapshots.list()).map(({ name }) => name),
+    ['before'],
+  );
+  await disk.close();
+  assert.match(await peer('qemu-img', 'snapshot', '-l', overlay), /before/);
+});
+
 test('the same reads make the same clusters local as with QEMU', needs('qemu-img', 'qemu-io'), async (t) => {
   const dir = scratch(t);
   const image = sample(`${dir}/base.img`);

@@ -5,6 +5,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from './backend.ts';
+import { layerOf } from './copy-up.ts';
 import type { CheckFix, CheckResult, Driver, DriverNode, SnapshotControl } from './driver.ts';
 import { type ImageFiles, withFiles } from './graph.ts';
 import type { BlockNode } from './node.ts';
@@ -44,7 +45,7 @@ export async function checkImage(
 
 /** Checks an open image. */
 export function checkOpen(blk: BlockBackend, fix: CheckFix): Promise<CheckResult> {
-  return onRoot(blk, ({ impl, driver }) => {
+  return onImage(blk, ({ impl, driver }) => {
     if (!impl.check) throw unsupported('check the image', driver);
     return impl.check(fix);
   });
@@ -52,7 +53,7 @@ export function checkOpen(blk: BlockBackend, fix: CheckFix): Promise<CheckResult
 
 /** Changes an open image; `changes` by the names of the driver's creation options. */
 export async function amend(blk: BlockBackend, changes: Readonly<Record<string, unknown>>): Promise<void> {
-  await onRoot(blk, ({ impl, driver }) => {
+  await onImage(blk, ({ impl, driver }) => {
     if (!impl.amend) throw unsupported('amend the image', driver);
     return impl.amend(changes);
   });
@@ -60,24 +61,26 @@ export async function amend(blk: BlockBackend, changes: Readonly<Record<string, 
 
 /** Runs `body` with the internal snapshots of an open image. */
 export function withSnapshots<T>(blk: BlockBackend, body: (snapshots: SnapshotControl) => T | Promise<T>): Promise<T> {
-  return onRoot(blk, ({ impl, driver }) => {
+  return onImage(blk, ({ impl, driver }) => {
     if (!impl.snapshots) throw unsupported('use snapshots', driver);
     return body(impl.snapshots);
   });
 }
 
-async function onRoot<T>(
+/** What filters show is the image below them. */
+async function onImage<T>(
   blk: BlockBackend,
-  body: (root: { readonly impl: DriverNode; readonly driver: Driver }) => T | Promise<T>,
+  body: (image: { readonly impl: DriverNode; readonly driver: Driver }) => T | Promise<T>,
 ): Promise<T> {
   using _drained = await blk.drain();
   // Looked up inside: it may have been taken out meanwhile.
   const root: BlockNode | null = blk.root;
   if (!root) throw new BlockError(Errno.ENOMEDIUM, `Could not use ${blk.describe}: it has no medium`);
-  const { length } = root;
+  const image = layerOf(root);
+  const { length } = image;
   try {
-    return await body(root);
+    return await body(image);
   } finally {
-    if (root.live && root.length !== length) root.resized();
+    if (image.live && image.length !== length) image.resized();
   }
 }

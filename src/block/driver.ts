@@ -173,6 +173,8 @@ export interface NodeIo {
   readonly writtenElsewhere?: boolean;
   /** For protocols: which part of a range is data and which is known to be zeroes. */
   status?(at: Offset, want: Bytes, out: StatusResult): MaybePromise<void>;
+  /** A range of its child, as it is: block status is whatever the child says. */
+  readonly window?: boolean;
   /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
   blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
 }

@@ -65,13 +65,13 @@ function mapped(node: BlockNode, at: Offset, want: Bytes, mapping: Mapping, out:
 /** The layer below knows more: a hole under plain data reads as zeroes. */
 function dataStatus(child: BlockChild, at: Offset, length: Bytes, out: BlockStatus): MaybePromise<void> {
   const node = child.node;
-  const through = child.role === 'filtered';
+  const through = child.role === 'filtered' || child.parent.impl.window === true;
   if (at >= node.length) {
     out.set(length, !through, true, 1);
     return undefined;
   }
   const settle = (): void => {
-    // A filter is no layer of its own; a format's extent is allocated in it whatever the file below is.
+    // A filter, or a window, is no layer of its own; a format's extent is allocated in it whatever the file below is.
     if (!through) out.set(out.length, true, out.zero, 1);
     out.child = child;
     out.at = at;

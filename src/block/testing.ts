@@ -4,8 +4,10 @@ import { type AioOp, Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Iov, type Memory } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BlockBackend } from './backend.ts';
 import type { Driver, DriverNode, Limits, OpenContext, StatusResult, Supported } from './driver.ts';
 import { registerDriver } from './registry.ts';
+import { BlockRequest, RequestKind } from './request.ts';
 
 export type DiskOp = 'read' | 'write' | 'zero' | 'discard' | 'flush' | 'truncate' | 'status' | 'open' | 'close';
 
@@ -269,4 +271,19 @@ export async function until(condition: () => boolean, what = 'the condition'): P
 /** Lets everything that is ready run. */
 export async function settle(turns = 6): Promise<void> {
   for (let i = 0; i < turns; i++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+class Hint extends BlockRequest {
+  readonly gate = new Gate<number>();
+  override kind: number = RequestKind.CACHE;
+  done(error: number): void {
+    this.gate.open(error);
+  }
+}
+
+/** Says that a range will be read soon; the result, 0 or a negative errno. */
+export async function hint(blk: BlockBackend, at: number, length: number): Promise<number> {
+  const request = Object.assign(new Hint(), { at, length });
+  blk.submit(request);
+  return await request.gate.promise;
 }

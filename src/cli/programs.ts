@@ -16,6 +16,7 @@ const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
   daemon: () => storageDaemon('blockplane daemon'),
   'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
   'qemu-img': () => import('./qemu-img/program.ts'),
+  'qemu-nbd': () => import('./qemu-nbd/program.ts'),
 };
 
 /**

@@ -37,7 +37,7 @@ export class NbdListeners {
         maxConnections: options['max-connections'],
         handshakeSeconds: options['handshake-max-seconds'],
         byteBudget: undefined,
-      tls: undefined,
+        tls: undefined,
       },
       undefined,
     );

@@ -104,6 +104,12 @@ export async function inspectHead(head: Head, format: string): Promise<ImageInfo
   };
 }
 
+/** The format that the first bytes of an image are of; raw where they are of none. */
+export async function imageFormat(path: string, http?: HttpSettings): Promise<string> {
+  await using head = await openHead(path, http);
+  return (await head.magic()) ?? 'raw';
+}
+
 async function openHead(path: string, http: HttpSettings | undefined): Promise<Head> {
   if (isRemoteUrl(path) || isNbdUri(path)) return NodeHead.openUrl(path, http);
   const head = await ImageHead.open(path);

@@ -130,6 +130,17 @@ export interface ExportMessage {
   readonly writable: boolean;
   /** Names of dirty bitmaps. */
   readonly bitmaps: readonly string[];
+  readonly allocationDepth: boolean;
+  readonly multiConn: boolean;
+}
+
+/** What a service tells of a client that has come or gone. */
+export interface NbdClientEvent extends NbdServiceMessage {
+  readonly peer: string;
+  /** Connected now. */
+  readonly clients: number;
+  /** Clients whose handshake led to an export, since it began. */
+  readonly handshakes: number;
 }
 
 export interface NbdStartMessage {

@@ -218,7 +218,9 @@ async function serve(sim: Sim, home: Home): Promise<{ readonly disk: number; rea
   const file = { driver: 'file', filename: '/disk', locking: 'off' } as const;
   const how = { name: 'disk', writethrough: false, probed: false, policy: NO_REFERENCES };
   const { disk } = await home.call('open', { options: { driver: 'raw', file }, ...how });
-  const exports = [{ disk, name: '', description: '', writable: true, bitmaps: [] }];
+  const exports = [
+    { disk, name: '', description: '', writable: true, bitmaps: [], allocationDepth: true, multiConn: true },
+  ];
   const none = { handshakeSeconds: undefined, byteBudget: undefined, tls: undefined };
   const limits = { mode: undefined, maxConnections: undefined, ...none };
   const { service } = await home.call('nbd-start', { listen: [ADDRESS], exports, ...limits });

@@ -6,13 +6,14 @@ import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
-import type { ExportMessage, NbdStartMessage, NbdStats } from './messages.ts';
+import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStats } from './messages.ts';
 
 interface Member {
   readonly thread: IOThread;
   readonly service: number;
   readonly onCrash: (error: Error) => void;
   clients: number;
+  handshakes: number;
 }
 
 export interface MemberEvents {
@@ -40,6 +41,10 @@ export class NbdMembers {
 
   get clients(): number {
     return this.#members.reduce((sum, { clients }) => sum + clients, 0);
+  }
+
+  get handshakes(): number {
+    return this.#members.reduce((sum, { handshakes }) => sum + handshakes, 0);
   }
 
   get threads(): readonly IOThread[] {
@@ -71,13 +76,14 @@ export class NbdMembers {
       this.#leave(member);
       this.#events.onCrash(error);
     };
-    const member: Member = { thread, service, onCrash, clients: 0 };
+    const member: Member = { thread, service, onCrash, clients: 0, handshakes: 0 };
     this.#members.push(member);
     thread.on('crash', onCrash);
     thread.hold();
     thread.listen(service, (name, payload) => {
-      const { peer, clients } = payload as { readonly peer: string; readonly clients: number };
+      const { peer, clients, handshakes } = payload as NbdClientEvent;
       member.clients = clients;
+      member.handshakes = handshakes;
       this.#events.onClient(name, peer);
     });
   }

@@ -27,6 +27,10 @@ export interface ExportOptions {
    * takes disabled ones only (EINVAL), and the disk has to be in the service's thread (EINVAL), where they keep it.
    */
   readonly bitmaps?: readonly string[] | undefined;
+  /** Offer the metadata context `qemu:allocation-depth`; default true. */
+  readonly allocationDepth?: boolean | undefined;
+  /** Tell clients that they may open several connections; default true. */
+  readonly multiConn?: boolean | undefined;
 }
 
 /** One of several disks of a service. */
@@ -135,6 +139,11 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
   /** Clients connected now. */
   get clients(): number {
     return this.#members.clients;
+  }
+
+  /** Clients whose handshake led to an export, since it began. */
+  get handshakes(): number {
+    return this.#members.handshakes;
   }
 
   /** The URI of the export that was added first. */
@@ -263,6 +272,8 @@ function exportMessage(entry: DiskExport): ExportMessage {
     description: entry.description ?? '',
     writable: !(entry.readOnly ?? entry.disk.readOnly),
     bitmaps: [...(entry.bitmaps ?? [])],
+    allocationDepth: entry.allocationDepth ?? true,
+    multiConn: entry.multiConn ?? true,
   };
 }
 
@@ -298,9 +309,9 @@ export async function serveNbd(
   disks: Disk | readonly (Disk | DiskExport)[],
   options: ServeNbdOptions = {},
 ): Promise<NbdService> {
-  const { exportName, description, readOnly, bitmaps } = options;
+  const { exportName, description, readOnly, bitmaps, allocationDepth, multiConn } = options;
   const given = Array.isArray(disks) ? (disks as readonly (Disk | DiskExport)[]) : [disks as Disk];
-  const own = { exportName, description, readOnly, bitmaps };
+  const own = { exportName, description, readOnly, bitmaps, allocationDepth, multiConn };
   const entries = given.map((entry) => ('disk' in entry ? entry : { disk: entry, ...own }));
   const threads = threadsOf(entries, options.iothreads);
   for (const { disk } of entries) {

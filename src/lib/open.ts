@@ -6,6 +6,7 @@ import { openMessage } from './open-message.ts';
 import type { BlockdevOptions, TargetOptions } from './options.ts';
 import { overlayMessage } from './overlay.ts';
 import type { ReferenceOptions } from './reference-policy.ts';
+import { openTemporary } from './temporary.ts';
 
 export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable {
   /** The thread that does its I/O. Default: one that all disks without a thread of their own share. */
@@ -17,6 +18,9 @@ export interface OpenOptions extends TargetOptions, ReferenceOptions, Abortable 
    * all that is written goes there. Made where it is not there; EINVAL where it is one of another target.
    */
   readonly overlay?: string | undefined;
+  /** The target stays as it is: what is written goes to a temporary file in $TMPDIR or /var/tmp, and is gone when the
+   *  disk is closed. Such a disk stays in its IOThread. EINVAL with `overlay` and with `readOnly`. */
+  readonly temporary?: boolean | undefined;
 }
 
 /**
@@ -50,14 +54,22 @@ export async function open(target: string | BlockdevOptions, options: OpenOption
 }
 
 async function openIn(target: string | BlockdevOptions, options: OpenOptions): Promise<Disk> {
-  const { overlay } = options;
-  const plain = overlay === undefined ? openMessage(target, options) : undefined;
+  const { overlay, temporary = false } = options;
+  if (temporary && (overlay !== undefined || options.readOnly)) {
+    throw new BlockError(Errno.EINVAL, 'temporary: not together with overlay or readOnly');
+  }
+  const plain = overlay === undefined ? openMessage(target, { ...options, ...belowTemporary(temporary) }) : undefined;
   const use = await useThread(options.iothread, options.aio);
   try {
     const message = plain ?? (await overlayMessage(use.thread, overlay!, target, options));
-    return new Disk(use, await use.thread.call('open', message), message.name);
+    const opened = temporary ? openTemporary(use.thread, message, options) : use.thread.call('open', message);
+    return new Disk(use, await opened, message.name);
   } catch (error) {
     await use.release();
     throw error;
   }
+}
+
+function belowTemporary(temporary: boolean): TargetOptions {
+  return temporary ? { readOnly: true, discard: undefined, detectZeroes: undefined } : {};
 }

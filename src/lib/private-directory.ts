@@ -6,8 +6,8 @@ import { join } from 'node:path';
 export class PrivateDirectory {
   readonly path: string;
 
-  constructor() {
-    this.path = mkdtempSync(join(tmpdir(), 'blockplane-'));
+  constructor(parent = tmpdir()) {
+    this.path = mkdtempSync(join(parent, 'blockplane-'));
   }
 
   /** With everything in it. Idempotent. */

@@ -1,5 +1,6 @@
 /** How programs and URIs say what TLS is to be like. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { type Authz, checkAuthz } from '../tls/authz.ts';
 import { checkCredentials, type TlsCredentials } from '../tls/options.ts';
 
 /** TLS of an NBD client. */
@@ -12,9 +13,9 @@ export type TlsClientOptions = TlsCredentials & {
 export type TlsServerOptions = TlsCredentials & {
   /** false: clients that do not ask for TLS are served without it. Default true. */
   readonly required?: boolean | undefined;
-  /** The distinguished names that clients' certificates may have, as GnuTLS writes them: `C=GB,O=Example,CN=laptop`.
-   *  Default: whoever has a certificate that is trusted. */
-  readonly authz?: readonly string[] | undefined;
+  /** The distinguished names that clients' certificates may have, as GnuTLS writes them: `C=GB,O=Example,CN=laptop`;
+   *  or rules for them, or a file with such rules. Default: whoever has a certificate that is trusted. */
+  readonly authz?: Authz | undefined;
 };
 
 /** What a node of driver nbd has of it. */
@@ -27,7 +28,7 @@ export interface TlsNodeOptions {
 export interface TlsMessage {
   readonly credentials: TlsCredentials;
   readonly required: boolean;
-  readonly authz: readonly string[] | undefined;
+  readonly authz: Authz | undefined;
 }
 
 /** EINVAL. */
@@ -42,9 +43,8 @@ export function tlsMessage(options: TlsServerOptions): TlsMessage {
   const { required = true, authz, ...credentials } = options;
   checkCredentials(credentials);
   if (typeof required !== 'boolean') throw new BlockError(Errno.EINVAL, 'tls.required: expected a boolean');
-  const names = authz === undefined || (Array.isArray(authz) && authz.every((name) => typeof name === 'string'));
-  if (!names) throw new BlockError(Errno.EINVAL, 'tls.authz: expected an array of distinguished names');
-  return { credentials, required, authz: authz && [...authz] };
+  if (authz !== undefined) checkAuthz(authz);
+  return { credentials, required, authz };
 }
 
 /** The parameters of an nbds URI. */

@@ -6,7 +6,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
-import type { ExportMessage, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
 import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
@@ -63,7 +63,9 @@ export class WorkerNbd {
     const tls = message.tls && (await serverTls(message.tls));
     const service = this.#newId();
     const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
-      this.#thread.emit(name, { service, peer, clients: server.clients.length });
+      const { handshakes } = server.stats;
+      const event: NbdClientEvent = { service, peer, clients: server.clients.length, handshakes };
+      this.#thread.emit(name, event);
     });
     this.#servers.set(service, server);
     try {
@@ -86,9 +88,9 @@ export class WorkerNbd {
     if (entry.writable && blk.readOnly) {
       throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
     }
-    const { writable } = entry;
+    const { writable, allocationDepth, multiConn } = entry;
     const server = this.#server(service);
-    const common = { blk, writable, allocationDepth: true, multiConn: true };
+    const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
     server.addExport({ name, description, ...common, bitmaps });
   }

@@ -4,6 +4,7 @@ import { isIP, type Socket } from 'node:net';
 import * as tls from 'node:tls';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { Authorizer, type Authz } from './authz.ts';
 import { type LoadedCredentials, loadCredentials } from './credentials.ts';
 import type { TlsCredentials } from './options.ts';
 
@@ -43,7 +44,7 @@ function contextOptions(loaded: LoadedCredentials): tls.SecureContextOptions {
 }
 
 /** Reads the credentials of a server. `allowed`: see {@link TlsServerSide}. */
-export async function serverSide(given: TlsCredentials, allowed?: readonly string[]): Promise<TlsSide> {
+export async function serverSide(given: TlsCredentials, allowed?: Authz): Promise<TlsSide> {
   return new TlsServerSide(await loadCredentials(given, 'server'), allowed);
 }
 
@@ -52,19 +53,19 @@ export async function clientSide(given: TlsCredentials, host: string | undefined
   return new TlsClientSide(await loadCredentials(given, 'client'), host);
 }
 
-/** The server's. `allowed`: the distinguished names that clients' certificates may have; undefined: any. */
+/** The server's. `allowed`: who may come in, by the distinguished name of its certificate; undefined: anybody. */
 export class TlsServerSide implements TlsSide {
   readonly #options: tls.TlsOptions;
   readonly #verify: boolean;
-  readonly #allowed: ReadonlySet<string> | undefined;
+  readonly #allowed: Authorizer | undefined;
 
   /** Throws EINVAL where `allowed` names clients that need not say who they are. */
-  constructor(loaded: LoadedCredentials, allowed?: readonly string[]) {
+  constructor(loaded: LoadedCredentials, allowed?: Authz) {
     this.#verify = loaded.type === 'x509' && loaded.verifyPeer;
     if (allowed && !this.#verify) {
       throw new BlockError(Errno.EINVAL, 'tls-authz: only with x509 credentials and verify-peer are clients known');
     }
-    this.#allowed = allowed && new Set(allowed);
+    this.#allowed = allowed && new Authorizer(allowed);
     this.#options = {
       ...contextOptions(loaded),
       // Whom to refuse, and for what reason, is decided below.
@@ -92,7 +93,7 @@ export class TlsServerSide implements TlsSide {
     if (!certificate) return 'it showed no certificate';
     if (!socket.authorized) return `its certificate is not accepted: ${quoted(socket.authorizationError)}`;
     const name = distinguishedName(certificate.subject);
-    if (this.#allowed && !this.#allowed.has(name)) return `'${quoted(name)}' is not among those who may come in`;
+    if (this.#allowed && !this.#allowed.allows(name)) return `'${quoted(name)}' is not among those who may come in`;
     return undefined;
   }
 }

@@ -7,7 +7,16 @@ import { Errno } from '../../base/errors.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import { BOUNCE_POOL, BounceUse, bouncePool } from '../../block/bounce.ts';
 import { registerDriver } from '../../block/registry.ts';
-import { bytesOf, registerTestDrivers, settle, type TestDisk, testDisk, testIov, until } from '../../block/testing.ts';
+import {
+  bytesOf,
+  hint,
+  registerTestDrivers,
+  settle,
+  type TestDisk,
+  testDisk,
+  testIov,
+  until,
+} from '../../block/testing.ts';
 import { CLUSTER, tableDriver, tables } from '../../block/testing-format.ts';
 import { copyOnReadDriver } from './driver.ts';
 
@@ -68,6 +77,20 @@ inContext('R11 what is read is copied in whole clusters, once, and reads the sam
     assert.ok(top.log.includes('flush'));
   });
 });
+
+inContext(
+  'R11 what is to be prefetched is copied; where it cannot be, nobody is told before the read',
+  async (context) => {
+    await inChain(context, {}, async ({ blk, base, held }) => {
+      assert.equal(await hint(blk, CLUSTER + 100, 2 * CLUSTER), 0);
+      assert.deepEqual(held(), [1, 2, 3]);
+      base.script.push({ op: 'read', errno: Errno.ENXIO }, { op: 'read', errno: Errno.ENXIO });
+      assert.equal(await hint(blk, 8 * CLUSTER, 512), 0);
+      assert.deepEqual(held(), [1, 2, 3]);
+      await assert.rejects(blk.read(8 * CLUSTER, testIov(context, [512])), { errno: Errno.ENXIO });
+    });
+  },
+);
 
 inContext('R11 copies are not writes of the guest: no bitmap has them, and no permission to write', async (context) => {
   await inChain(context, { 'read-only': true }, async ({ blk, held }) => {

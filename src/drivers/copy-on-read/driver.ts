@@ -43,10 +43,24 @@ class CopyOnReadNode implements DriverNode {
   }
 
   async preadv(at: Offset, iov: Iov): Promise<void> {
+    await this.#copyUp(at, iov.length);
+    await this.#file.read(at, iov);
+  }
+
+  /** What will be read soon is copied now. */
+  async prefetch(at: Offset, length: Bytes): Promise<void> {
+    try {
+      await this.#copyUp(at, length);
+    } catch (error) {
+      // The read will say so.
+      if (!(error instanceof BlockError)) throw error;
+    }
+  }
+
+  #copyUp(at: Offset, length: Bytes): Promise<void> {
     const file = this.#file;
     // A layer that has gone from the chain is 0: nothing is copied that it may have been to protect.
-    await file.copyUp(at, iov.length, this.#bottom === undefined ? undefined : file.layer(this.#bottom));
-    await file.read(at, iov);
+    return file.copyUp(at, length, this.#bottom === undefined ? undefined : file.layer(this.#bottom));
   }
 
   grew(_end: Offset): void {}

@@ -52,7 +52,7 @@ class HttpNode implements DriverNode {
     this.#remote = remote;
     this.#head = head;
     this.length = remote.length;
-    this.#readahead = new Readahead(remote, settings.readahead, settings.connections, head.length);
+    this.#readahead = new Readahead(aio, remote, settings.readahead, settings.connections, head.length);
   }
 
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {

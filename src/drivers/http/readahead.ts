@@ -5,14 +5,18 @@
  * request of its own; the window doubles as the stream moves on, up to its share of the limit. What is read elsewhere
  * neither waits for this nor disturbs it. Memory: all segments together never have more bytes than the limit.
  */
+import type { AioContext } from '../../aio/context.ts';
 import type { BlockError } from '../../base/errors.ts';
-import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
+import { type Bytes, KiB, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import type { ReadJob } from './read-job.ts';
 import type { RangeFetch, RangeSink, Remote } from './remote.ts';
 
 const SEGMENT_MIN = 64 * KiB;
-const SEGMENT_MAX = MiB;
+const SEGMENT_MAX = 4 * MiB;
 const WINDOW_FIRST = 256 * KiB;
+/** A window is no more than what its reader has had in this time: on a slow line more would bring nothing, and who
+ *  reads elsewhere would have to wait for it. Above any latency, so that a window can grow. */
+const WINDOW_NS: Nanoseconds = 2e9;
 const STREAMS_MAX = 4;
 /** Ends of reads that a next one may begin at: as many as a deep queue has in flight. */
 const RECENT = 64;
@@ -29,6 +33,9 @@ interface Stream {
   window: Bytes;
   /** In reads of the node. */
   lastUse: number;
+  /** Bytes that were used up since then. Both are halved now and then, so that what was long ago counts less. */
+  used: Bytes;
+  since: Nanoseconds;
 }
 
 interface Waiter {
@@ -88,6 +95,7 @@ class Segment implements RangeSink {
 }
 
 export class Readahead {
+  readonly #aio: AioContext;
   readonly #remote: Remote;
   readonly #limit: Bytes;
   readonly #connections: number;
@@ -102,7 +110,8 @@ export class Readahead {
   readonly #recent = new Float64Array(RECENT).fill(-1);
   #held = 0;
 
-  constructor(remote: Remote, limit: Bytes, connections: number, from: Offset) {
+  constructor(aio: AioContext, remote: Remote, limit: Bytes, connections: number, from: Offset) {
+    this.#aio = aio;
     this.#remote = remote;
     this.#limit = limit;
     this.#connections = connections;
@@ -155,7 +164,8 @@ export class Readahead {
   #newStream(next: Offset): Stream | undefined {
     for (const idle of this.#streams.filter(({ lastUse }) => this.#reads - lastUse > IDLE_READS)) this.#forget(idle);
     if (this.#streams.length >= STREAMS_MAX) return undefined;
-    const stream = { next, fetchedTo: next, window: WINDOW_FIRST, lastUse: this.#reads };
+    const place = { next, fetchedTo: next, window: WINDOW_FIRST };
+    const stream = { ...place, lastUse: this.#reads, used: 0, since: this.#aio.now() };
     this.#streams.push(stream);
     return stream;
   }
@@ -164,7 +174,8 @@ export class Readahead {
     const { length } = this.#remote;
     const most = Math.min(stream.window, this.#limit / this.#streams.length);
     // Two for each connection: one that comes, and one to go on with at once, or that the reader still has to use.
-    const piece = Math.min(SEGMENT_MAX, Math.max(SEGMENT_MIN, Math.floor(most / this.#connections / 2)));
+    const each = Math.min(SEGMENT_MAX, Math.max(SEGMENT_MIN, most / this.#connections / 2));
+    const piece = 2 ** Math.floor(Math.log2(each));
     while (stream.fetchedTo < length) {
       const take = Math.min(piece, length - stream.fetchedTo);
       if (stream.fetchedTo + take > stream.next + most || this.#bytes + take > this.#limit) return;
@@ -183,7 +194,7 @@ export class Readahead {
   }
 
   #buffer(length: Bytes): Uint8Array {
-    if (length === SEGMENT_MAX) return this.#spare.pop() ?? new Uint8Array(length);
+    if (this.#spare.at(-1)?.length === length) return this.#spare.pop()!;
     this.#spare.length = 0;
     return new Uint8Array(length);
   }
@@ -194,9 +205,20 @@ export class Readahead {
       const used = segment.used >= segment.bytes.length;
       if (!used && segment.end + DISORDER > stream.next) continue;
       if (segment.waiters.length > 0 || (used && segment.fetch !== null)) continue;
-      if (used) stream.window = Math.min(stream.window * 2, this.#limit);
+      if (used) this.#widen(stream, segment.bytes.length);
       this.#drop(segment);
     }
+  }
+
+  /** A segment of so many bytes was used up. */
+  #widen(stream: Stream, used: Bytes): void {
+    stream.used += used;
+    const elapsed = Math.max(1, this.#aio.now() - stream.since);
+    const most = Math.max(WINDOW_FIRST, (stream.used / elapsed) * WINDOW_NS);
+    stream.window = Math.min(stream.window * 2, most, this.#limit);
+    if (elapsed < WINDOW_NS) return;
+    stream.used /= 2;
+    stream.since += elapsed / 2;
   }
 
   #drop(segment: Segment): void {
@@ -205,8 +227,15 @@ export class Readahead {
     this.#segments.splice(index, 1);
     this.#bytes -= segment.bytes.length;
     if (segment.fetch) this.#remote.cancel(segment.fetch);
-    else if (segment.bytes.length === SEGMENT_MAX) this.#spare.push(segment.bytes);
     segment.fetch = null;
+    this.#keep(segment.bytes);
+  }
+
+  /** Memory that was touched is worth more than new memory. */
+  #keep(bytes: Uint8Array): void {
+    const [other] = this.#spare;
+    if (other !== undefined && other.length !== bytes.length) this.#spare.length = 0;
+    if (this.#bytes + (this.#spare.length + 1) * bytes.length <= this.#limit) this.#spare.push(bytes);
   }
 
   #forget(stream: Stream): void {

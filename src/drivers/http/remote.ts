@@ -10,7 +10,7 @@
 import type { AioContext } from '../../aio/context.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Fifo } from '../../base/fifo.ts';
-import type { Bytes, Nanoseconds, Offset } from '../../base/units.ts';
+import { type Bytes, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import { Attempt, type AttemptOwner, BYTES_PER_SECOND_MIN, type Failure, failed, type Verdict } from './attempt.ts';
 import { redirected } from './location.ts';
 import {
@@ -28,7 +28,7 @@ import type { Transport } from './transport.ts';
 
 /** Redirects in a row. */
 const REDIRECTS_MAX = 8;
-/** For one range, of 1 MiB at most: pieces of 16 KiB, and some failures between them. */
+/** For each MiB of a range: pieces of 16 KiB, and some failures between them. */
 const ATTEMPTS_MAX = 128;
 const BACKOFF_NS: Nanoseconds = 100e6;
 const BACKOFF_MAX_NS: Nanoseconds = 5e9;
@@ -76,6 +76,10 @@ export class RangeFetch implements AttemptOwner {
     this.sink = sink;
     this.urgent = urgent;
     this.url = remote.found;
+  }
+
+  get attemptsMax(): number {
+    return ATTEMPTS_MAX * Math.ceil(this.length / MiB);
   }
 
   judge(status: number, headers: Headers): Verdict {
@@ -282,7 +286,7 @@ export class Remote {
         this.found = fetch.url;
         // A server may send less of a range than was asked for.
         if (fetch.received === fetch.length) this.#finish(fetch, null);
-        else if (fetch.attempts < ATTEMPTS_MAX) this.#again(fetch, 0);
+        else if (fetch.attempts < fetch.attemptsMax) this.#again(fetch, 0);
         else this.#failed(fetch, { errno: Errno.EIO, why: 'the server sends it in too many pieces', retry: false });
     }
   }
@@ -306,7 +310,8 @@ export class Remote {
     );
     // As long as bytes come, it goes on.
     if (fetch.received > 0 && fetch.tries === 0) fetch.deadline = this.#aio.now() + 2 * this.#settings.timeoutNs;
-    const inTime = this.#aio.now() + waitNs < Math.min(fetch.deadline, fetch.limit) && fetch.attempts < ATTEMPTS_MAX;
+    const inTime =
+      this.#aio.now() + waitNs < Math.min(fetch.deadline, fetch.limit) && fetch.attempts < fetch.attemptsMax;
     if (failure.retry && inTime && fetch.tries++ < this.#settings.retries) {
       this.#again(fetch, waitNs);
       return;

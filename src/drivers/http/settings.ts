@@ -28,7 +28,7 @@ export interface HttpOptions {
 /** URLs are secrets too: both may hold a password. */
 export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   url: { type: 'secret', required: true, help: 'URL of the image' },
-  readahead: { type: 'size', help: 'most bytes fetched ahead of sequential reads (default 16 MiB); 0 for none' },
+  readahead: { type: 'size', help: 'most bytes fetched ahead of sequential reads (default 32 MiB); 0 for none' },
   timeout: { type: 'number', help: 'seconds that a server may be silent (default 10)' },
   connections: { type: 'number', help: 'requests at a time, each on a connection (default 8)' },
   retries: { type: 'number', help: 'how often a request is tried again that has come to nothing (default 4)' },
@@ -73,7 +73,7 @@ const TIMEOUT_MAX = 86_400;
 
 /** Checks the options. EINVAL names the one that is wrong, and shows no secret. */
 export function settingsOf(options: HttpOptions, protocol: 'http' | 'https'): HttpSettings {
-  const { readahead = 16 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
+  const { readahead = 32 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
   const shown = shownUrl(options.url);
   const refuse = (why: string, errno: number = Errno.EINVAL): BlockError =>
     new BlockError(errno, `Could not open '${shown}': ${why}`, { where: { op: 'open' } });

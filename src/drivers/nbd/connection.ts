@@ -17,7 +17,8 @@ import { Command, CommandFlag, EXTENDED_REQUEST_SIZE, NbdError, REQUEST_SIZE } f
 import { fromNbdError } from '../../proto/nbd/errno.ts';
 import { encodeExtendedRequest, encodeRequest, RequestHeader } from '../../proto/nbd/request.ts';
 import type { NbdCommand } from './command.ts';
-import { HANDSHAKE_RECEIVE, HANDSHAKE_SEND, type ServerInfo } from './handshake.ts';
+import type { ServerInfo } from './handshake.ts';
+import { HANDSHAKE_RECEIVE, HANDSHAKE_SEND } from './option-talk.ts';
 import { RECEIVE_BYTES, Receiver, type ReplySink } from './receiver.ts';
 
 /** Requests in flight on one connection. */

@@ -12,7 +12,9 @@ import type { Nanoseconds } from '../../base/units.ts';
 import { SecureSocket } from '../../tls/secure-socket.ts';
 import type { TlsSide } from '../../tls/side.ts';
 import { CONNECTION_BYTES } from './connection.ts';
-import { HANDSHAKE_SEND, handshake, type ServerInfo } from './handshake.ts';
+import { type ListedExport, listExports } from './export-listing.ts';
+import { handshake, type ServerInfo } from './handshake.ts';
+import { HANDSHAKE_SEND, type StartTls } from './option-talk.ts';
 import type { NbdTarget } from './options.ts';
 
 /** A name to look up, a connection to make and a handshake: each at most so long. */
@@ -33,8 +35,15 @@ export class Connector {
   #socket: AioSocket | undefined;
   #closed = false;
 
-  /** `tls`: there are no connections without it. */
-  constructor(aio: AioContext, target: NbdTarget, tls: TlsSide | undefined) {
+  /** Reads the credentials where the target wants TLS; there are no connections without it then. */
+  static async of(aio: AioContext, target: NbdTarget): Promise<Connector> {
+    if (!target.tls) return new Connector(aio, target, undefined);
+    // Node's TLS is loaded where it is used.
+    const { clientSide } = await import('../../tls/side.ts');
+    return new Connector(aio, target, await clientSide(target.tls.credentials, target.tls.host));
+  }
+
+  private constructor(aio: AioContext, target: NbdTarget, tls: TlsSide | undefined) {
     this.#aio = aio;
     this.#target = target;
     this.#tls = tls;
@@ -95,10 +104,34 @@ export class Connector {
   }
 
   async #shakeHands(plain: AioSocket): Promise<Connected> {
+    const memory = this.#memories.pop() ?? this.#newMemory();
+    try {
+      const { socket, result } = await this.#talk(plain, memory, (stream, startTls) =>
+        handshake(stream, this.#target, startTls),
+      );
+      return { socket, memory, server: result };
+    } catch (error) {
+      this.#memories.push(memory);
+      throw error;
+    }
+  }
+
+  /** What exports the server has. Throws as {@link connect} does. */
+  async list(): Promise<ListedExport[]> {
+    const { socket, result } = await this.#talk(await this.#anySocket(), this.#newMemory(), listExports);
+    await socket.close();
+    return result;
+  }
+
+  /** Runs `talk` with the server, in bounded time; the socket is closed when it fails. */
+  async #talk<T>(
+    plain: AioSocket,
+    memory: Memory,
+    talk: (stream: SocketStream, startTls: StartTls | undefined) => Promise<T>,
+  ): Promise<{ readonly socket: AioSocket; readonly result: T }> {
     const tls = this.#tls;
     const secure = tls && new SecureSocket(this.#aio.backend, plain);
     const socket = secure ?? plain;
-    const memory = this.#memories.pop() ?? this.#newMemory();
     const stream = new SocketStream(socket, memory, HANDSHAKE_SEND, 'the server has ended the connection');
     const deadline = this.#aio.timer(() => {
       stream.ended ??= 'the handshake took too long';
@@ -108,11 +141,10 @@ export class Connector {
     this.#socket = socket;
     if (this.#closed) socket.shutdown();
     try {
-      const server = await handshake(stream, this.#target, secure && (() => secure.secure(tls!)));
+      const result = await talk(stream, secure && (() => secure.secure(tls!)));
       if (this.#closed) throw new BlockError(Errno.ECANCELED, 'the node was closed');
-      return { socket, memory, server };
+      return { socket, result };
     } catch (error) {
-      this.#memories.push(memory);
       await socket.close();
       throw error;
     } finally {

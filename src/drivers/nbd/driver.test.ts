@@ -4,7 +4,6 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { AioContext } from '../../aio/context.ts';
-import { Gate } from '../../aio/op.ts';
 import { inContext } from '../../aio/testing.ts';
 import { Iov } from '../../base/memory.ts';
 import { MiB } from '../../base/units.ts';
@@ -12,8 +11,8 @@ import { BlockBackend } from '../../block/backend.ts';
 import { RequestFlags } from '../../block/driver.ts';
 import type { NodeOptions } from '../../block/graph.ts';
 import { registerDriver } from '../../block/registry.ts';
-import { BlockRequest, RequestKind } from '../../block/request.ts';
 import { BlockStatus } from '../../block/status.ts';
+import { hint } from '../../block/testing.ts';
 import { until } from '../../exports/nbd/testing.ts';
 import { Command, CommandFlag, NbdError, TransmissionFlag as T } from '../../proto/nbd/constants.ts';
 import { rawDriver } from '../raw/driver.ts';
@@ -61,20 +60,6 @@ async function heard(
 }
 
 const plain = (file: NodeOptions): NodeOptions => file;
-
-class Hint extends BlockRequest {
-  readonly gate = new Gate<number>();
-  override kind: number = RequestKind.CACHE;
-  done(error: number): void {
-    this.gate.open(error);
-  }
-}
-
-async function hint(blk: BlockBackend, at: number, length: number): Promise<number> {
-  const request = Object.assign(new Hint(), { at, length });
-  blk.submit(request);
-  return await request.gate.promise;
-}
 
 inContext('flags and ranges of requests are what was asked for, and a good-bye ends it', async (context) => {
   const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(512)));

@@ -21,9 +21,8 @@ import {
   TransmissionFlag,
 } from '../../proto/nbd/constants.ts';
 import type { StatusExtent } from '../../proto/nbd/reply.ts';
-import type { TlsSide } from '../../tls/side.ts';
 import { Connector } from './connector.ts';
-import { NBD_OPTIONS, type NbdOptions, type NbdTarget, nbdTarget, type TlsWish } from './options.ts';
+import { NBD_OPTIONS, type NbdOptions, type NbdTarget, nbdTarget } from './options.ts';
 import { firstConnection, NbdSession } from './session.ts';
 
 /** Runs in the memory of one request: with the headers they stay below IOV_MAX. */
@@ -190,7 +189,7 @@ class NbdNode implements DriverNode {
 
 async function open(context: OpenContext, options: NbdOptions): Promise<DriverNode> {
   const target = nbdTarget(options);
-  const connector = new Connector(context.aio, target, target.tls && (await tlsSide(target.tls)));
+  const connector = await Connector.of(context.aio, target);
   const first = await firstConnection(context.aio, target, connector);
   const sealed = (first.server.flags & TransmissionFlag.READ_ONLY) !== 0;
   const refuse = async (errno: number, why: string): Promise<never> => {
@@ -207,12 +206,6 @@ async function open(context: OpenContext, options: NbdOptions): Promise<DriverNo
   const readOnly = sealed || context.readOnly;
   const session = new NbdSession(context.aio, target, connector, first, readOnly, () => context.quiet());
   return new NbdNode(context, target, connector, session, readOnly);
-}
-
-/** Node's TLS is loaded where it is used. */
-async function tlsSide({ credentials, host }: TlsWish): Promise<TlsSide> {
-  const { clientSide } = await import('../../tls/side.ts');
-  return clientSide(credentials, host);
 }
 
 export const nbdDriver: Driver<NbdOptions> = { name: 'nbd', role: 'protocol', options: NBD_OPTIONS, open };

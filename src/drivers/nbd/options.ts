@@ -38,7 +38,7 @@ export const NBD_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   'tls-creds.file': { type: 'string', help: 'psk: file of USER:KEY lines' },
   'tls-creds.username': { type: 'string', help: 'psk: whose key (default qemu)' },
   'tls-creds.verify-peer': { type: 'boolean', help: "x509: check the server's certificate (default on)" },
-  'tls-creds.passphrase': { type: 'string', help: 'x509: of the private key, where it is encrypted' },
+  'tls-creds.passphrase': { type: 'secret', help: 'x509: of the private key, where it is encrypted' },
   'tls-hostname': { type: 'string', help: "x509: whose certificate it must be (default: the server's host)" },
   'reconnect-delay': { type: 'number', help: 'seconds that requests wait for a server that was lost (default 0)' },
   'open-timeout': { type: 'number', help: 'seconds that opening waits for a server that is not there (default 0)' },

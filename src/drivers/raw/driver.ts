@@ -11,6 +11,7 @@ export interface RawOptions {
 }
 
 class RawNode implements DriverNode {
+  readonly window = true;
   readonly #file: Child;
   readonly #offset: Bytes;
   readonly #size: Bytes | undefined;
@@ -58,11 +59,10 @@ export const rawDriver: Driver<RawOptions> = {
     const whole = offset === 0 && size === undefined;
     const file = await context.openChild('file', whole ? 'filtered' : 'data');
     if (!file) throw new BlockError(Errno.EINVAL, "Could not open a 'raw' node: option 'file' is missing");
-    if (offset > file.length || (size !== undefined && size > file.length - offset)) {
-      throw new BlockError(
-        Errno.EINVAL,
-        `Could not open a 'raw' node: offset ${offset} and size ${size ?? 0} do not fit into ${file.length} bytes`,
-      );
+    const refuse = (why: string): BlockError => new BlockError(Errno.EINVAL, `Could not open a 'raw' node: ${why}`);
+    if (offset > file.length) throw refuse(`offset ${offset} is beyond the ${file.length} bytes of the file`);
+    if (size !== undefined && size > file.length - offset) {
+      throw refuse(`size ${size} from offset ${offset} is more than the ${file.length} bytes of the file`);
     }
     return new RawNode(file, offset, size);
   },

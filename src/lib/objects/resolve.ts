@@ -2,6 +2,7 @@
 import { BlockError, Errno } from '../../base/errors.ts';
 import { SECRET } from './secret.ts';
 import type { ObjectStore } from './store.ts';
+import { credentialsOf } from './tls.ts';
 
 /** The last part of an option's name, and what it is with the secret itself. */
 const SECRETS: Readonly<Record<string, string>> = {
@@ -26,6 +27,10 @@ function resolve(value: unknown, objects: ObjectStore | undefined, seen: Map<unk
   seen.set(value, value);
   const entries = Object.entries(value);
   const resolved = entries.map(([name, own]): [string, unknown] => {
+    if (name === 'tls-creds' && typeof own === 'string') {
+      if (!objects) throw new BlockError(Errno.ENOENT, `No TLS credentials with id '${own}'`);
+      return [name, credentialsOf(objects, own, 'client')];
+    }
     const plain = secretOption(name);
     if (plain === undefined || own === undefined) return [name, resolve(own, objects, seen)];
     if (Object.hasOwn(value, plain)) throw refusal(`'${plain}' and '${name}' exclude each other`);

@@ -166,7 +166,7 @@ test('a program may have further types, that refer to objects and may be in use'
     ['{"qom-type":"lamp","id":"b","lit":true,"room":-1}', "Invalid parameter type for 'room', expected: integer"],
   ];
   for (const [text, message] of wrongs) await assert.rejects(addObject(objects, text), { message });
-  assert.match(objectHelp(objects, 'help')!, /^List of user creatable objects:\n {2}lamp\n {2}secret\n$/);
+  assert.match(objectHelp(objects, 'help')!, /^List of user creatable objects:\n( {2}[\w-]+\n)* {2}lamp\n {2}secret\n/);
   assert.match(objectHelp(objects, 'lamp,help')!, /^lamp options:\n {2}lit=<boolean>/);
   assert.equal(objectHelp(objects, 'lamp,id=help'), undefined);
 });
