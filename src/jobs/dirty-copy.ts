@@ -37,6 +37,8 @@ export interface DirtyCopyOptions {
   readonly bufferBytes: Bytes;
   /** Zeroes may deallocate in the target. */
   readonly unmap: boolean;
+  /** One piece at a time, for now. Default: as many as there is memory for. */
+  readonly oneByOne?: (() => boolean) | undefined;
   /** `length` bytes are about to be begun. May wait; throws to end the copy. */
   readonly before: (length: Bytes) => MaybePromise<void>;
   /** So many bytes more are done. */
@@ -193,7 +195,8 @@ export class DirtyCopy {
 
   /** The next dirty range that nothing stands against; undefined where something has to end first. */
   #next(): Range | undefined {
-    if (this.#busy === this.#pieces.length) return undefined;
+    const most = this.#options.oneByOne?.() ? 1 : this.#pieces.length;
+    if (this.#busy >= most) return undefined;
     return this.#find(this.#cursor, this.length) ?? this.#find(0, this.#cursor);
   }
 
