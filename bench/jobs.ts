@@ -1,9 +1,9 @@
 /**
  * `npm run bench -- jobs`: mirror and backup of a disk that is a quarter data, raw file to raw file: beside
- * qemu-storage-daemon with nobody else there, and what a guest that writes 4 KiB at random places through NBD keeps of its
- * requests while the job runs (ours; that daemon's as well, for comparison).
+ * qemu-storage-daemon with nobody else there, and what a guest that writes 4 KiB at random places through NBD keeps of
+ * its requests while the job runs (ours; that daemon's as well, for comparison).
  */
-import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
@@ -205,6 +205,8 @@ async function main(): Promise<number> {
         for (const subject of subjects) {
           const target = (): string => empty(join(folder, `${subject.name}-target.raw`), bytes);
           const to = target();
+          // What others have written is not to be waited for by a job's flush.
+          spawnSync('sync');
           note(`${kind} ${subject.name} idle`, await seconds(() => subject.job(kind, to)));
           note(`${kind} ${subject.name} alone`, (await fio(subject.uri, LOAD, { seconds: slice })).iops);
           // The peer's job cannot be given up when it does not end, so it is only measured alone.

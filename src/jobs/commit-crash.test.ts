@@ -1,6 +1,6 @@
 /**
- * A crash at any moment of a commit leaves images that `qemu-img check` finds no corruption in; the disk reads as before
- * through whatever its header names by then, and has what the guest has flushed meanwhile.
+ * A crash at any moment of a commit leaves images that `qemu-img check` finds no corruption in; the disk reads as
+ * before through whatever its header names by then, and has what the guest has flushed meanwhile.
  */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';

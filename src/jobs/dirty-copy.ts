@@ -16,7 +16,7 @@ import { Gate, type MaybePromise } from '../aio/op.ts';
 import { BlockError, ioError } from '../base/errors.ts';
 import type { Memory } from '../base/memory.ts';
 import { PagedBits } from '../base/paged-bits.ts';
-import { alignDown, alignUp, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import { alignDown, alignUp, type Bytes, GiB, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
@@ -28,6 +28,8 @@ const PIECE_BYTES: Bytes = MiB;
 const ZERO_BYTES: Bytes = 256 * MiB;
 /** Looked at at once, before there is a look at whether to go on. */
 const STATUS_BYTES: Bytes = GiB;
+/** What is copied rather than passed over: one request more costs as much. */
+const GAP_BYTES: Bytes = 64 * KiB;
 export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
 
 export interface DirtyCopyOptions {
@@ -52,6 +54,8 @@ class Piece extends BlockRequest {
   readonly place: number;
   /** `at` and `length` of the whole piece do not change from its beginning to its end. */
   busy = false;
+  /** Bytes of it that were dirty. */
+  owed: Bytes = 0;
 
   constructor(copy: DirtyCopy, place: number) {
     super();
@@ -208,11 +212,23 @@ export class DirtyCopy {
       if (bit >= last) return undefined;
       const at = bit * granularity;
       if (!this.#taken(at, granularity)) {
-        const end = this.#bits.next(bit, Math.min(last, bit + ZERO_BYTES / granularity), false) * granularity;
-        return { at, end: Math.min(end, this.length) };
+        return { at, end: Math.min(this.#endOfRun(bit, last) * granularity, this.length) };
       }
     }
     return undefined;
+  }
+
+  /** Where the dirty run ends that begins with `bit`. Little that is clean in between is copied along. */
+  #endOfRun(bit: number, last: number): number {
+    const { granularity } = this;
+    const most = Math.min(last, bit + ZERO_BYTES / granularity);
+    let end = this.#bits.next(bit, most, false);
+    for (;;) {
+      const near = Math.min(most, end + GAP_BYTES / granularity + 1);
+      const next = this.#bits.next(end, near, true);
+      if (next >= near) return end;
+      end = this.#bits.next(next, most, false);
+    }
   }
 
   /** Somebody is at it. */
@@ -242,11 +258,13 @@ export class DirtyCopy {
   }
 
   #start(piece: Piece, at: Offset, length: Bytes, zero: boolean): void {
+    const before = this.#bits.count;
     this.#bits.unset(Math.floor(at / this.granularity), Math.ceil((at + length) / this.granularity) - 1);
     this.#cursor = at + length;
     this.#left -= length;
     this.#busy++;
-    this.#busyBytes += length;
+    piece.owed = Math.min(length, (before - this.#bits.count) * this.granularity);
+    this.#busyBytes += piece.owed;
     piece.busy = true;
     piece.at = at;
     piece.length = length;
@@ -270,8 +288,8 @@ export class DirtyCopy {
     }
     piece.busy = false;
     this.#busy--;
-    this.#busyBytes -= piece.length;
-    if (error === 0) this.#options.onDone(piece.length);
+    this.#busyBytes -= piece.owed;
+    if (error === 0) this.#options.onDone(piece.owed);
     else {
       this.mark(piece.at, piece.length);
       const failure = errorOf(piece, error);
