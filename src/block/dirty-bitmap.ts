@@ -108,7 +108,7 @@ export class DirtyBitmap {
     }
   }
 
-  /** Takes over what is dirty in another bitmap of the same node. */
+  /** Takes over what is dirty in another bitmap of a disk of the same size. */
   merge(source: DirtyBitmap): void {
     if (source.granularity === this.granularity) {
       this.bits.or(source.bits);
@@ -199,11 +199,17 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
-  /** What is dirty in any of `sources` is dirty in `target` too; all or nothing. EBUSY, EINVAL (inconsistent). */
-  async merge(target: string, sources: readonly string[]): Promise<void> {
+  /** What is dirty in any of `sources` (bitmaps of another node, or names of this one's) is dirty in `target` too; all
+   *  or nothing. EBUSY, EINVAL (inconsistent, or of another size). */
+  async merge(target: string, sources: readonly (string | DirtyBitmap)[]): Promise<void> {
     using _held = await this.#mutex.lock();
     const into = this.#changeable(target, 'merge into');
-    const from = sources.map((name) => this.#usable(name, 'merge'));
+    const from = sources.map((source) => (typeof source === 'string' ? this.#usable(source, 'merge') : source));
+    const other = from.find(({ size }) => size !== into.size);
+    if (other) {
+      const sizes = `it is of ${into.size} bytes, and bitmap '${other.name}' of ${other.size}`;
+      throw new BlockError(Errno.EINVAL, `Could not merge into bitmap '${target}': ${sizes}`);
+    }
     await this.#use(into);
     for (const source of from) into.merge(source);
   }

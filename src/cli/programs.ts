@@ -17,6 +17,7 @@ const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
   'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
   'qemu-img': () => import('./qemu-img/program.ts'),
   'qemu-nbd': () => import('./qemu-nbd/program.ts'),
+  'vhost-user-blk': () => import('./vhost-user-blk.ts'),
 };
 
 /**

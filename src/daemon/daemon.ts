@@ -4,20 +4,27 @@
  */
 import { CoMutex } from '../aio/co-mutex.ts';
 import { IOThread } from '../lib/iothread.ts';
+import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
 import type { ThresholdEvent } from '../lib/node-messages.ts';
+import type { ObjectType } from '../lib/objects/object-type.ts';
+import { ObjectStore } from '../lib/objects/store.ts';
+import { OBJECT_TYPES } from '../lib/objects/types.ts';
 import { policyOf, type ReferenceOptions } from '../lib/reference-policy.ts';
 import { Checker } from '../qmp/check.ts';
 import type { JsonObject } from '../qmp/json.ts';
 import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { Chardevs } from './chardev/chardevs.ts';
 import { type AnyHandler, commandTable } from './commands/table.ts';
 import { type EventListener, Events } from './events.ts';
 import { Exports } from './exports.ts';
+import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
+import { iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
 import { versionInfo } from './version.ts';
 
@@ -34,9 +41,11 @@ export class Daemon implements Dispatcher {
   readonly chardevs = new Chardevs();
   readonly events = new Events();
   readonly nodes: Nodes;
+  readonly objects: ObjectStore;
   readonly nbd: NbdListeners;
   readonly exports: Exports;
-  readonly #home: IOThread;
+  readonly bitmaps: Bitmaps;
+  readonly jobs = new Jobs(this.events);
   readonly #commands: ReadonlyMap<string, AnyHandler>;
   readonly #checker: Checker;
   /** Commands that change something, one after the other. */
@@ -46,15 +55,24 @@ export class Daemon implements Dispatcher {
   onQuit: (() => void) | undefined;
 
   private constructor(home: IOThread, options: DaemonOptions) {
-    this.#home = home;
-    this.schema = builtinSchema();
     this.greeting = { version: versionInfo(options.package), capabilities: ['oob'] } as unknown as JsonObject;
-    this.nodes = new Nodes(home, policyOf(options));
+    this.nodes = new Nodes(
+      home,
+      policyOf(options),
+      () => this.objects,
+      (name, payload) => this.#told(name, payload),
+    );
+    this.objects = new ObjectStore([
+      ...OBJECT_TYPES,
+      iothreadType(this.nodes, options.aio),
+      mainLoopType as ObjectType,
+    ] as readonly ObjectType[]);
+    this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home);
     this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
+    this.bitmaps = new Bitmaps(this.nodes);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);
-    home.listen(0, (name, payload) => this.#told(name, payload));
   }
 
   static async start(options: DaemonOptions = {}): Promise<Daemon> {
@@ -117,14 +135,18 @@ export class Daemon implements Dispatcher {
       await this.exports.deleteAll();
       await this.nbd.stop();
     } finally {
-      await this.#home.stop();
+      await Promise.all(this.nodes.threads.map((thread) => thread.stop()));
       this.chardevs.closeAll();
     }
   }
 
   #told(name: string, payload: unknown): void {
-    if (name !== 'threshold') return;
-    const { node, threshold, end } = payload as ThresholdEvent;
+    if (name === 'job') this.jobs.told(payload as NodeJobEvent);
+    else if (name === 'job-error') this.jobs.failed(payload as NodeJobErrorEvent);
+    else if (name === 'threshold') this.#crossed(payload as ThresholdEvent);
+  }
+
+  #crossed({ node, threshold, end }: ThresholdEvent): void {
     this.events.emit('BLOCK_WRITE_THRESHOLD', {
       'node-name': node,
       'amount-exceeded': end - threshold,

@@ -6,6 +6,8 @@
 import { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
 import type { NodeInfo } from '../lib/node-messages.ts';
+import { withObjects } from '../lib/objects/resolve.ts';
+import type { ObjectStore } from '../lib/objects/store.ts';
 import type { BlockdevOptions } from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
 import { QmpError } from '../qmp/errors.ts';
@@ -17,6 +19,8 @@ export interface DiskSettings {
   readonly writethrough: boolean;
 }
 
+export type NodeEvents = (name: string, payload: unknown) => void;
+
 type Tree = Readonly<Record<string, unknown>>;
 
 export class Nodes {
@@ -25,9 +29,37 @@ export class Nodes {
   /** Names of nodes, by the thread they are in. */
   readonly #names = new Map<IOThread, ReadonlySet<string>>();
 
-  constructor(home: IOThread, policy: ReferencePolicy) {
+  readonly #onEvent: NodeEvents;
+  readonly #objects: () => ObjectStore;
+
+  /** `objects`: where those are that options name; `onEvent`: told what threads tell of their nodes. */
+  constructor(home: IOThread, policy: ReferencePolicy, objects: () => ObjectStore, onEvent: NodeEvents) {
     this.home = home;
     this.#policy = policy;
+    this.#objects = objects;
+    this.#onEvent = onEvent;
+    this.addThread(home);
+  }
+
+  /** One more thread that nodes may be in. */
+  addThread(thread: IOThread): void {
+    this.#names.set(thread, new Set());
+    thread.listen(0, (name, payload) => {
+      // A job has changed the graph.
+      const { names } = payload as { readonly names?: readonly string[] };
+      if (names) this.#names.set(thread, new Set(names));
+      this.#onEvent(name, payload);
+    });
+  }
+
+  removeThread(thread: IOThread): void {
+    this.#names.delete(thread);
+    thread.listen(0, undefined);
+  }
+
+  /** Nodes are in it. */
+  isUsed(thread: IOThread): boolean {
+    return (this.#names.get(thread)?.size ?? 0) > 0;
   }
 
   /** The thread that a node is in; undefined where there is none of that name. */
@@ -39,7 +71,7 @@ export class Nodes {
   lookup(name: string | undefined, device = ''): IOThread {
     const thread = this.find(name ?? device);
     if (thread) return thread;
-    throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? ''}'`);
+    throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? device}'`);
   }
 
   /** Those that have nodes. */
@@ -53,7 +85,8 @@ export class Nodes {
     if (name === undefined) throw new QmpError("'node-name' must be specified for the root node");
     this.#assertNames(tree);
     const thread = this.#threadFor(tree);
-    const { names } = await thread.call('node-add', { options, policy: this.#policy });
+    const resolved = withObjects(options, this.#objects());
+    const { names } = await thread.call('node-add', { options: resolved, policy: this.#policy });
     this.#names.set(thread, new Set(names));
   }
 

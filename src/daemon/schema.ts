@@ -3,33 +3,64 @@ import type { Driver, OptionSpec } from '../block/driver.ts';
 import { COMMON_OPTIONS } from '../block/options.ts';
 import { driverTable } from '../block/registry.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
+import type { ObjectType } from '../lib/objects/object-type.ts';
+import { secretOption } from '../lib/objects/resolve.ts';
 import { SCHEMA } from '../qmp/schema/schema.ts';
-import type { Members, Schema } from '../qmp/schema/types.ts';
+import type { Members, Schema, Union } from '../qmp/schema/types.ts';
 
 const ENUMS: Readonly<Record<string, string>> = {
   discard: 'BlockdevDiscardOptions',
   'detect-zeroes': 'BlockdevDetectZeroesOptions',
 };
 
-/** With the drivers that come along. */
-export function builtinSchema(): Schema {
+/** With the drivers that come along, and these types of objects. */
+export function builtinSchema(objects: readonly ObjectType[] = []): Schema {
   builtinDrivers();
-  return daemonSchema(driverTable());
+  return withObjectTypes(withDrivers(SCHEMA, driverTable()), objects);
 }
 
+function withObjectTypes(schema: Schema, types: readonly ObjectType[]): Schema {
+  const enums: Record<string, readonly string[]> = {
+    ...schema.enums,
+    ObjectType: types.map(({ name }) => name).sort(),
+  };
+  const branches = Object.fromEntries(types.map((type) => [type.name, objectMembers(type, enums)]));
+  const base = { 'qom-type': 'ObjectType', id: 'str' };
+  return { ...schema, enums, unions: { ...schema.unions, ObjectOptions: { tag: 'qom-type', base, branches } } };
+}
+
+function objectMembers({ name: type, options }: ObjectType, enums: Record<string, readonly string[]>): Members {
+  const entries = Object.entries(options).map(([name, spec]) => {
+    const enumName = `${type}-${name}`;
+    if (spec.values) enums[enumName] = spec.values;
+    return [spec.required ? name : `${name}?`, OBJECT_OPTIONS[spec.type] ?? enumName];
+  });
+  return Object.fromEntries(entries);
+}
+
+const OBJECT_OPTIONS: Readonly<Record<string, string>> = {
+  string: 'str',
+  secret: 'str',
+  boolean: 'bool',
+  integer: 'int',
+  size: 'size',
+  any: 'any',
+};
+
 /** `drivers`: by each name that they are known under. */
-function daemonSchema(drivers: ReadonlyMap<string, Driver>): Schema {
-  const enums: Record<string, readonly string[]> = { ...SCHEMA.enums, BlockdevDriver: [...drivers.keys()].sort() };
-  const structs: Record<string, Members> = { ...SCHEMA.structs };
+function withDrivers(schema: Schema, drivers: ReadonlyMap<string, Driver>): Schema {
+  const enums: Record<string, readonly string[]> = { ...schema.enums, BlockdevDriver: [...drivers.keys()].sort() };
+  const structs: Record<string, Members> = { ...schema.structs };
   const branches = Object.fromEntries(
     [...drivers].map(([name, driver]) => [name, { ...children(driver), ...members(driver, enums, structs) }]),
   );
   return {
-    ...SCHEMA,
+    ...schema,
     enums,
     structs,
     unions: {
-      ...SCHEMA.unions,
+      ...schema.unions,
+      BlockdevCreateOptions: creation(drivers, enums),
       BlockdevOptions: { tag: 'driver', base: { ...commonMembers(), 'cache?': 'BlockdevCacheOptions' }, branches },
     },
   };
@@ -41,6 +72,33 @@ function commonMembers(): Members {
     return [`${name}?`, ENUMS[name] ?? typeOf(spec, '')];
   });
   return Object.fromEntries(entries);
+}
+
+/** What new images are made with: `file` makes the file, the formats what is in it. */
+function creation(drivers: ReadonlyMap<string, Driver>, enums: Record<string, readonly string[]>): Union {
+  const branches: Record<string, Members> = {
+    file: { filename: 'str', size: 'bytes', 'preallocation?': 'PreallocMode' },
+  };
+  for (const [name, driver] of drivers) {
+    if (!driver.createOptions) continue;
+    const { compat, 'backing-file': backing, 'data-file': data, ...rest } = driver.createOptions;
+    const own = Object.entries(rest).filter(([option]) => !option.includes('.'));
+    for (const [option, spec] of own) if (spec.values) enums[`${name}-create-${option}`] = spec.values;
+    const members = own.map(([option, spec]) => [
+      spec.required ? option : `${option}?`,
+      typeOf(spec, `${name}-create-${option}`),
+    ]);
+    if (compat) enums.BlockdevQcow2Version = ['v2', 'v3'];
+    branches[name] = {
+      file: 'BlockdevRef',
+      ...(data ? { 'data-file?': 'BlockdevRef' } : {}),
+      ...(compat ? { 'version?': 'BlockdevQcow2Version' } : {}),
+      ...(backing ? { 'backing-file?': 'str' } : {}),
+      ...Object.fromEntries(members),
+    };
+  }
+  enums.BlockdevCreateDriver = Object.keys(branches).sort();
+  return { tag: 'driver', base: { driver: 'BlockdevCreateDriver' }, branches };
 }
 
 /** A node can do without a backing file, or a file for the data alone. */
@@ -55,7 +113,7 @@ function children({ children: roles = {} }: Driver): Members {
 /** The driver's own options; those with a dot in their names are a struct of its own. */
 function members(driver: Driver, enums: Record<string, readonly string[]>, structs: Record<string, Members>): Members {
   const own: Record<string, string> = {};
-  for (const [option, spec] of Object.entries(driver.options)) {
+  for (const [option, spec] of Object.entries(withSecretNames(driver.options))) {
     const [group, member] = split(option);
     const name = `${driver.name}-${option}`;
     if (spec.values) enums[name] = spec.values;
@@ -69,6 +127,16 @@ function members(driver: Driver, enums: Record<string, readonly string[]>, struc
     own[spec.required ? group : `${group}?`] = struct;
   }
   return own;
+}
+
+/** A secret is given itself, or by the name of the object that has it. */
+function withSecretNames(options: Driver['options']): Driver['options'] {
+  const names = Object.keys(options).filter((option) => secretOption(`${option}-secret`) === option);
+  const named = names.map((option) => [
+    `${option}-secret`,
+    { type: 'string', help: `a secret object for '${option}'` } as const,
+  ]);
+  return { ...options, ...Object.fromEntries(named) };
 }
 
 function split(option: string): readonly [string, string | undefined] {

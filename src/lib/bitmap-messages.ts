@@ -24,7 +24,8 @@ export interface DirtyExtent {
 }
 
 interface BitmapsMessage {
-  readonly disk: number;
+  /** The number of a disk, or the name of a node. */
+  readonly disk: number | string;
 }
 
 export interface BitmapMessage extends BitmapsMessage {
@@ -42,7 +43,8 @@ export interface BitmapChangeMessage extends BitmapMessage {
 }
 
 export interface BitmapMergeMessage extends BitmapMessage {
-  readonly sources: readonly string[];
+  /** Names, and those of other nodes with the name of the node. */
+  readonly sources: readonly (string | { readonly node: string; readonly name: string })[];
 }
 
 export interface BitmapExtentsMessage extends BitmapMessage {
@@ -55,6 +57,8 @@ export interface BitmapMethods {
   'bitmap-add'(args: BitmapAddMessage): void;
   'bitmap-change'(args: BitmapChangeMessage): void;
   'bitmap-merge'(args: BitmapMergeMessage): void;
+  /** SHA-256 of what is dirty: a bit for each granule, the first one lowest, up to a whole number of 64-bit words. */
+  'bitmap-hash'(args: BitmapMessage): string;
   /** From `at` on, as many as go into one answer; none at the end of the disk. */
   'bitmap-extents'(args: BitmapExtentsMessage): DirtyExtent[];
 }

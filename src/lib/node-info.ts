@@ -11,7 +11,7 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
   return {
     name: node.name,
     driver: common.driver,
-    filename: nameOf(common as unknown as BlockdevOptions),
+    filename: filenameOf(node),
     readOnly: node.readOnly,
     detectZeroes: node.detectZeroes,
     direct: common.cache?.direct ?? false,
@@ -32,6 +32,12 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
       })),
     owned,
   };
+}
+
+/** The name of the file that it is in, or what stands for that. */
+function filenameOf(node: BlockNode): string {
+  const file = node.children.find(({ role }) => role !== 'cow' && role !== 'target');
+  return file ? filenameOf(file.node) : nameOf(node.common as unknown as BlockdevOptions);
 }
 
 /** Of the node's own storage: layers below it have theirs. */

@@ -1,6 +1,9 @@
 /** The dirty bitmaps of an IOThread's disks. */
+import { createHash } from 'node:crypto';
 import { BlockError, Errno } from '../base/errors.ts';
+import { KiB } from '../base/units.ts';
 import type { DirtyBitmap, NodeBitmaps } from '../block/dirty-bitmap.ts';
+import { nodeByName } from '../block/registry.ts';
 import type {
   BitmapChangeMessage,
   BitmapExtentsMessage,
@@ -18,7 +21,8 @@ type Handlers = {
 };
 
 export function bitmapHandlers(disks: WorkerDisks): Handlers {
-  const of = (disk: number): NodeBitmaps => {
+  const of = (disk: number | string): NodeBitmaps => {
+    if (typeof disk === 'string') return nodeByName(disk).bitmaps;
     const { root } = disks.blk(disk);
     if (root) return root.bitmaps;
     throw new BlockError(Errno.ENOMEDIUM, `Could not use disk ${disk}: there is no medium`);
@@ -27,9 +31,34 @@ export function bitmapHandlers(disks: WorkerDisks): Handlers {
     'bitmap-list': async ({ disk }) => of(disk).list().map(describeBitmap),
     'bitmap-add': async ({ disk, name, ...options }) => void (await of(disk).add(name, options)),
     'bitmap-change': (args) => change(of(args.disk), args),
-    'bitmap-merge': ({ disk, name, sources }) => of(disk).merge(name, sources),
+    'bitmap-merge': async ({ disk, name, sources }) => {
+      const found = sources.map((source) =>
+        typeof source === 'string' ? source : shared(of(source.node), source.name),
+      );
+      await of(disk).merge(name, found);
+    },
+    'bitmap-hash': async ({ disk, name }) => hash(shared(of(disk), name)),
     'bitmap-extents': async (args) => extents(of(args.disk), args),
   };
+}
+
+/** A bitmap that says something, for the length of a step. */
+function shared(bitmaps: NodeBitmaps, name: string): DirtyBitmap {
+  const { bitmap, release } = bitmaps.share(name);
+  release();
+  return bitmap;
+}
+
+function hash({ bits }: DirtyBitmap): string {
+  const sum = createHash('sha256');
+  const bytes = Math.ceil(bits.length / 64) * 8;
+  const piece = new Uint8Array(Math.min(bytes, 64 * KiB));
+  for (let at = 0; at < bytes; at += piece.length) {
+    const part = piece.subarray(0, Math.min(piece.length, bytes - at)).fill(0);
+    bits.readBytes(at, part.subarray(0, Math.max(0, Math.ceil(bits.length / 8) - at)));
+    sum.update(part);
+  }
+  return sum.digest('hex');
 }
 
 export function describeBitmap(bitmap: DirtyBitmap): BitmapInfo {
@@ -44,8 +73,7 @@ function change(bitmaps: NodeBitmaps, { name, change: what }: BitmapChangeMessag
 }
 
 function extents(bitmaps: NodeBitmaps, { name, at, length }: BitmapExtentsMessage): DirtyExtent[] {
-  const { bitmap, release } = bitmaps.share(name);
-  release();
+  const bitmap = shared(bitmaps, name);
   const end = Math.min(at + length, bitmap.size);
   const found: DirtyExtent[] = [];
   for (let offset = at; offset < end && found.length < MAX_EXTENTS; ) {

@@ -1,4 +1,5 @@
 /** Nodes that a daemon has added to an IOThread by name, without a disk on them. */
+import type { CoMutex } from '../aio/co-mutex.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
@@ -32,11 +33,14 @@ export class WorkerNodes {
   readonly handlers: NodeHandlers;
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
+  readonly #control: CoMutex;
   /** Held until they are deleted. */
   readonly #owned = new Map<string, BlockNode>();
 
-  constructor(thread: SetupThread, disks: WorkerDisks) {
+  /** `control`: held by whoever changes an image as a whole. */
+  constructor(thread: SetupThread, disks: WorkerDisks, control: CoMutex) {
     this.#thread = thread;
+    this.#control = control;
     this.#disks = disks;
     this.handlers = {
       'node-add': (args) => this.#add(args),
@@ -88,6 +92,7 @@ export class WorkerNodes {
   }
 
   async #resize({ node: name, size }: NodeResizeMessage): Promise<void> {
+    using _turn = await this.#control.lock();
     const { context } = this.#thread;
     const perm = Perm.RESIZE | Perm.CONSISTENT_READ;
     const blk = await BlockBackend.open(context, name, { name: '', perm, shared: PERM_ALL, readOnly: false });

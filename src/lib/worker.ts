@@ -11,6 +11,7 @@ import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerMoves } from './worker-moves.ts';
 import { WorkerNbd } from './worker-nbd.ts';
+import { WorkerNodeJobs } from './worker-node-jobs.ts';
 import { WorkerNodes } from './worker-nodes.ts';
 import { WorkerVhostUser } from './worker-vhost-user.ts';
 
@@ -23,9 +24,10 @@ export function setup(thread: SetupThread): Furnished {
   const newId = (): number => ++services;
   const nbd = new WorkerNbd(thread, disks, newId);
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
-  const moves = new WorkerMoves(thread, disks, nbd);
+  const moves = new WorkerMoves(thread, disks, [nbd.services, vhostUser]);
   const jobs = new WorkerJobs(disks);
-  const nodes = new WorkerNodes(thread, disks);
+  const nodeJobs = new WorkerNodeJobs(thread);
+  const nodes = new WorkerNodes(thread, disks, nodeJobs.control);
   const handlers: Handlers = {
     drivers: ({ urls }) => {
       thread.context.foreign = true;
@@ -57,6 +59,7 @@ export function setup(thread: SetupThread): Furnished {
     ...bitmapHandlers(disks),
     ...jobs.handlers,
     ...nodes.handlers,
+    ...nodeJobs.handlers,
     'nbd-start': (args) => nbd.start(args),
     'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
@@ -64,9 +67,10 @@ export function setup(thread: SetupThread): Furnished {
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
     'nbd-stats': async ({ service }) => nbd.stats(service),
     'vhost-user-start': (args) => vhostUser.start(args),
+    'vhost-user-join': async (args) => vhostUser.join(args),
     'vhost-user-stop': ({ service }) => vhostUser.stop(service),
     'vhost-user-stats': async ({ service }) => vhostUser.stats(service),
-    stats: async () => stats(thread, disks, nbd.count + vhostUser.count),
+    stats: async () => stats(thread, disks, nbd.services.count + vhostUser.services.count),
   };
   return {
     handlers: handlers as Furnished['handlers'],
@@ -74,6 +78,7 @@ export function setup(thread: SetupThread): Furnished {
       await moves.stop();
       await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
       await jobs.stopAll();
+      await nodeJobs.stop();
       await disks.closeAll();
       await nodes.stop();
     },

@@ -7,7 +7,7 @@ import { QmpError } from './errors.ts';
 import { emptyObject, isInt64, isObject, WideInteger } from './json.ts';
 import type { Members, Schema, Union } from './schema/types.ts';
 
-/** How values are written: `json`, or `text` where each is a string and arrays have numbered members. */
+/** How values are written: `json`, or `text` where each is a string. */
 export type Style = 'json' | 'text';
 
 const INTEGERS: Readonly<Record<string, readonly [number, number] | undefined>> = {
@@ -101,8 +101,7 @@ export class Checker {
     return value;
   }
 
-  #array(element: string, given: unknown, path: string): unknown[] {
-    const value = this.#text && isObject(given) ? numbered(given, path) : given;
+  #array(element: string, value: unknown, path: string): unknown[] {
     if (!Array.isArray(value)) throw wrongType(path, 'array');
     return value.map((item, i) => this.value(element, item, this.#text ? `${path}.${i}` : `${path}[${i}]`));
   }
@@ -191,14 +190,4 @@ function integerText(type: string, text: string, path: string): number {
 function suffixed(text: string): number | undefined {
   const parts = /^(\d+(?:\.\d+)?)([bBkKmMgGtTpPeE])$/.exec(text);
   return parts ? Math.trunc(Number(parts[1]) * 1024 ** SUFFIXES.indexOf(parts[2]!.toUpperCase())) : undefined;
-}
-
-/** `{ '0': a, '1': b }` as an array. */
-function numbered(value: object, path: string): unknown[] {
-  const entries = Object.entries(value);
-  return entries.map((_, i) => {
-    const found = entries.find(([name]) => name === String(i));
-    if (!found) throw new QmpError(`Parameter '${path}.${i}' missing`);
-    return found[1];
-  });
 }

@@ -1,14 +1,15 @@
 /** The options of the storage daemon. Each takes effect before the next is looked at. */
 import type { Daemon } from '../../daemon/daemon.ts';
+import { objectHelp } from '../../lib/objects/text.ts';
 import type { BlockdevOptions } from '../../lib/options.ts';
 import { Checker } from '../../qmp/check.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { JsonObject } from '../../qmp/json.ts';
-import { parseOptionText } from '../../qmp/key-value.ts';
 import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
 import type { Schema } from '../../qmp/schema/types.ts';
 import type { OptionDef } from '../getopt.ts';
 import { chardevBackend, chardevHelp } from './chardev.ts';
+import { parseOptionText, spellOutFlags } from './option-text.ts';
 
 export interface Option extends OptionDef {
   readonly long: string;
@@ -59,6 +60,8 @@ export class StorageDaemon implements AsyncDisposable {
         await (await this.daemon()).nbd.start(options);
         return false;
       }
+      case 'object':
+        return this.#object(value);
       default:
         // Looked at before, or of no effect here: there is nothing to trace.
         return false;
@@ -101,8 +104,21 @@ export class StorageDaemon implements AsyncDisposable {
     return new Checker(await this.#schema(), style).value(type, value, '');
   }
 
+  async #object(text: string): Promise<boolean> {
+    const daemon = await this.daemon();
+    const help = objectHelp(daemon.objects, text);
+    if (help !== undefined) {
+      process.stdout.write(help);
+      return true;
+    }
+    const { style, value } = parseOptionText(text, 'qom-type');
+    const options = new Checker(daemon.schema, style).value('ObjectOptions', value, '');
+    await daemon.run('object-add', options as never);
+    return false;
+  }
+
   async #chardev(text: string): Promise<boolean> {
-    const { value, style, help } = parseOptionText(text, 'backend', true);
+    const { value, style, help } = parseOptionText(text.startsWith('{') ? text : spellOutFlags(text), 'backend');
     const schema = await this.#schema();
     if (help) {
       process.stdout.write(chardevHelp(schema));

@@ -2,10 +2,13 @@
 import type { Arguments, CommandName, Result } from '../../qmp/schema/schema.ts';
 import type { Session } from '../../qmp/session.ts';
 import type { Daemon } from '../daemon.ts';
+import { bitmapCommands } from './bitmaps.ts';
 import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
+import { jobCommands } from './jobs.ts';
 import { nodeCommands } from './nodes.ts';
+import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
@@ -26,6 +29,9 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     nodeCommands(daemon),
     queryCommands(daemon),
     exportCommands(daemon),
+    bitmapCommands(daemon),
+    jobCommands(daemon),
+    objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
 }

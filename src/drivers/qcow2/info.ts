@@ -1,9 +1,10 @@
 /** What an open image says of itself, by the names of QAPI's ImageInfo. */
+import type { StoredBitmap } from '../../block/driver.ts';
 import { Autoclear, Compatible, Crypt, Incompatible } from '../../proto/qcow2/constants.ts';
 import { backingFormat, dataFileName } from '../../proto/qcow2/header-extensions.ts';
 import type { Image } from './image.ts';
 
-export function imageInfo({ header, geometry, bitmaps }: Image): Record<string, unknown> {
+export function imageInfo({ header, geometry, bitmaps, readOnly }: Image): Record<string, unknown> {
   const has = (bit: number): boolean => (header.incompatible & bit) !== 0;
   const { backingFile } = header;
   const format = backingFormat(header);
@@ -23,7 +24,7 @@ export function imageInfo({ header, geometry, bitmaps }: Image): Record<string, 
         ...(header.cryptMethod === Crypt.NONE
           ? {}
           : { encrypt: { format: header.cryptMethod === Crypt.LUKS ? 'luks' : 'aes' } }),
-        ...bitmapInfo(bitmaps?.stored ?? []),
+        ...bitmapInfo(bitmaps?.stored ?? [], !readOnly),
       },
     },
   };
@@ -41,10 +42,11 @@ function version3(header: Image['header'], has: (bit: number) => boolean): Recor
   };
 }
 
-function bitmapInfo(stored: readonly { name: string; granularity: number; enabled: boolean; inconsistent: boolean }[]) {
+/** Those that record are in use as long as the image is open for writing. */
+function bitmapInfo(stored: readonly StoredBitmap[], inUse: boolean): Record<string, unknown> {
   if (stored.length === 0) return {};
   const bitmaps = stored.map(({ name, granularity, enabled, inconsistent }) => ({
-    flags: [...(inconsistent ? ['in-use'] : []), ...(enabled ? ['auto'] : [])],
+    flags: [...(inconsistent || (enabled && inUse) ? ['in-use'] : []), ...(enabled ? ['auto'] : [])],
     name,
     granularity,
   }));

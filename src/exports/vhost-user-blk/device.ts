@@ -46,7 +46,8 @@ function idOf(serial: string): Uint8Array {
 export class BlkDevice {
   readonly context: AioContext;
   readonly backend: AioBackend;
-  readonly blk: BlockBackend;
+  /** Another one shows the disk from here when that moves to another thread; nothing is in flight then. */
+  blk: BlockBackend;
   readonly writable: boolean;
   readonly blockBytes: Bytes;
   readonly guest = new GuestMemory();

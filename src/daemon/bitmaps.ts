@@ -1,0 +1,65 @@
+/** Dirty bitmaps of nodes, in the words that clients know. */
+import type { BitmapInfo } from '../lib/bitmap-messages.ts';
+import type { IOThread } from '../lib/iothread.ts';
+import { QmpError } from '../qmp/errors.ts';
+import type { Qapi } from '../qmp/schema/schema.ts';
+import type { Nodes } from './nodes.ts';
+
+type BitmapAdd = Qapi<'BlockDirtyBitmapAdd'>;
+type BitmapMerge = Qapi<'BlockDirtyBitmapMerge'>;
+type Bitmap = Qapi<'BlockDirtyBitmap'>;
+
+const GRANULARITY_MIN = 512;
+
+export class Bitmaps {
+  readonly #nodes: Nodes;
+
+  constructor(nodes: Nodes) {
+    this.#nodes = nodes;
+  }
+
+  async add({ node, name, granularity, persistent = false, disabled = false }: BitmapAdd): Promise<void> {
+    const thread = this.#thread(node);
+    if (name === '') throw new QmpError('Bitmap name cannot be empty');
+    if (granularity !== undefined && (granularity < GRANULARITY_MIN || !Number.isInteger(Math.log2(granularity)))) {
+      throw new QmpError('Granularity must be power of 2 and at least 512');
+    }
+    const there = await thread.call('bitmap-list', { disk: node });
+    if (there.some((bitmap) => bitmap.name === name)) throw new QmpError(`Bitmap already exists: ${name}`);
+    await thread.call('bitmap-add', { disk: node, name, granularity, persistent, disabled });
+  }
+
+  async change({ node, name }: Bitmap, change: 'remove' | 'clear' | 'enable' | 'disable'): Promise<void> {
+    const { thread } = await this.find(node, name);
+    await thread.call('bitmap-change', { disk: node, name, change });
+  }
+
+  async merge({ node, target, bitmaps }: BitmapMerge): Promise<void> {
+    const { thread } = await this.find(node, target);
+    for (const source of bitmaps) {
+      const from = typeof source === 'string' ? { node, name: source } : source;
+      if (!this.#nodes.find(from.node)) throw new QmpError(`Node '${from.node}' not found`);
+      const found = await this.find(from.node, from.name);
+      if (found.thread !== thread) {
+        throw new QmpError(`Bitmap '${from.name}' of node '${from.node}' is in another IOThread than '${node}'`);
+      }
+    }
+    await thread.call('bitmap-merge', { disk: node, name: target, sources: bitmaps });
+  }
+
+  async hash({ node, name }: Bitmap): Promise<string> {
+    const { thread } = await this.find(node, name);
+    return thread.call('bitmap-hash', { disk: node, name });
+  }
+
+  async find(node: string, name: string): Promise<{ readonly thread: IOThread; readonly info: BitmapInfo }> {
+    const thread = this.#thread(node);
+    const info = (await thread.call('bitmap-list', { disk: node })).find((bitmap) => bitmap.name === name);
+    if (!info) throw new QmpError(`Dirty bitmap '${name}' not found`);
+    return { thread, info };
+  }
+
+  #thread(node: string): IOThread {
+    return this.#nodes.lookup(undefined, node);
+  }
+}

@@ -1,0 +1,97 @@
+import type { ErrorPolicy } from '../../jobs/block-job.ts';
+import { QmpError } from '../../qmp/errors.ts';
+import type { Qapi } from '../../qmp/schema/schema.ts';
+import type { Daemon } from '../daemon.ts';
+import type { Handlers } from './table.ts';
+
+export function jobCommands(daemon: Daemon): Handlers {
+  const { jobs } = daemon;
+  return {
+    'query-jobs': () => jobs.list(),
+    'query-block-jobs': () => jobs.listBlockJobs(),
+    'job-pause': ({ id }) => jobs.do(id, 'pause', 'job'),
+    'job-resume': ({ id }) => jobs.do(id, 'resume', 'job'),
+    'job-cancel': ({ id }) => jobs.do(id, 'cancel', 'job', true),
+    'job-complete': ({ id }) => jobs.do(id, 'complete', 'job'),
+    'job-dismiss': ({ id }) => jobs.do(id, 'dismiss', 'job'),
+    'job-finalize': ({ id }) => jobs.do(id, 'finalize', 'job'),
+    'block-job-set-speed': ({ device, speed }) => jobs.setSpeed(device, speed),
+    'block-job-cancel': ({ device, force = false }) => jobs.do(device, 'cancel', 'block-job', force),
+    'block-job-pause': ({ device }) => jobs.do(device, 'pause', 'block-job'),
+    'block-job-resume': ({ device }) => jobs.do(device, 'resume', 'block-job'),
+    'block-job-complete': ({ device }) => jobs.do(device, 'complete', 'block-job'),
+    'block-job-dismiss': ({ id }) => jobs.do(id, 'dismiss', 'block-job'),
+    'block-job-finalize': ({ id }) => jobs.do(id, 'finalize', 'block-job'),
+    ...copyingCommands(daemon),
+  };
+}
+
+function copyingCommands({ jobs, nodes }: Daemon): Handlers {
+  return {
+    'block-stream': async (args) => {
+      const { device: node, base, bottom, 'base-node': baseNode, 'backing-file': backingFile } = args;
+      const thread = nodes.lookup(undefined, node);
+      const layers = [base, baseNode, bottom].filter((layer) => layer !== undefined);
+      if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
+      if (baseNode !== undefined) nodes.lookup(baseNode);
+      if (bottom !== undefined) nodes.lookup(bottom);
+      const onError = policyOf(args['on-error']);
+      await jobs.start(thread, args, (settings) =>
+        thread.call('node-job-stream', { ...settings, node, base: base ?? baseNode, bottom, backingFile, onError }),
+      );
+    },
+    'block-commit': async (args) => {
+      const { device: node, base, top, 'base-node': baseNode, 'top-node': topNode, 'backing-file': backingFile } = args;
+      const thread = nodes.lookup(undefined, node);
+      if (base !== undefined && baseNode !== undefined)
+        throw new QmpError("'base-node' and 'base' are mutually exclusive");
+      if (top !== undefined && topNode !== undefined) throw new QmpError("'top-node' and 'top' are mutually exclusive");
+      if (topNode !== undefined) nodes.lookup(topNode);
+      if (baseNode !== undefined) nodes.lookup(baseNode);
+      const layers = { base: base ?? baseNode, top: top ?? topNode, backingFile, onError: policyOf(args['on-error']) };
+      await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
+    },
+    'blockdev-mirror': async (args) => {
+      const { device: node, target, replaces, sync, granularity, 'buf-size': bufSize } = args;
+      const thread = nodes.lookup(undefined, node);
+      if (nodes.lookup(undefined, target) !== thread) {
+        throw new QmpError(`Nodes '${node}' and '${target}' are in different IOThreads`);
+      }
+      if (sync === 'incremental' || sync === 'bitmap') throw new QmpError(`Sync mode '${sync}' not supported`);
+      const more = {
+        sync,
+        replaces,
+        granularity: granularity === 0 ? undefined : granularity,
+        bufSize,
+        copyMode: args['copy-mode'] ?? 'background',
+        onSourceError: policyOf(args['on-source-error']),
+        onTargetError: policyOf(args['on-target-error']),
+      } as const;
+      await jobs.start(thread, args, (settings) =>
+        thread.call('node-job-mirror', { ...settings, node, target, ...more }),
+      );
+    },
+    'blockdev-create': async ({ 'job-id': id, options }) => {
+      const { driver, ...given } = options as Readonly<Record<string, unknown>>;
+      const { file, 'data-file': dataFile, version, ...rest } = given;
+      const thread = typeof file === 'string' ? nodes.lookup(undefined, file) : nodes.home;
+      const dataNode = typeof dataFile === 'string' ? { 'data-file': dataFile } : {};
+      const message = {
+        driver: String(driver),
+        nodes: typeof file === 'string' ? { file, ...dataNode } : {},
+        options: { ...rest, ...(version === undefined ? {} : { compat: version }) },
+      };
+      await jobs.start(
+        thread,
+        { 'job-id': id },
+        (settings) => thread.call('node-job-create', { ...settings, ...message }),
+        true,
+      );
+    },
+  };
+}
+
+/** `auto` is for devices of guests that have a policy of their own. */
+function policyOf(policy: Qapi<'BlockdevOnError'> = 'report'): ErrorPolicy {
+  return policy === 'auto' ? 'report' : policy;
+}

@@ -1,0 +1,58 @@
+/** `iothread`: a thread for nodes, besides the one that is always there. */
+import { BlockError, Errno } from '../../base/errors.ts';
+import { IOThread } from '../../lib/iothread.ts';
+import { ObjectKind, type ObjectType } from '../../lib/objects/object-type.ts';
+import type { Nodes } from '../nodes.ts';
+
+export const IOTHREAD = new ObjectKind<IOThread>('iothread', 'an iothread');
+
+interface IOThreadOptions {
+  readonly 'poll-max-ns'?: number;
+  readonly 'poll-grow'?: number;
+  readonly 'poll-shrink'?: number;
+}
+
+/** Options that say how much is done at a time: the context decides that here. */
+const IGNORED = {
+  'aio-max-batch': { type: 'integer', help: 'the context decides' },
+  'thread-pool-min': { type: 'integer', help: 'the context decides' },
+  'thread-pool-max': { type: 'integer', help: 'the context decides' },
+} as const;
+
+export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): ObjectType<IOThread> {
+  return {
+    name: 'iothread',
+    kind: IOTHREAD,
+    options: {
+      'poll-max-ns': { type: 'integer', help: 'longest time to spin before sleeping, in ns' },
+      'poll-grow': { type: 'integer', help: 'factor by which that grows; 0 for 2' },
+      'poll-shrink': { type: 'integer', help: 'divisor by which it shrinks; 0 for none at all' },
+      ...IGNORED,
+    },
+    async create(options, _objects, id) {
+      const given = options as IOThreadOptions;
+      const thread = await IOThread.start({
+        name: id,
+        aio,
+        pollMaxNs: given['poll-max-ns'],
+        pollGrow: given['poll-grow'],
+        pollShrink: given['poll-shrink'],
+      });
+      nodes.addThread(thread);
+      return thread;
+    },
+    async remove(thread, id) {
+      if (nodes.isUsed(thread)) throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
+      nodes.removeThread(thread);
+      await thread.stop();
+    },
+  };
+}
+
+/** `main-loop`: there is one anyway, and the context decides what these would say. */
+export const mainLoopType: ObjectType<null> = {
+  name: 'main-loop',
+  kind: new ObjectKind<null>('main-loop', 'a main-loop'),
+  options: IGNORED,
+  create: () => null,
+};

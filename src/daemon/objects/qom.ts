@@ -1,0 +1,88 @@
+/** Objects as a tree of paths and properties: what `qom-*` shows of them. */
+import type { ObjectOption, ObjectType } from '../../lib/objects/object-type.ts';
+import type { ObjectInfo, ObjectStore } from '../../lib/objects/store.ts';
+import { QmpError } from '../../qmp/errors.ts';
+import type { Qapi } from '../../qmp/schema/schema.ts';
+
+type Property = Qapi<'ObjectPropertyInfo'>;
+
+const TYPE: Property = { name: 'type', type: 'string' };
+
+export class Qom {
+  readonly #objects: ObjectStore;
+
+  constructor(objects: ObjectStore) {
+    this.#objects = objects;
+  }
+
+  list(path: string): Property[] {
+    if (path === '/' || path === '') {
+      return [TYPE, { name: 'objects', type: 'child<container>' }, { name: 'chardevs', type: 'child<container>' }];
+    }
+    if (path === '/objects') {
+      return [TYPE, ...this.#objects.list().map(({ id, type }) => ({ name: id, type: `child<${type}>` }))];
+    }
+    if (path === '/chardevs') return [TYPE];
+    return this.properties(this.#find(path).type);
+  }
+
+  get(path: string, property: string): unknown {
+    const { type, options } = this.#find(path);
+    if (property === 'type') return type;
+    const spec = this.#spec(type, property);
+    if (spec.type === 'secret') throw new QmpError(`Insufficient permission to perform this operation`);
+    return options[property] ?? emptyValue(spec);
+  }
+
+  /** No property of an object changes once it is there. */
+  set(path: string, property: string): never {
+    this.#spec(this.#find(path).type, property);
+    throw new QmpError('Insufficient permission to perform this operation');
+  }
+
+  types(implemented: string | undefined, abstract: boolean): Qapi<'ObjectTypeInfo'>[] {
+    const known = implemented === undefined || implemented === 'object' || implemented === 'user-creatable';
+    const names = this.#objects.types.map(({ name }) => name);
+    if (!known && !names.includes(implemented)) return [];
+    const concrete = (known ? names : [implemented]).map((name) => ({ name, parent: 'object' }));
+    return abstract && known ? [...concrete, { name: 'object', abstract: true }] : concrete;
+  }
+
+  properties(name: string): Property[] {
+    const options = Object.entries(this.#type(name).options);
+    return [TYPE, ...options.map(([option, spec]) => ({ name: option, type: typeName(name, option, spec) }))];
+  }
+
+  #type(name: string): ObjectType {
+    const type = this.#objects.types.find((one) => one.name === name);
+    if (!type) throw new QmpError(`Class '${name}' not found`, 'DeviceNotFound');
+    return type;
+  }
+
+  #spec(type: string, property: string): ObjectOption {
+    const { options } = this.#type(type);
+    if (Object.hasOwn(options, property)) return options[property]!;
+    throw new QmpError(`Property '${type}.${property}' not found`);
+  }
+
+  /** By its whole path, or the end of it. */
+  #find(path: string): ObjectInfo {
+    const id = path.replace(/^(\/?objects)?\//, '');
+    const found = this.#objects.list().find((object) => object.id === id);
+    if (!found) throw new QmpError(`Device '${path}' not found`, 'DeviceNotFound');
+    return found;
+  }
+}
+
+function typeName(type: string, option: string, { type: kind, values }: ObjectOption): string {
+  if (values) return `${type}-${option}`;
+  if (kind === 'integer' || kind === 'size') return 'int';
+  if (kind === 'boolean') return 'bool';
+  return kind === 'any' ? 'value' : 'string';
+}
+
+function emptyValue({ type, values }: ObjectOption): unknown {
+  if (type === 'integer' || type === 'size') return 0;
+  if (type === 'boolean') return false;
+  return values?.[0] ?? '';
+}

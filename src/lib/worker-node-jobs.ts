@@ -1,0 +1,191 @@
+/** Jobs on the named nodes of an IOThread, by the ids that a daemon has for them. */
+import { open } from 'node:fs/promises';
+import { CoMutex } from '../aio/co-mutex.ts';
+import type { SetupThread } from '../aio/iothread-worker.ts';
+import type { MaybePromise } from '../aio/op.ts';
+import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+import { BlockBackend } from '../block/backend.ts';
+import { createImage } from '../block/control.ts';
+import { layerOf } from '../block/copy-up.ts';
+import { PERM_ALL, Perm } from '../block/driver.ts';
+import { allNodes, nodeByName } from '../block/registry.ts';
+import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
+import type { Job } from '../jobs/job.ts';
+import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
+import type {
+  NodeCommitMessage,
+  NodeCreateMessage,
+  NodeJobErrorEvent,
+  NodeJobEvent,
+  NodeJobInfo,
+  NodeJobMessage,
+  NodeJobMethods,
+  NodeMirrorMessage,
+  NodeStreamMessage,
+} from './node-job-messages.ts';
+
+/** Jobs in one thread at a time, those included that nobody has dismissed. */
+const MAX_JOBS = 1024;
+
+type Handlers = {
+  readonly [M in keyof NodeJobMethods]: (
+    args: Parameters<NodeJobMethods[M]>[0],
+  ) => Promise<ReturnType<NodeJobMethods[M]>>;
+};
+
+export class WorkerNodeJobs {
+  readonly handlers: Handlers;
+  /** Held by whoever changes an image as a whole. */
+  readonly control = new CoMutex('named nodes');
+  readonly #thread: SetupThread;
+  readonly #jobs = new Map<string, Job>();
+
+  constructor(thread: SetupThread) {
+    this.#thread = thread;
+    this.handlers = {
+      'node-job-stream': (args) => this.#stream(args),
+      'node-job-commit': (args) => this.#commit(args),
+      'node-job-mirror': (args) => this.#mirror(args),
+      'node-job-create': (args) => this.#create(args),
+      'node-job-verb': async ({ id, verb, force = false }) => {
+        const job = this.#job(id);
+        if (verb === 'cancel') job.cancel(force);
+        else job[verb]();
+      },
+      'node-job-speed': async ({ id, speed }) => this.#job(id).setSpeed(speed),
+      'node-jobs': async () => [...this.#jobs.values()].map(infoOf),
+    };
+  }
+
+  /** Cancels those that run, and waits for them. */
+  async stop(): Promise<void> {
+    const all = [...this.#jobs.values()];
+    for (const job of all) if (job.status !== 'concluded' && !job.ran) job.cancel(true);
+    await Promise.all(all.map((job) => job.ended));
+  }
+
+  async #stream({ node: name, base, bottom, backingFile, onError, ...settings }: NodeStreamMessage): Promise<void> {
+    const { StreamJob } = await import('../jobs/stream-job.ts');
+    const perm = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
+    const { context } = this.#thread;
+    const blk = await BlockBackend.open(context, name, { name: settings.id, perm, shared: PERM_ALL, readOnly: false });
+    try {
+      const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
+      const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
+      const job = await this.#start(
+        settings,
+        (options) =>
+          new StreamJob(blk, { ...options, base: below, onImageError: onError, alone: (step) => this.#alone(step) }),
+      );
+      void job.ended.then(() => blk.close());
+    } catch (error) {
+      await blk.close();
+      throw error;
+    }
+  }
+
+  async #commit({ node: name, base, top, backingFile, onError, ...settings }: NodeCommitMessage): Promise<void> {
+    const root = nodeByName(name);
+    const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+    const more = { onImageError: onError, alone };
+    const from = top === undefined ? root : layerByName(root, top);
+    if (from === root || from === layerOf(root)) {
+      const { ActiveCommitJob } = await import('../jobs/active-commit.ts');
+      const target = base === undefined ? lowestLayer(root) : layerByName(root, base);
+      await this.#start(settings, (options) => ActiveCommitJob.commit(root, target, { ...options, ...more }));
+      return;
+    }
+    const { CommitJob } = await import('../jobs/commit-job.ts');
+    const blk = await BlockBackend.open(this.#thread.context, name, { perm: 0, shared: PERM_ALL, readOnly: true });
+    try {
+      const below = baseOf(blk, base ?? lowestLayer(root).name, backingFile);
+      await this.#start(settings, (options) => CommitJob.create(root, { ...options, ...more, base: below, top: from }));
+    } finally {
+      await blk.close();
+    }
+  }
+
+  async #mirror(message: NodeMirrorMessage): Promise<void> {
+    const { MirrorJob } = await import('../jobs/mirror-job.ts');
+    const { id, speed, autoFinalize, autoDismiss, node, target, replaces, ...more } = message;
+    const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+    const [source, to] = [nodeByName(node), nodeByName(target)];
+    const instead = replaces === undefined ? undefined : nodeByName(replaces);
+    await this.#start({ id, speed, autoFinalize, autoDismiss }, (options) =>
+      MirrorJob.create(source, to, { ...options, ...more, replaces: instead, alone }),
+    );
+  }
+
+  async #create({ driver, nodes, options: given, ...settings }: NodeCreateMessage): Promise<void> {
+    const { CreateJob } = await import('../jobs/create-job.ts');
+    const { context } = this.#thread;
+    const make = async (): Promise<void> => {
+      if (driver === 'file') await makeFile(given);
+      else await createImage(context, driver, nodes as never, given);
+    };
+    await this.#start(settings, (options) => new CreateJob(context, make, options));
+  }
+
+  async #alone(step: () => Promise<void>): Promise<void> {
+    using _turn = await this.control.lock();
+    await step();
+  }
+
+  async #start(settings: NodeJobMessage, make: (options: BlockJobOptions) => MaybePromise<Job>): Promise<Job> {
+    if (this.#jobs.size >= MAX_JOBS) throw new BlockError(Errno.EAGAIN, `Could not begin: ${MAX_JOBS} jobs are there`);
+    const job = await make({
+      ...settings,
+      onStatus: (one) => this.#told(one),
+      onError: ({ id }, { operation, action }) =>
+        this.#thread.emit('job-error', { service: 0, id, operation, action } satisfies NodeJobErrorEvent),
+    });
+    this.#jobs.set(job.id, job);
+    this.#tell(job, 'created');
+    job.start();
+    return job;
+  }
+
+  #told(job: Job): void {
+    // Told by its constructor; whoever makes it may fail yet.
+    if (job.status === 'created') return;
+    if (job.status === 'null') this.#jobs.delete(job.id);
+    this.#tell(job, job.status);
+  }
+
+  #tell(job: Job, status: NodeJobInfo['status']): void {
+    const names = allNodes().map(({ name }) => name);
+    this.#thread.emit('job', { service: 0, job: { ...infoOf(job), status }, names } satisfies NodeJobEvent);
+  }
+
+  #job(id: string): Job {
+    const job = this.#jobs.get(id);
+    if (!job) throw new BlockError(Errno.ENOENT, 'Job not found');
+    return job;
+  }
+}
+
+function infoOf(job: Job): NodeJobInfo {
+  const { id, type, status, current, total, cancelled, speed, busy, paused, autoFinalize, autoDismiss } = job;
+  const onNodes = job instanceof BlockJob;
+  return {
+    ...{ id, type, status, current, total, cancelled, speed, busy, paused, autoFinalize, autoDismiss, onNodes },
+    error: cancelled ? errnoText(Errno.ECANCELED) : job.error?.message,
+    ioStatus: onNodes ? job.ioStatus : 'ok',
+  };
+}
+
+/** Whatever the file was, it is empty afterwards, of that size. */
+async function makeFile({ filename, size }: Readonly<Record<string, unknown>>): Promise<void> {
+  const path = String(filename);
+  try {
+    const file = await open(path, 'w', 0o644);
+    try {
+      await file.truncate(Number(size));
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    const errno = errnoOf(error);
+    throw new BlockError(errno, `Could not create '${path}': ${errnoText(errno)}`, { cause: error });
+  }
+}
