@@ -9,6 +9,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { alignDown, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
+import { layerOf } from '../block/copy-up.ts';
 import type { DirtyBitmap, Thaw } from '../block/dirty-bitmap.ts';
 import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
@@ -78,7 +79,7 @@ export class BackupJob extends BlockJob {
     checkOptions(source, target, options);
     const job = new BackupJob(source, target, options);
     try {
-      job.claim([source, target]);
+      job.claim([source, target].flatMap((node) => [node, layerOf(node)]));
       await job.#open();
       return job;
     } catch (error) {
@@ -98,6 +99,7 @@ export class BackupJob extends BlockJob {
       ...{ file: this.#source.name, target: this.#target.name },
       ...{ 'on-cbw-error': onCbwError, 'cbw-timeout': cbwTimeoutSeconds },
     });
+    this.#filter.implicit = true;
     this.#kept = this.#filter.impl.pointInTime!;
     if (this.#options.compress) this.#kept.writeFlags = RequestFlags.COMPRESSED;
     using _drained = await drain(this.#source);

@@ -30,6 +30,8 @@ const ZERO_BYTES: Bytes = 256 * MiB;
 const STATUS_BYTES: Bytes = GiB;
 /** What is copied rather than passed over: one request more costs as much. */
 const GAP_BYTES: Bytes = 64 * KiB;
+/** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
+const FRAGMENT_BYTES: Bytes = 256 * KiB;
 export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
 
 export interface DirtyCopyOptions {
@@ -248,9 +250,10 @@ export class DirtyCopy {
     // May interleave: others can have taken a part of it meanwhile, or cut the end off.
     if (this.#failure !== undefined) return;
     const whole = alignDown(status.length, granularity);
-    const zero = status.zero && (whole > 0 || range.at + status.length >= this.length);
-    const most = zero ? whole || granularity : Math.min(alignUp(status.length, granularity), this.#pieceBytes);
-    let length = Math.min(most, range.end - range.at);
+    const enough = Math.min(FRAGMENT_BYTES, range.end - range.at);
+    const zero = status.zero && status.length >= enough;
+    const data = alignUp(Math.max(status.length, FRAGMENT_BYTES), granularity);
+    let length = Math.min(zero ? whole || granularity : Math.min(data, this.#pieceBytes), range.end - range.at);
     while (length > granularity && this.#taken(range.at, length)) length -= granularity;
     if (this.#taken(range.at, length)) return;
     const piece = this.#pieces.find(({ busy }) => !busy);

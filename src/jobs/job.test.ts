@@ -5,6 +5,7 @@ import { Gate } from '../aio/op.ts';
 import { Sim } from '../aio/sim/sim.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
+import { CreateJob } from './create-job.ts';
 import { Job, type JobOptions } from './job.ts';
 import { TRANSITIONS, VERBS } from './job-states.ts';
 import { JobTransaction } from './job-transaction.ts';
@@ -278,6 +279,33 @@ test('J2 where one of a transaction fails or is cancelled, at whatever point, al
       assert.ok(!notes.some((note) => note.includes('well') || note === 'prepare b'), `${how}: ${notes}`);
       assert.deepEqual([a.status, b.status], ['concluded', 'concluded'], how);
     }
+  }));
+
+test('making and amending are jobs of one step: done, failed, or cancelled before it begins', () =>
+  inSim(async (context) => {
+    let made = 0;
+    const make = async (): Promise<void> => void made++;
+    const create = new CreateJob(context, make, { id: 'c', autoDismiss: false });
+    create.start();
+    await create.ended;
+    assert.deepEqual(
+      [create.type, made, create.current, create.total, create.status],
+      ['create', 1, 1, 1, 'concluded'],
+    );
+    const fail = async (): Promise<void> => {
+      throw new BlockError(Errno.ENOSPC, 'Could not: test');
+    };
+    const amend = new CreateJob(context, fail, { id: 'a' }, 'amend');
+    amend.start();
+    await amend.ended;
+    assert.deepEqual([amend.type, amend.error?.errno, amend.current], ['amend', Errno.ENOSPC, 0]);
+    const paused = new CreateJob(context, make, { id: 'p' });
+    paused.pause();
+    paused.start();
+    await context.yield();
+    paused.cancel();
+    await paused.ended;
+    assert.deepEqual([made, paused.error?.errno], [1, Errno.ECANCELED]);
   }));
 
 test('a job does not go faster than its speed, and at once as fast as it is told', () =>

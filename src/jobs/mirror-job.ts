@@ -10,6 +10,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
+import { layerOf } from '../block/copy-up.ts';
 import { type Drained, drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
@@ -101,7 +102,10 @@ export class MirrorJob extends BlockJob {
     if (source.length !== target.length) {
       throw refusal(`the source has ${source.length} bytes, the target ${target.length}`);
     }
-    return MirrorJob.opened(new MirrorJob(source, target, options), [source, target]);
+    return MirrorJob.opened(
+      new MirrorJob(source, target, options),
+      [source, target].flatMap((node) => [node, layerOf(node)]),
+    );
   }
 
   protected static async opened<J extends MirrorJob>(job: J, nodes: Iterable<BlockNode>): Promise<J> {
@@ -213,6 +217,7 @@ export class MirrorJob extends BlockJob {
     };
     const filter = await this.#openFilter(side);
     this.#filter = filter;
+    filter.implicit = true;
     using _drained = await drain(this.#source);
     await replaceNode(this.#source, filter, (parent) => parent !== this.from);
     this.#unwatch();

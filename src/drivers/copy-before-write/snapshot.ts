@@ -15,7 +15,7 @@ import { Gate } from '../../aio/op.ts';
 import { BlockError, Errno, ioError } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { PagedBits } from '../../base/paged-bits.ts';
-import { alignDown, alignUp, type Bytes, MiB, type Offset } from '../../base/units.ts';
+import { alignDown, alignUp, type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import {
   type BlockStatus,
   type Child,
@@ -27,6 +27,8 @@ import {
 
 const COPY_BYTES: Bytes = MiB;
 const POOL_BYTES: Bytes = 16 * MiB;
+/** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
+const FRAGMENT_BYTES: Bytes = 256 * KiB;
 const GUEST_SLOTS = 16;
 /** Zeroes need no memory. */
 const ZERO_BYTES: Bytes = 64 * MiB;
@@ -225,13 +227,13 @@ export class Snapshot implements PointInTime {
     try {
       const zeroes = await this.#file.zeroes(at, range.end - at);
       const whole = at + zeroes >= range.end ? range.end - at : alignDown(Math.max(zeroes, 0), unit);
-      if (whole > 0) {
+      if (whole >= Math.min(FRAGMENT_BYTES, range.end - at)) {
         operation = 'write';
         await this.#zero(at, whole);
         done = whole;
         return undefined;
       }
-      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.abs(zeroes), unit));
+      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.max(Math.abs(zeroes), FRAGMENT_BYTES), unit));
       const iov = slots.iov(place, length);
       await this.#file.read(at, iov);
       operation = 'write';
