@@ -1,5 +1,5 @@
-/** Making or amending an image, as a job: it has no progress to speak of, but its end is waited for as that of any other.
- *  It can be cancelled before it begins, and not in its midst. */
+/** Making or amending an image, as a job: it has no progress to speak of, but its end is waited for as that of any
+ *  other. It can be cancelled before it begins, and not in its midst. */
 import type { AioContext } from '../aio/context.ts';
 import { Job, type JobOptions } from './job.ts';
 
