@@ -21,8 +21,14 @@ function projectRoot(): string {
 
 const root = projectRoot();
 
-/** What package.json and the command line start, and the two files it publishes for authors of drivers. */
-const ENTRIES = new Set(['src/index.ts', 'src/cli/main.ts', 'src/lib/conformance.ts', 'src/lib/driver-api.ts']);
+/** What package.json and the command line start, and the files that it publishes by names of their own. */
+const ENTRIES = new Set([
+  'src/index.ts',
+  'src/cli/main.ts',
+  'src/lib/conformance.ts',
+  'src/lib/driver-api.ts',
+  'src/daemon/index.ts',
+]);
 
 /**
  * Coroutine tools for authors of drivers, complete before every one of them has a user of our own (docs/SEMANTICS.md,

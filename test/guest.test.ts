@@ -108,7 +108,7 @@ done; echo 0 >/tmp/rc) &
 i=0
 while [ $i -lt $1 ] && [ ! -e /tmp/rc ]; do
   # The answer of one in a hundred is lost on its way.
-  timeout 60 hostcall $2; rc=$?
+  timeout 20 hostcall $2; rc=$?
   case $rc in 124 | 143) continue ;; 0) ;; *) echo "$2 failed"; exit 1 ;; esac
   dd if=/dev/vda of=/dev/null bs=4k count=1 skip=1000 iflag=direct 2>/dev/null || { echo "read failed"; exit 1; }
   sleep 0.$((i % 7)); i=$((i + 1))
@@ -119,34 +119,43 @@ while [ ! -e /tmp/rc ]; do sleep 0.1; done
 echo "DONE $i"
 `;
 
-test('a guest goes on when its daemon is killed and started again', { skip, timeout: 1_200_000 }, async (t) => {
-  const folder = scratch(t);
-  const image = sparse(join(folder, 'a.img'), 32 * MIB);
-  const socket = join(folder, 'a.sock');
-  let daemon: ChildProcess | undefined;
-  const restart = async (): Promise<void> => {
-    if (daemon) {
-      daemon.kill('SIGKILL');
-      await once(daemon, 'exit');
-    }
-    const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
-    daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-    const words = daemon.stderr!.setEncoding('utf8').toArray();
-    const ended = once(daemon, 'exit').then(async () => {
-      throw new Error(`the daemon has ended: ${(await words).join('')}`);
-    });
-    ended.catch(() => undefined);
-    await Promise.race([once(daemon.stdout!, 'data'), ended]);
-  };
-  t.after(() => daemon?.kill());
-  await restart();
-  const hook = await hookFor(t, folder, restart);
-  const options = ['--vhost-user-blk', socket, '--reconnect', '1', '--with', 'fio', '--hook', hook];
-  const text = await guest(folder, options, MEANWHILE, String(RESTARTS), 'restart');
-  assert.match(text, new RegExp(`DONE ${RESTARTS}`));
-});
+for (const [layout, devopts] of [
+  ['split', []],
+  ['packed', ['--devopt', 'packed=on']],
+] as const) {
+  if (layout === 'packed' && !LONG) continue;
+  test(`a guest goes on when its daemon is killed and started again: ${layout} rings`, {
+    skip,
+    timeout: 2_400_000,
+  }, async (t) => {
+    const folder = scratch(t);
+    const image = sparse(join(folder, 'a.img'), 32 * MIB);
+    const socket = join(folder, 'a.sock');
+    let daemon: ChildProcess | undefined;
+    const restart = async (): Promise<void> => {
+      if (daemon) {
+        daemon.kill('SIGKILL');
+        await once(daemon, 'exit');
+      }
+      const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
+      daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+      const words = daemon.stderr!.setEncoding('utf8').toArray();
+      const ended = once(daemon, 'exit').then(async () => {
+        throw new Error(`the daemon has ended: ${(await words).join('')}`);
+      });
+      ended.catch(() => undefined);
+      await Promise.race([once(daemon.stdout!, 'data'), ended]);
+    };
+    t.after(() => daemon?.kill());
+    await restart();
+    const hook = await hookFor(t, folder, restart);
+    const options = ['--vhost-user-blk', socket, '--reconnect', '1', '--with', 'fio', '--hook', hook, ...devopts];
+    const text = await guest(folder, options, MEANWHILE, String(RESTARTS), 'restart');
+    assert.match(text, new RegExp(`DONE ${RESTARTS}`));
+  });
+}
 
-test('a guest goes on when its disk moves to another IOThread, and back', { skip, timeout: 1_200_000 }, async (t) => {
+test('a guest goes on when its disk moves to another IOThread, and back', { skip, timeout: 2_400_000 }, async (t) => {
   const folder = scratch(t);
   const image = join(folder, 'a.qcow2');
   await create(image, { size: 32 * MIB });

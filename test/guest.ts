@@ -27,7 +27,7 @@ export async function guest(
 ): Promise<string> {
   const path = join(folder, 'script.sh');
   writeFileSync(path, script);
-  const runner = spawn(RUNNER, [...options, '--timeout', LONG ? '1000' : '500', '--run', path, '--', ...args], {
+  const runner = spawn(RUNNER, [...options, '--timeout', LONG ? '2000' : '500', '--run', path, '--', ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let text = '';

@@ -420,3 +420,21 @@ test('a client by TLS that reads late gets all of it, and the others are served 
   await Promise.all(reads);
   assert.ok(Buffer.from(back).equals(bytes));
 });
+
+test('a service ends in the time it was given, also where a client by TLS does not read', async (t) => {
+  const dir = scratch(t);
+  await using disk = await open(sparse(`${dir}/disk.img`, PSK_DISK));
+  const tls = { type: 'psk', dir: `${pki}/psk` } as const;
+  await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls });
+  const proxy = await between(t, `${dir}/proxy.sock`, `${dir}/nbd.sock`);
+  const late = await open(`nbds+unix:///?socket=${dir}/proxy.sock`, { tls });
+  proxy.hold();
+  const reads = Array.from({ length: 16 }, (_, i) => late.read(new Uint8Array(MiB), 0, MiB, i * MiB));
+  const ends = Promise.allSettled(reads);
+  while ((await service.stats()).requests === 0);
+  await service.stop(0);
+  assert.equal(service.clients, 0);
+  proxy.cut();
+  await ends;
+  await late.close();
+});

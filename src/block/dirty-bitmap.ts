@@ -181,6 +181,11 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
+  /** Throws what stands against its removal: ENOENT, EBUSY, EPERM. */
+  assertChangeable(name: string): void {
+    this.#changeable(name, 'remove', true);
+  }
+
   /** Nothing is dirty any more. EBUSY, EINVAL (inconsistent). */
   async clear(name: string): Promise<void> {
     using _held = await this.#mutex.lock();

@@ -198,6 +198,8 @@ export interface NodeControl {
   /** The `cow` child is about to be taken away, and the image does not name it any more. Presence says that the node
    *  can do without. Synchronous. */
   dropBacking?(): void;
+  /** There is a `cow` child from now on where there was none; what the image names is another matter. Synchronous. */
+  takeBacking?(child: Child): void;
   readonly snapshots?: SnapshotControl;
   /** Of a filter that keeps what the disk was when it was put there. */
   readonly pointInTime?: PointInTime;

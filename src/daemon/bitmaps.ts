@@ -18,7 +18,14 @@ export class Bitmaps {
     this.#nodes = nodes;
   }
 
-  async add({ node, name, granularity, persistent = false, disabled = false }: BitmapAdd): Promise<void> {
+  async add(args: BitmapAdd): Promise<void> {
+    const { node, name, granularity, persistent = false, disabled = false } = args;
+    await this.assertNew(args);
+    await this.#thread(node).call('bitmap-add', { disk: node, name, granularity, persistent, disabled });
+  }
+
+  /** Throws where there can be no such bitmap. */
+  async assertNew({ node, name, granularity }: BitmapAdd): Promise<void> {
     const thread = this.#thread(node);
     if (name === '') throw new QmpError('Bitmap name cannot be empty');
     if (granularity !== undefined && (granularity < GRANULARITY_MIN || !Number.isInteger(Math.log2(granularity)))) {
@@ -26,7 +33,6 @@ export class Bitmaps {
     }
     const there = await thread.call('bitmap-list', { disk: node });
     if (there.some((bitmap) => bitmap.name === name)) throw new QmpError(`Bitmap already exists: ${name}`);
-    await thread.call('bitmap-add', { disk: node, name, granularity, persistent, disabled });
   }
 
   async change({ node, name }: Bitmap, change: 'remove' | 'clear' | 'enable' | 'disable'): Promise<void> {
@@ -34,17 +40,24 @@ export class Bitmaps {
     await thread.call('bitmap-change', { disk: node, name, change });
   }
 
-  async merge({ node, target, bitmaps }: BitmapMerge): Promise<void> {
+  async merge(args: BitmapMerge): Promise<void> {
+    const { node, target, bitmaps } = args;
     const { thread } = await this.find(node, target);
+    await this.assertSources(args);
+    await thread.call('bitmap-merge', { disk: node, name: target, sources: bitmaps });
+  }
+
+  /** Throws where one of the bitmaps that are to be merged is not there; `made`: some of that node are about to be. */
+  async assertSources({ node, bitmaps }: BitmapMerge, made: (name: string) => boolean = () => false): Promise<void> {
     for (const source of bitmaps) {
       const from = typeof source === 'string' ? { node, name: source } : source;
+      if (from.node === node && made(from.name)) continue;
       if (!this.#nodes.find(from.node)) throw new QmpError(`Node '${from.node}' not found`);
-      const found = await this.find(from.node, from.name);
-      if (found.thread !== thread) {
+      const { thread } = await this.find(from.node, from.name);
+      if (thread !== this.#thread(node)) {
         throw new QmpError(`Bitmap '${from.name}' of node '${from.node}' is in another IOThread than '${node}'`);
       }
     }
-    await thread.call('bitmap-merge', { disk: node, name: target, sources: bitmaps });
   }
 
   async hash({ node, name }: Bitmap): Promise<string> {

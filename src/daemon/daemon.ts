@@ -11,6 +11,8 @@ import { ObjectStore } from '../lib/objects/store.ts';
 import { OBJECT_TYPES } from '../lib/objects/types.ts';
 import { policyOf, type ReferenceOptions } from '../lib/reference-policy.ts';
 import { Checker } from '../qmp/check.ts';
+import { qmpError } from '../qmp/errors.ts';
+import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
 import type { JsonObject } from '../qmp/json.ts';
 import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
@@ -18,7 +20,7 @@ import type { Dispatcher, Session } from '../qmp/session.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { Chardevs } from './chardev/chardevs.ts';
 import { type AnyHandler, commandTable } from './commands/table.ts';
-import { type EventListener, Events } from './events.ts';
+import { Events } from './events.ts';
 import { Exports } from './exports.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
@@ -26,6 +28,7 @@ import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
 import { iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
+import { Transactions } from './transactions.ts';
 import { versionInfo } from './version.ts';
 
 export interface DaemonOptions extends ReferenceOptions {
@@ -45,11 +48,14 @@ export class Daemon implements Dispatcher {
   readonly nbd: NbdListeners;
   readonly exports: Exports;
   readonly bitmaps: Bitmaps;
+  readonly transactions: Transactions;
   readonly jobs = new Jobs(this.events);
   readonly #commands: ReadonlyMap<string, AnyHandler>;
   readonly #checker: Checker;
   /** Commands that change something, one after the other. */
   readonly #changes = new CoMutex('commands');
+  /** Readers of events, and what ends each one's listening. */
+  readonly #watched = new Map<EventStream, () => void>();
   #closing: Promise<void> | undefined;
   /** Told when a client wants it to end. */
   onQuit: (() => void) | undefined;
@@ -71,6 +77,7 @@ export class Daemon implements Dispatcher {
     this.nbd = new NbdListeners(home);
     this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
     this.bitmaps = new Bitmaps(this.nodes);
+    this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);
   }
@@ -92,7 +99,11 @@ export class Daemon implements Dispatcher {
   /** Carries out a command that a client has sent: its arguments are checked. Rejects with QmpError. */
   async execute(command: string, args: JsonObject, session?: Session): Promise<unknown> {
     const checked = this.#checker.arguments(this.schema.commands[command]!.data, args);
-    return this.#carryOut(command, checked, session);
+    try {
+      return await this.#carryOut(command, checked, session);
+    } catch (error) {
+      throw qmpError(error) ?? error;
+    }
   }
 
   /** Carries out a command as a program says it. */
@@ -114,9 +125,14 @@ export class Daemon implements Dispatcher {
     this.chardevs.attach(chardev, monitor);
   }
 
-  /** Events from now on; the answer ends it. */
-  listen(listener: EventListener): () => void {
-    return this.events.listen(listener);
+  /** Events from now on, until the loop is left or the daemon ends. */
+  watch(): AsyncIterableIterator<QmpEvent> {
+    const stream = new EventStream((one) => this.#unwatch(one));
+    this.#watched.set(
+      stream,
+      this.events.listen((event) => stream.push(event)),
+    );
+    return stream;
   }
 
   /** Exports end, nodes are flushed and closed, threads end. Again: the same end. */
@@ -137,7 +153,16 @@ export class Daemon implements Dispatcher {
     } finally {
       await Promise.all(this.nodes.threads.map((thread) => thread.stop()));
       this.chardevs.closeAll();
+      for (const stream of [...this.#watched.keys()]) {
+        this.#unwatch(stream);
+        stream.end();
+      }
     }
+  }
+
+  #unwatch(stream: EventStream): void {
+    this.#watched.get(stream)?.();
+    this.#watched.delete(stream);
   }
 
   #told(name: string, payload: unknown): void {

@@ -1,11 +1,6 @@
 /** Events of a daemon, to all who listen. */
+import type { QmpEvent } from '../qmp/event-stream.ts';
 import type { EventData, EventName } from '../qmp/schema/schema.ts';
-
-export interface QmpEvent<N extends EventName = EventName> {
-  readonly event: N;
-  readonly data: EventData<N>;
-  readonly timestamp: { readonly seconds: number; readonly microseconds: number };
-}
 
 export type EventListener = (event: QmpEvent) => void;
 

@@ -1,4 +1,5 @@
 /** The jobs of a daemon: which thread each is in, what clients are told of them, and what they may ask. */
+import type { ErrorPolicy } from '../jobs/block-job.ts';
 import { type JobStatus, type JobVerb, VERBS } from '../jobs/job-states.ts';
 import type { IOThread } from '../lib/iothread.ts';
 import type { NodeJobErrorEvent, NodeJobEvent, NodeJobInfo, NodeJobMessage } from '../lib/node-job-messages.ts';
@@ -11,6 +12,13 @@ export interface JobSettings {
   readonly speed?: number;
   readonly 'auto-finalize'?: boolean;
   readonly 'auto-dismiss'?: boolean;
+}
+
+/** A job that there is room for. */
+interface Reserved {
+  readonly message: NodeJobMessage;
+  /** There will be no such job. */
+  readonly undo: () => Promise<void>;
 }
 
 type Verb = Exclude<JobVerb, 'set-speed'>;
@@ -29,13 +37,24 @@ export class Jobs {
     this.#events = events;
   }
 
-  /** Begins a job in `thread`. */
+  /** Begins a job in `thread`. `manual`: it stays until it is dismissed, unless that is said otherwise. */
   async start(
     thread: IOThread,
     settings: JobSettings,
     begin: (message: NodeJobMessage) => Promise<void>,
     manual = false,
   ): Promise<void> {
+    const { message, undo } = this.reserve(thread, settings, manual);
+    try {
+      await begin(message);
+    } catch (error) {
+      await undo();
+      throw error;
+    }
+  }
+
+  /** Takes the id of a job that is about to be made. */
+  reserve(thread: IOThread, settings: JobSettings, manual = false): Reserved {
     const { 'job-id': id = '', speed = 0 } = settings;
     if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) throw new QmpError(`Invalid job ID '${id}'`);
     if (this.#byId.has(id)) throw new QmpError(`Job ID '${id}' already in use`);
@@ -43,12 +62,10 @@ export class Jobs {
     this.#byId.set(id, thread);
     const autoFinalize = settings['auto-finalize'] ?? true;
     const autoDismiss = settings['auto-dismiss'] ?? !manual;
-    try {
-      await begin({ id, speed, autoFinalize, autoDismiss });
-    } catch (error) {
-      this.#byId.delete(id);
-      throw error;
-    }
+    return {
+      message: { id, speed, autoFinalize, autoDismiss },
+      undo: async () => void this.#byId.delete(id),
+    };
   }
 
   async do(id: string, verb: Verb, asked: Asked, force = false): Promise<void> {
@@ -146,6 +163,11 @@ export class Jobs {
     if (VERBS[verb].includes(status)) return;
     throw new QmpError(`Job '${id}' in state '${status}' cannot accept command verb '${verb}'`);
   }
+}
+
+/** `auto` is for devices of guests that have a policy of their own. */
+export function errorPolicy(policy: Qapi<'BlockdevOnError'> = 'report'): ErrorPolicy {
+  return policy === 'auto' ? 'report' : policy;
 }
 
 function isReady(status: JobStatus): boolean {

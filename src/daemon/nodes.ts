@@ -79,12 +79,13 @@ export class Nodes {
     return [...this.#names.keys()];
   }
 
-  async add(options: BlockdevOptions): Promise<void> {
+  /** `where`: the thread, where nothing that it refers to says it. */
+  async add(options: BlockdevOptions, where = this.home): Promise<void> {
     const tree = options as unknown as Tree;
     const name = tree['node-name'];
     if (name === undefined) throw new QmpError("'node-name' must be specified for the root node");
     this.#assertNames(tree);
-    const thread = this.#threadFor(tree);
+    const thread = this.#threadFor(tree) ?? where;
     const resolved = withObjects(options, this.#objects());
     const { names } = await thread.call('node-add', { options: resolved, policy: this.#policy });
     this.#names.set(thread, new Set(names));
@@ -122,11 +123,10 @@ export class Nodes {
   }
 
   /** Where the nodes are that it refers to. */
-  #threadFor(tree: Tree): IOThread {
+  #threadFor(tree: Tree): IOThread | undefined {
     const threads = new Set(references(tree).map((name) => this.lookup(name, name)));
     if (threads.size > 1) throw new QmpError('The nodes that are referred to are in different IOThreads');
-    const [thread = this.home] = threads;
-    return thread;
+    return [...threads][0];
   }
 }
 

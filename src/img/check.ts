@@ -4,6 +4,7 @@ import { BlockError } from '../base/errors.ts';
 import type { CheckResult } from '../block/driver.ts';
 import { driverByName } from '../block/registry.ts';
 import { fixOf } from '../lib/image-options.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 import { checkFile } from '../lib/worker-images.ts';
 import { findImage, type ImageSpec, type OpenHow, openFailure } from './open.ts';
 
@@ -23,6 +24,7 @@ export async function checkImage(
 ): Promise<{ readonly format: string; readonly result: CheckResult } | undefined> {
   const fix = fixOf(how);
   const { tree: options } = await findImage(context, spec, { ...how, write: fix !== 'none' });
+  await needDrivers(options);
   if (driverByName(options.driver).check === undefined) return undefined;
   try {
     const result = await checkFile(context, { options, name: spec.name, probed: false, fix });

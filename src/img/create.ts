@@ -1,8 +1,8 @@
 /** New images, as the command lines of image tools ask for them. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { createIn } from '../lib/images.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 import { withObjects } from '../lib/objects/resolve.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import type { Format } from '../lib/options.ts';
@@ -70,9 +70,9 @@ export async function createImage(
   options: CreationOptions,
   { objects }: Pick<CreateHow, 'objects'> = {},
 ): Promise<void> {
-  builtinDrivers();
   const given = { ...options.driverOptions };
   const format = (options.format === 'file' ? 'raw' : options.format) as Format;
+  await needDrivers({}, format, 'file');
   const maker = { call: (_: 'create', message: Parameters<typeof makeImage>[1]) => makeImage(context, message) };
   await createIn(maker, localPath(path), withObjects(given, objects), {
     ...{ format, overwrite: true, knowsBacking: true },

@@ -9,9 +9,8 @@ import type { BlockBackend } from '../block/backend.ts';
 import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
-import { builtinDrivers } from '../lib/builtin-drivers.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
-import { withObjects } from '../lib/objects/resolve.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import { openTree } from '../lib/open-tree.ts';
 import { type BlockdevOptions, blockdevOf, type CacheMode, isWritethrough } from '../lib/options.ts';
@@ -96,13 +95,13 @@ export async function withImage<T>(
 
 /** The tree for an image; its first bytes are looked at where the format is not given. */
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
-  builtinDrivers();
   try {
-    const given = withObjects(treeOf(spec, how), how.objects);
+    if (how.write && how.forceShare) throw new BlockError(Errno.EINVAL, "'force-share' needs 'read-only'");
+    const given = await withSecrets(spec, await treeOf(spec, how), how.objects);
     const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
-    ownOptions(driverByName(driver), tree);
+    if (isTree(spec)) await checkOptions(driver, tree);
     if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
     if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
@@ -120,14 +119,31 @@ export function openFailure(spec: ImageSpec, error: unknown): unknown {
   return new BlockError(error.errno, `Could not open '${spec.name}': ${why}`, { where, cause: error });
 }
 
+/** Only a tree of the user's own can name objects. */
+async function withSecrets(spec: ImageSpec, tree: FoundTree, objects: ObjectStore | undefined): Promise<FoundTree> {
+  if (!isTree(spec)) return tree;
+  const { withObjects } = await import('../lib/objects/resolve.ts');
+  return withObjects(tree, objects);
+}
+
+function isTree({ name, imageOpts }: ImageSpec): boolean {
+  return imageOpts === true || isJsonName(name);
+}
+
+/** Whoever gives a tree may be wrong in all of it, and not every verb opens all of it. */
+async function checkOptions(driver: string, tree: Readonly<Record<string, unknown>>): Promise<void> {
+  await needDrivers(tree, driver);
+  ownOptions(driverByName(driver), tree);
+}
+
 /** Without a driver where that has to be found out. */
-function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): FoundTree {
+async function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): Promise<FoundTree> {
   const { cache, forceShare } = how;
   const settings = { readOnly: !how.write, ...(forceShare ? { forceShare } : {}), ...(cache ? { cache } : {}) };
   if (format !== undefined && !FORMATS.has(format)) throw new BlockError(Errno.EINVAL, `Unknown driver '${format}'`);
-  if (imageOpts) return withSettings(treeOfText(name), settings);
+  if (imageOpts) return withSettings(await treeOfText(name), settings);
   if (isJsonName(name)) {
-    const tree = withSettings(treeOfJson(name), settings);
+    const tree = withSettings(await treeOfJson(name), settings);
     return format === undefined ? tree : { ...tree, driver: format };
   }
   const found = withSettings(locationOf(name), { ...settings, format: format ?? 'raw' });

@@ -1,7 +1,7 @@
 /** Trees of options as image tools take them: as text, as JSON, and with what they may leave out. */
 import { BlockError, Errno } from '../base/errors.ts';
 import { parseTextOptions, type TextTree, typedOptions } from '../block/text-options.ts';
-import { builtinDrivers } from '../lib/builtin-drivers.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 
 /** Options of a node. Without a driver where the first bytes are to say which it is. */
 export type FoundTree = Readonly<Record<string, unknown>> & { readonly driver?: string };
@@ -15,14 +15,14 @@ export function isJsonName(name: string): boolean {
 }
 
 /** `driver=qcow2,file.filename=x`. EINVAL. */
-export function treeOfText(text: string): FoundTree {
+export async function treeOfText(text: string): Promise<FoundTree> {
   const [first = ''] = text.split(',', 1);
   if (first !== '' && !first.includes('=')) throw noNode(first);
-  return completed(parseTextOptions(text));
+  return await completed(parseTextOptions(text));
 }
 
 /** `json:{"driver": "qcow2", "file": {...}}`, also with dots in the names. EINVAL. */
-export function treeOfJson(name: string): FoundTree {
+export async function treeOfJson(name: string): Promise<FoundTree> {
   let value: unknown;
   try {
     value = JSON.parse(name.slice(JSON_PREFIX.length));
@@ -30,7 +30,7 @@ export function treeOfJson(name: string): FoundTree {
     throw refusal(`Could not parse the JSON options: JSON parse error, ${(error as Error).message}`);
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw refusal('Invalid JSON object given');
-  return completed(parseTextOptions(textOf(value, '', 0).join(',')));
+  return await completed(parseTextOptions(textOf(value, '', 0).join(',')));
 }
 
 /** As parseTextOptions reads it. */
@@ -43,14 +43,14 @@ function textOf(value: object, prefix: string, depth: number): string[] {
   });
 }
 
-function completed(tree: TextTree): FoundTree {
-  builtinDrivers();
+async function completed(tree: TextTree): Promise<FoundTree> {
   if (tree.driver === undefined && tree.file === undefined) throw refusal('Must specify either driver or file');
   for (const name of ['file', 'backing', 'data-file']) {
     const child = tree[name];
     if (typeof child === 'string' && child !== '') throw noNode(child);
     if (typeof child === 'object') complete(child);
   }
+  await needDrivers(tree, 'raw');
   if (tree.driver !== undefined) return typedOptions(tree);
   const { driver: _, ...rest } = typedOptions({ ...tree, driver: 'raw' });
   return rest;

@@ -12,6 +12,7 @@ import type { NodeMethods } from './node-messages.ts';
 import type { BlockdevOptions, Format } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';
 import type { TlsMessage } from './tls-options.ts';
+import type { TransactionMethods } from './transaction-messages.ts';
 
 export interface OpenMessage {
   readonly options: BlockdevOptions;
@@ -240,7 +241,13 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods extends BitmapMethods, JobMethods, MoveMethods, NodeJobMethods, NodeMethods {
+export interface Methods
+  extends BitmapMethods,
+    JobMethods,
+    MoveMethods,
+    NodeJobMethods,
+    NodeMethods,
+    TransactionMethods {
   drivers(args: DriversMessage): void;
   open(args: OpenMessage): OpenReply;
   /** Answers the tree of an image of which nobody said what format it is. */

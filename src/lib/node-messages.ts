@@ -85,7 +85,20 @@ export interface ThresholdEvent {
   readonly end: Offset;
 }
 
+export interface NodeSnapshotMessage extends NodeMessage {
+  /** Id or name. */
+  readonly which: string;
+}
+
+export interface NodeAmendMessage extends NodeMessage {
+  /** By the names of the driver's creation options. */
+  readonly changes: Readonly<Record<string, unknown>>;
+}
+
 export interface NodeMethods {
+  /** Takes an internal snapshot away; answers what it was. */
+  'node-snapshot-delete'(args: NodeSnapshotMessage): SnapshotInfo;
+  'node-amend'(args: NodeAmendMessage): void;
   'node-add'(args: NodeAddMessage): NodeNames;
   'node-del'(args: NodeMessage): NodeNames;
   'node-list'(): NodeInfo[];

@@ -34,17 +34,17 @@ export function bitmapHandlers(disks: WorkerDisks): Handlers {
     'bitmap-change': (args) => change(of(args.disk), args),
     'bitmap-merge': async ({ disk, name, sources }) => {
       const found = sources.map((source) =>
-        typeof source === 'string' ? source : shared(of(source.node), source.name),
+        typeof source === 'string' ? source : sharedBitmap(of(source.node), source.name),
       );
       await of(disk).merge(name, found);
     },
-    'bitmap-hash': async ({ disk, name }) => hash(shared(of(disk), name)),
+    'bitmap-hash': async ({ disk, name }) => hash(sharedBitmap(of(disk), name)),
     'bitmap-extents': async (args) => extents(of(args.disk), args),
   };
 }
 
 /** A bitmap that says something, for the length of a step. */
-function shared(bitmaps: NodeBitmaps, name: string): DirtyBitmap {
+export function sharedBitmap(bitmaps: NodeBitmaps, name: string): DirtyBitmap {
   const { bitmap, release } = bitmaps.share(name);
   release();
   return bitmap;
@@ -74,7 +74,7 @@ function change(bitmaps: NodeBitmaps, { name, change: what }: BitmapChangeMessag
 }
 
 function extents(bitmaps: NodeBitmaps, { name, at, length }: BitmapExtentsMessage): DirtyExtent[] {
-  const bitmap = shared(bitmaps, name);
+  const bitmap = sharedBitmap(bitmaps, name);
   const end = Math.min(at + length, bitmap.size);
   const found: DirtyExtent[] = [];
   for (let offset = at; offset < end && found.length < MAX_EXTENTS; ) {

@@ -11,6 +11,7 @@ import { PERM_ALL, Perm } from '../block/driver.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
+import { VERBS } from '../jobs/job-states.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
 import type {
   NodeCommitMessage,
@@ -57,10 +58,10 @@ export class WorkerNodeJobs {
     };
   }
 
-  /** Cancels those that run, and waits for them. */
+  /** Cancels those that run, or wait for their last step, and waits for them. */
   async stop(): Promise<void> {
     const all = [...this.#jobs.values()];
-    for (const job of all) if (job.status !== 'concluded' && !job.ran) job.cancel(true);
+    for (const job of all) if (VERBS.cancel.includes(job.status)) job.cancel(true);
     await Promise.all(all.map((job) => job.ended));
   }
 
@@ -132,22 +133,32 @@ export class WorkerNodeJobs {
   }
 
   async #start(settings: NodeJobMessage, make: (options: BlockJobOptions) => MaybePromise<Job>): Promise<Job> {
+    const job = await this.make(settings, make);
+    this.begin(job);
+    return job;
+  }
+
+  /** Others see it from here on. */
+  begin(job: Job): void {
+    this.#jobs.set(job.id, job);
+    this.#tell(job, 'created');
+    job.start();
+  }
+
+  /** Makes a job that has not begun, and that nobody is told of yet. */
+  async make(settings: NodeJobMessage, make: (options: BlockJobOptions) => MaybePromise<Job>): Promise<Job> {
     if (this.#jobs.size >= MAX_JOBS) throw new BlockError(Errno.EAGAIN, `Could not begin: ${MAX_JOBS} jobs are there`);
-    const job = await make({
+    return make({
       ...settings,
       onStatus: (one) => this.#told(one),
       onError: ({ id }, { operation, action }) =>
         this.#thread.emit('job-error', { service: 0, id, operation, action } satisfies NodeJobErrorEvent),
     });
-    this.#jobs.set(job.id, job);
-    this.#tell(job, 'created');
-    job.start();
-    return job;
   }
 
   #told(job: Job): void {
-    // Told by its constructor; whoever makes it may fail yet.
-    if (job.status === 'created') return;
+    // It has not begun: whoever makes it may fail yet.
+    if (this.#jobs.get(job.id) !== job) return;
     if (job.status === 'null') this.#jobs.delete(job.id);
     this.#tell(job, job.status);
   }

@@ -4,6 +4,8 @@ import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
+import { assertUnclaimed } from '../block/claims.ts';
+import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import { truncateNode } from '../block/io.ts';
@@ -48,6 +50,18 @@ export class WorkerNodes {
       'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
       'node-resize': (args) => this.#resize(args),
       'node-threshold': async (args) => this.#setThreshold(args),
+      'node-snapshot-delete': ({ node, which }) =>
+        this.#alone(node, ({ impl, driver, name }) => {
+          if (impl.snapshots) return impl.snapshots.delete(which);
+          const why = `the format '${driver.name}' does not support it`;
+          throw new BlockError(Errno.ENOTSUP, `Could not use snapshots of node '${name}': ${why}`);
+        }),
+      'node-amend': ({ node, changes }) =>
+        this.#alone(node, ({ impl, driver, name }) => {
+          if (impl.amend) return impl.amend(changes);
+          const why = `the format '${driver.name}' does not support it`;
+          throw new BlockError(Errno.ENOTSUP, `Could not amend node '${name}': ${why}`);
+        }),
       'node-disk': (args) => this.#disk(args),
     };
   }
@@ -85,6 +99,15 @@ export class WorkerNodes {
     this.#owned.delete(name);
     await releaseNode(node);
     return this.#names();
+  }
+
+  /** Runs `body` when nothing is in flight on the node, and nothing else changes it as a whole. */
+  async #alone<T>(name: string, body: (node: BlockNode) => T | Promise<T>): Promise<T> {
+    using _turn = await this.#control.lock();
+    const node = nodeByName(name);
+    assertUnclaimed(node);
+    using _drained = await drain(node);
+    return await body(node);
   }
 
   #names(): NodeNames {

@@ -10,9 +10,8 @@ import { WorkerDisks } from './worker-disks.ts';
 import { checkFile, makeImage, snapshots } from './worker-images.ts';
 import { WorkerJobs } from './worker-jobs.ts';
 import { WorkerMoves } from './worker-moves.ts';
+import { NamedNodes } from './worker-named.ts';
 import { WorkerNbd } from './worker-nbd.ts';
-import { WorkerNodeJobs } from './worker-node-jobs.ts';
-import { WorkerNodes } from './worker-nodes.ts';
 import { WorkerVhostUser } from './worker-vhost-user.ts';
 
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
@@ -26,8 +25,7 @@ export function setup(thread: SetupThread): Furnished {
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
   const moves = new WorkerMoves(thread, disks, [nbd.services, vhostUser]);
   const jobs = new WorkerJobs(disks);
-  const nodeJobs = new WorkerNodeJobs(thread);
-  const nodes = new WorkerNodes(thread, disks, nodeJobs.control);
+  const named = new NamedNodes(thread, disks);
   const handlers: Handlers = {
     drivers: ({ urls }) => {
       thread.context.foreign = true;
@@ -58,8 +56,7 @@ export function setup(thread: SetupThread): Furnished {
     snapshots: (args) => disks.control(args.disk, (blk) => snapshots(blk, args)),
     ...bitmapHandlers(disks),
     ...jobs.handlers,
-    ...nodes.handlers,
-    ...nodeJobs.handlers,
+    ...named.handlers,
     'nbd-start': (args) => nbd.start(args),
     'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
@@ -78,9 +75,9 @@ export function setup(thread: SetupThread): Furnished {
       await moves.stop();
       await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
       await jobs.stopAll();
-      await nodeJobs.stop();
+      await named.stopJobs();
       await disks.closeAll();
-      await nodes.stop();
+      await named.stop();
     },
   };
 }

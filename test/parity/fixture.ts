@@ -3,6 +3,40 @@ import type { Fixture } from './harness.ts';
 
 const SECRET = ['--object', 'secret,id=s,data=abc'] as const;
 
+/** Name -> a field of the header, as 'offset:bytes:value'. */
+export const MUTANTS: Readonly<Record<string, string>> = {
+  bits0: '20:4:0',
+  bits8: '20:4:8',
+  bits22: '20:4:22',
+  crypt7: '32:4:7',
+  l1size0: '36:4:0',
+  l1sizehuge: '36:4:0x80000000',
+  l1odd: '40:8:1',
+  l1sector: '40:8:512',
+  tableodd: '48:8:0x10001',
+  table0: '56:4:0',
+  tablehuge: '56:4:0xffffffff',
+  snapshotshuge: '60:4:0x80000000',
+  order7: '96:4:7',
+  length8: '100:4:8',
+  lengthhuge: '100:4:0x80000000',
+  compressed1: '104:1:1',
+  compressed9: '104:1:9',
+  feature40: '72:8:0x10000000000',
+  backingfar: '8:8:0x10001',
+  sizehuge: '24:8:0x10000000000',
+};
+
+const MUTATE = `
+import sys
+image = open('empty.qcow2', 'rb').read()
+for name, field in zip(sys.argv[1::2], sys.argv[2::2]):
+    at, length, value = (int(part, 0) for part in field.split(':'))
+    mutant = bytearray(image)
+    mutant[at:at + length] = value.to_bytes(length, 'big')
+    open(name + '.mutant', 'wb').write(mutant)
+`;
+
 export const FIXTURE: Fixture = {
   commands: [
     ['qemu-img', 'create', '-q', '-f', 'raw', 'base.raw', '1M'],
@@ -76,6 +110,7 @@ export const FIXTURE: Fixture = {
     ],
     ['cp', 'empty.qcow2', 'leaky.qcow2'],
     ['python3', '-c', 'f=open("leaky.qcow2","r+b"); f.seek(2*65536+10); f.write(bytes([0,1])); f.truncate(6*65536)'],
+    ['python3', '-c', MUTATE, ...Object.entries(MUTANTS).flat()],
     ['cp', 'empty.qcow2', 'version9.qcow2'],
     ['python3', '-c', 'f=open("version9.qcow2","r+b"); f.seek(7); f.write(bytes([9]))'],
     ['cp', 'empty.qcow2', 'feature.qcow2'],

@@ -1,4 +1,5 @@
 /** Command lines that are wrong before any image is looked at, and `info`. */
+import { MUTANTS } from './fixture.ts';
 import type { Line } from './harness.ts';
 
 export const USAGE_LINES: readonly Line[] = [
@@ -86,6 +87,7 @@ export const INFO_LINES: readonly Line[] = [
   'info \'json:{"driver":"qcow2","file.filename":"empty.qcow2"}\'',
   "info 'json:[]'",
   "info 'json:{}'",
+  ...Object.keys(MUTANTS).map((name) => `info ${name}.mutant`),
   'info nbd:unix:/nosuchsocket',
   'info nbd+unix:///x?socket=/nosuchsocket',
 ];

@@ -3,6 +3,8 @@
  * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
+import { objectStore } from '../objects.ts';
+import { writeNow } from '../write-now.ts';
 import { failureText } from './messages.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
@@ -35,9 +37,11 @@ const COMPATIBLE_VERSION = '7.2.22';
 const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
 
 const PROCESS: Terminal = {
-  out: (text) => void process.stdout.write(text),
-  err: (text) => void process.stderr.write(text),
+  out: (text) => writeNow(1, text),
+  err: (text) => writeNow(2, text),
 };
+
+export const writesItself = true;
 
 /** Runs a command line without the program's name; answers its exit code. */
 export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
@@ -74,12 +78,12 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
   const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
-  if (texts.length === 0) return await verb.run(new VerbLine(line, undefined, lastWord), terminal);
-  const { objectsOf } = await import('./objects.ts');
-  const objects = await objectsOf(texts, terminal).catch((error: unknown) => {
+  const objects = await objectStore(texts).catch((error: unknown) => {
     throw new Failure(failureText(error), verb.objectExit ?? 1);
   });
-  return objects ? await verb.run(new VerbLine(line, objects, lastWord), terminal) : 0;
+  if (typeof objects !== 'string') return await verb.run(new VerbLine(line, objects, lastWord), terminal);
+  terminal.out(objects);
+  return 0;
 }
 
 function read<D extends OptionDef>(

@@ -1,7 +1,6 @@
-import type { ErrorPolicy } from '../../jobs/block-job.ts';
 import { QmpError } from '../../qmp/errors.ts';
-import type { Qapi } from '../../qmp/schema/schema.ts';
 import type { Daemon } from '../daemon.ts';
+import { errorPolicy } from '../jobs.ts';
 import type { Handlers } from './table.ts';
 
 export function jobCommands(daemon: Daemon): Handlers {
@@ -35,7 +34,7 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
       if (baseNode !== undefined) nodes.lookup(baseNode);
       if (bottom !== undefined) nodes.lookup(bottom);
-      const onError = policyOf(args['on-error']);
+      const onError = errorPolicy(args['on-error']);
       await jobs.start(thread, args, (settings) =>
         thread.call('node-job-stream', { ...settings, node, base: base ?? baseNode, bottom, backingFile, onError }),
       );
@@ -48,7 +47,12 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       if (top !== undefined && topNode !== undefined) throw new QmpError("'top-node' and 'top' are mutually exclusive");
       if (topNode !== undefined) nodes.lookup(topNode);
       if (baseNode !== undefined) nodes.lookup(baseNode);
-      const layers = { base: base ?? baseNode, top: top ?? topNode, backingFile, onError: policyOf(args['on-error']) };
+      const layers = {
+        base: base ?? baseNode,
+        top: top ?? topNode,
+        backingFile,
+        onError: errorPolicy(args['on-error']),
+      };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
     },
     'blockdev-mirror': async (args) => {
@@ -64,8 +68,8 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
         granularity: granularity === 0 ? undefined : granularity,
         bufSize,
         copyMode: args['copy-mode'] ?? 'background',
-        onSourceError: policyOf(args['on-source-error']),
-        onTargetError: policyOf(args['on-target-error']),
+        onSourceError: errorPolicy(args['on-source-error']),
+        onTargetError: errorPolicy(args['on-target-error']),
       } as const;
       await jobs.start(thread, args, (settings) =>
         thread.call('node-job-mirror', { ...settings, node, target, ...more }),
@@ -89,9 +93,4 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       );
     },
   };
-}
-
-/** `auto` is for devices of guests that have a policy of their own. */
-function policyOf(policy: Qapi<'BlockdevOnError'> = 'report'): ErrorPolicy {
-  return policy === 'auto' ? 'report' : policy;
 }

@@ -10,6 +10,8 @@ import { jobCommands } from './jobs.ts';
 import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
+import { transactionCommands } from './transactions.ts';
+import { unsupportedCommands } from './unsupported.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
 export type Handler<N extends CommandName> = (
@@ -31,6 +33,8 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     exportCommands(daemon),
     bitmapCommands(daemon),
     jobCommands(daemon),
+    transactionCommands(daemon),
+    unsupportedCommands(),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));

@@ -6,6 +6,7 @@ import type {
   BitmapStore,
   CheckFix,
   CheckResult,
+  Child,
   Driver,
   DriverNode,
   Limits,
@@ -130,6 +131,10 @@ export class Qcow2Node implements DriverNode {
     image.assertUndamaged();
     await this.#eraser.unmap(0, image.size);
     await image.sync.run();
+  }
+
+  takeBacking(child: Child): void {
+    this.image.backing = child;
   }
 
   dropBacking(): void {

@@ -301,7 +301,7 @@ export class DeviceMessages implements QueueHost {
   #getInflight({ payload }: FrontMessage): Answer {
     const { queues, queueSize } = found(decodeInflight(payload));
     this.#checkInflight(queues, queueSize);
-    const length = queues * inflightRegionBytes(queueSize);
+    const length = queues * inflightRegionBytes(queueSize, this.#device.packed);
     const fd = memfdCreate('blockplane-inflight');
     const result = fd < 0 ? fd : ftruncate(fd, length);
     if (result < 0) throw bad(errnoText(result), -result);

@@ -1,0 +1,185 @@
+/** Actions on nodes: one by itself, or several that happen together or not at all. */
+import { resolve } from 'node:path';
+import { type CreateOptions, create } from '../lib/images.ts';
+import type { IOThread } from '../lib/iothread.ts';
+import type { BlockdevOptions } from '../lib/options.ts';
+import type { BackupStep, Step } from '../lib/transaction-messages.ts';
+import { QmpError } from '../qmp/errors.ts';
+import type { Qapi } from '../qmp/schema/schema.ts';
+import type { Bitmaps } from './bitmaps.ts';
+import { errorPolicy, type Jobs } from './jobs.ts';
+import type { Nodes } from './nodes.ts';
+
+export type Action = Qapi<'TransactionAction'>;
+type Backup = Qapi<'BlockdevBackup'>;
+type SnapshotSync = Qapi<'BlockdevSnapshotSync'>;
+
+const ACTIONS_MAX = 1024;
+
+/** An action as its thread takes it. */
+interface Planned {
+  readonly thread: IOThread | undefined;
+  readonly step: Step;
+  /** Takes back what was done to prepare it. */
+  readonly undo?: () => Promise<unknown>;
+}
+
+export class Transactions {
+  readonly #nodes: Nodes;
+  readonly #bitmaps: Bitmaps;
+  readonly #jobs: Jobs;
+
+  constructor(nodes: Nodes, bitmaps: Bitmaps, jobs: Jobs) {
+    this.#nodes = nodes;
+    this.#bitmaps = bitmaps;
+    this.#jobs = jobs;
+  }
+
+  /** All of `actions`, or none. `grouped`: their jobs end well together or not at all. */
+  async run(actions: readonly Action[], grouped = false): Promise<void> {
+    if (actions.length > ACTIONS_MAX) throw new QmpError(`A transaction has at most ${ACTIONS_MAX} actions`);
+    const planned: Planned[] = [];
+    try {
+      for (const action of actions) planned.push(await this.#plan(action, planned));
+      const threads = new Set(planned.map(({ thread }) => thread).filter((thread) => thread !== undefined));
+      if (threads.size > 1) throw new QmpError('The nodes of a transaction are in different IOThreads');
+      const [thread = this.#nodes.home] = threads;
+      const steps = planned.map(({ step }) => step);
+      if (steps.length > 0) await thread.call('transaction', { steps, grouped });
+    } catch (error) {
+      for (const { undo } of planned.reverse()) await undo?.();
+      throw error;
+    }
+  }
+
+  #plan(action: Action, before: readonly Planned[]): Planned | Promise<Planned> {
+    switch (action.type) {
+      case 'abort':
+        return { thread: undefined, step: { step: 'abort' } };
+      case 'blockdev-snapshot':
+        return this.#snapshot(action.data.node, action.data.overlay);
+      case 'blockdev-snapshot-sync':
+        return this.#snapshotSync(action.data);
+      case 'blockdev-snapshot-internal-sync':
+        return this.#internalSnapshot(action.data);
+      case 'blockdev-backup':
+        return this.#backup(action.data);
+      case 'drive-backup':
+        throw new QmpError("'drive-backup' is deprecated and not supported: use 'blockdev-backup'");
+      default:
+        return this.#bitmap(action, before);
+    }
+  }
+
+  async #bitmap(action: Extract<Action, { type: `block-dirty-${string}` }>, before: readonly Planned[]) {
+    const { node } = action.data;
+    const thread = this.#nodes.lookup(undefined, node);
+    // One that an earlier action makes is not there yet.
+    const made = (name: string): boolean =>
+      before.some(({ step }) => step.step === 'bitmap-add' && step.node === node && step.name === name);
+    if (action.type === 'block-dirty-bitmap-add') {
+      const { name, granularity, persistent = false, disabled = false } = action.data;
+      await this.#bitmaps.assertNew(action.data);
+      if (made(name)) throw new QmpError(`Bitmap already exists: ${name}`);
+      return { thread, step: { step: 'bitmap-add', node, name, granularity, persistent, disabled } } as const;
+    }
+    if (action.type === 'block-dirty-bitmap-merge') {
+      const { target: name, bitmaps: sources } = action.data;
+      if (!made(name)) await this.#bitmaps.find(node, name);
+      await this.#bitmaps.assertSources(action.data, made);
+      return { thread, step: { step: 'bitmap-merge', node, name, sources } } as const;
+    }
+    const { name } = action.data;
+    if (!made(name)) await this.#bitmaps.find(node, name);
+    const verb = action.type.slice('block-dirty-bitmap-'.length) as 'remove' | 'clear' | 'enable' | 'disable';
+    return { thread, step: { step: `bitmap-${verb}`, node, name } } as const;
+  }
+
+  #snapshot(node: string, overlay: string): Planned {
+    const thread = this.#nodes.lookup(undefined, node);
+    if (this.#nodes.lookup(undefined, overlay) !== thread) {
+      throw new QmpError(`Nodes '${node}' and '${overlay}' are in different IOThreads`);
+    }
+    return { thread, step: { step: 'snapshot', node, overlay } };
+  }
+
+  /** Makes the overlay first, unless it is there already. */
+  async #snapshotSync(args: SnapshotSync): Promise<Planned> {
+    const { device, 'node-name': name, 'snapshot-file': path, 'snapshot-node-name': overlay } = args;
+    const { format = 'qcow2', mode = 'absolute-paths' } = args;
+    const node = name ?? device ?? '';
+    const thread = this.#nodes.lookup(name, device);
+    if (overlay === undefined) throw new QmpError('New overlay node-name missing');
+    if (this.#nodes.find(overlay)) throw new QmpError('New overlay node-name already in use');
+    if (format !== 'qcow2') throw new QmpError(`Could not make an overlay of format '${format}': use 'qcow2'`);
+    const below = (await this.#nodes.list()).find((info) => info.name === node)!;
+    if (mode === 'absolute-paths') await create(path, overlayOptions(below, thread));
+    const file = { driver: 'file', filename: path } as const;
+    await this.#nodes.add({ driver: 'qcow2', 'node-name': overlay, backing: null, file } as BlockdevOptions, thread);
+    return { ...this.#snapshot(node, overlay), undo: () => this.#nodes.delete(overlay) };
+  }
+
+  async #internalSnapshot({ device: node, name }: Qapi<'BlockdevSnapshotInternal'>): Promise<Planned> {
+    const thread = this.#nodes.lookup(undefined, node);
+    if (name === '') throw new QmpError('Name is empty');
+    const info = (await this.#nodes.list()).find((one) => one.name === node);
+    if (info?.snapshots.some((snapshot) => snapshot.name === name)) {
+      throw new QmpError(`Snapshot with name '${name}' already exists on device '${node}'`);
+    }
+    return { thread, step: { step: 'internal-snapshot', node, name } };
+  }
+
+  #backup(args: Backup): Planned {
+    const { device: node, target } = args;
+    const thread = this.#nodes.lookup(undefined, node);
+    if (this.#nodes.lookup(undefined, target) !== thread) {
+      throw new QmpError(`Nodes '${node}' and '${target}' are in different IOThreads`);
+    }
+    const step = backupStep(args);
+    const { message, undo } = this.#jobs.reserve(thread, args);
+    return { thread, step: { ...message, ...step }, undo };
+  }
+}
+
+function overlayOptions(
+  below: { filename: string; driver: string; length: number },
+  iothread: IOThread,
+): CreateOptions {
+  return {
+    format: 'qcow2',
+    overwrite: true,
+    size: below.length,
+    backingFile: resolve(below.filename),
+    backingFormat: below.driver === 'qcow2' ? 'qcow2' : 'raw',
+    iothread,
+  };
+}
+
+function backupStep(args: Backup): Omit<BackupStep, 'id' | 'speed' | 'autoFinalize' | 'autoDismiss'> {
+  const { bitmap, compress = false, 'filter-node-name': filterName, 'x-perf': perf = {} } = args;
+  const mode = args['bitmap-mode'];
+  const incremental = args.sync === 'incremental';
+  if (incremental && mode !== undefined && mode !== 'on-success') {
+    throw new QmpError("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'");
+  }
+  if ((incremental || args.sync === 'bitmap') && bitmap === undefined) {
+    throw new QmpError(`must provide a valid bitmap name for '${args.sync}' sync mode`);
+  }
+  if (args.sync === 'bitmap' && mode === undefined) {
+    throw new QmpError('Bitmap sync mode must be given when providing a bitmap');
+  }
+  return {
+    step: 'backup',
+    node: args.device,
+    target: args.target,
+    sync: incremental ? 'bitmap' : (args.sync as 'full' | 'top' | 'none' | 'bitmap'),
+    bitmap,
+    bitmapMode: incremental ? 'on-success' : mode,
+    compress,
+    filterName,
+    maxWorkers: perf['max-workers'],
+    maxChunk: perf['max-chunk'],
+    onSourceError: errorPolicy(args['on-source-error']),
+    onTargetError: errorPolicy(args['on-target-error']),
+  };
+}

@@ -1,0 +1,83 @@
+/** The daemon in a program, and the client of monitors. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { Daemon, QmpClient, QmpError } from '../../src/daemon/index.ts';
+import { MAIN, needs, peer, scratch } from '../harness.ts';
+
+test('a program adds nodes, exports them and watches jobs by typed calls', needs('qemu-img', 'qemu-io'), async (t) => {
+  const directory = scratch(t);
+  for (const name of ['a', 'b'])
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/${name}.qcow2`, '4M');
+  await using daemon = await Daemon.start();
+  const node = (name: string) => ({
+    ...{ driver: 'qcow2', 'node-name': name },
+    file: { driver: 'file', filename: `${directory}/${name}.qcow2` },
+  });
+  await daemon.run('blockdev-add', node('a'));
+  await daemon.run('blockdev-add', node('b'));
+  const path = join(directory, 'nbd');
+  await daemon.run('nbd-server-start', { addr: { type: 'unix', data: { path } } });
+  await daemon.run('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'a', writable: true });
+  await peer('qemu-io', '-f', 'raw', '-c', 'write -P 7 0 1M', `nbd+unix:///a?socket=${path}`);
+  const events = daemon.watch();
+  await daemon.run('blockdev-backup', { 'job-id': 'k', device: 'a', target: 'b', sync: 'full' });
+  const seen: string[] = [];
+  for await (const one of events) {
+    if (one.event === 'JOB_STATUS_CHANGE') seen.push(one.data.status);
+    if (one.event === 'JOB_STATUS_CHANGE' && one.data.status === 'null') break;
+  }
+  assert.deepEqual(
+    seen.filter((status) => status !== 'paused' && status !== 'running'),
+    ['created', 'waiting', 'pending', 'concluded', 'null'],
+  );
+  await assert.rejects(daemon.run('blockdev-del', { 'node-name': 'a' }), new QmpError('Node a is in use'));
+  // A job that is taken back before it has begun leaves nothing behind.
+  const data = { 'job-id': 'k', device: 'a', target: 'b', sync: 'full', 'auto-dismiss': false } as const;
+  const actions = [{ type: 'blockdev-backup', data } as const, { type: 'abort', data: {} } as const];
+  await assert.rejects(daemon.run('transaction', { actions }), /Transaction aborted using Abort action/);
+  assert.deepEqual(await daemon.run('query-jobs', {}), []);
+  await daemon.run('block-export-del', { id: 'e' });
+  for (const name of ['a', 'b']) await daemon.run('blockdev-del', { 'node-name': name });
+  await peer('qemu-img', 'compare', `${directory}/a.qcow2`, `${directory}/b.qcow2`);
+});
+
+async function drive(t: TestContext, command: readonly string[]): Promise<void> {
+  const path = join(scratch(t), 'qmp');
+  const [program, ...first] = command;
+  const chardev = ['--chardev', `socket,id=c,path=${path},server=on,wait=off`, '--monitor', 'c'];
+  const child = spawn(program!, [...first, ...chardev], { stdio: 'ignore' });
+  t.after(() => child.kill('SIGKILL'));
+  while (!existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 20));
+  await using qmp = await QmpClient.connect({ path });
+  assert.ok(qmp.version.qemu.major >= 7);
+  await qmp.execute('blockdev-add', { driver: 'null-co', 'node-name': 'n0', size: 1048576 });
+  const nodes = await qmp.execute('query-named-block-nodes', { flat: true });
+  assert.deepEqual(
+    nodes.map((node) => [node['node-name'], node.image['virtual-size']]),
+    [['n0', 1048576]],
+  );
+  await assert.rejects(qmp.execute('blockdev-del', { 'node-name': 'x' }), (error) => {
+    return error instanceof QmpError && error.errorClass === 'GenericError' && /node-name='x'/.test(error.message);
+  });
+  const schema = await qmp.execute('query-qmp-schema', {});
+  assert.ok(schema.length > 100);
+  const events = qmp.events();
+  await qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: `${path}.nbd` } } });
+  await qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'n0' });
+  await qmp.execute('block-export-del', { id: 'e' });
+  const { value } = await events.next();
+  assert.deepEqual([value.event, { ...value.data }], ['BLOCK_EXPORT_DELETED', { id: 'e' }]);
+  await qmp.execute('quit', {});
+  assert.equal((await events.next()).done, true);
+}
+
+test('the client drives our daemon', { timeout: 60_000 }, (t) =>
+  drive(t, [process.execPath, MAIN, 'qemu-storage-daemon']),
+);
+
+test('the client drives qemu-storage-daemon', needs('qemu-storage-daemon'), (t) =>
+  drive(t, ['/usr/bin/qemu-storage-daemon']),
+);
