@@ -11,6 +11,8 @@ export interface Contestant {
   readonly program: string;
   readonly exportName: string;
   readonly command: (image: string, socket: string, bytes: number) => readonly string[];
+  /** How a client gets in; without it, in plain text. */
+  readonly uri?: (socket: string) => string;
 }
 
 /** The same guarantees for all: writes are done when in the page cache, a flush is fdatasync. */
@@ -130,7 +132,7 @@ export async function serve(one: Contestant, folder: string, image: string, byte
     contestant: one,
     pid: child.pid!,
     socket,
-    uri: `nbd+unix:///${one.exportName}?socket=${socket}`,
+    uri: one.uri?.(socket) ?? `nbd+unix:///${one.exportName}?socket=${socket}`,
     readyMs: performance.now() - began,
     async stop() {
       child.kill('SIGTERM');

@@ -1,40 +1,32 @@
 /**
- * A front-end without a virtual machine: one queue on a back-end's socket, driven as a guest would. A program of its
- * own, since it spins and blocks: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a VhostResult as JSON.
+ * A load on a vhost-user-blk back-end, through our own driver: random requests, so many at a time. A program of its
+ * own, so that its processor time is not the back-end's: `vhost-user-client SOCKET LOAD`, LOAD as JSON; prints a
+ * VhostResult as JSON.
  */
+import { coSleep } from '../src/aio/co-timeout.ts';
+import { AioContext } from '../src/aio/context.ts';
+import { Gate } from '../src/aio/op.ts';
+import { RingBackend } from '../src/aio/ring/backend.ts';
 import { Prng } from '../src/base/prng.ts';
-import * as eventfd from '../src/native/eventfd.ts';
-import { ftruncate } from '../src/native/file.ts';
-import { libc } from '../src/native/lib.ts';
-import { memoryOf, NativeMemory } from '../src/native/memory.ts';
-import { addSeals, memfdCreate, Seal } from '../src/native/mmap.ts';
-import { connect, recvFds, sendFds, socket } from '../src/native/socket.ts';
-import { FrontRequest, HEADER_BYTES } from '../src/proto/vhost-user/constants.ts';
-import {
-  decodeBits,
-  encodeBits,
-  encodeMemoryTable,
-  encodeMessage,
-  encodeU64,
-  encodeVringAddress,
-  encodeVringState,
-} from '../src/proto/vhost-user/message.ts';
-import { BlkFeature, BlkRequestType, BlkStatus, HighFeature, RingFeature } from '../src/proto/virtio-blk/constants.ts';
-import { PackedDriver } from '../src/proto/virtio-blk/packed-driver.ts';
-import { packedParts } from '../src/proto/virtio-blk/packed-ring.ts';
-import { SplitDriver, splitParts } from '../src/proto/virtio-blk/split-driver.ts';
+import { BlockBackend } from '../src/block/backend.ts';
+import type { NodeOptions } from '../src/block/graph.ts';
+import { registerDriver } from '../src/block/registry.ts';
+import { BlockRequest, RequestKind } from '../src/block/request.ts';
+import { virtioBlkVhostUserDriver } from '../src/drivers/virtio-blk-vhost-user/driver.ts';
 
 export interface VhostLoad {
   readonly write: boolean;
+  /** 0: it has its queues, and asks nothing. */
   readonly depth: number;
   readonly blockBytes: number;
   /** Of the disk that is used. */
   readonly bytes: number;
   readonly seconds: number;
-  /** Microseconds to look at the ring before waiting for an interrupt. */
+  /** The client looks at its rings for so long before it waits for an interrupt. */
   readonly spinUs: number;
   /** With a packed ring, where the back-end has them. */
   readonly packed: boolean;
+  readonly queues: number;
 }
 
 export interface VhostResult {
@@ -42,140 +34,84 @@ export interface VhostResult {
   readonly operations: number;
 }
 
-const PPOLL = process.arch === 'x64' ? 271 : 73;
-const USER = 0x7f00_0000_0000;
-const SIZE = 128;
-const SLOTS_AT = 65536;
+/** How many ends of requests there are between two looks at the clock. */
+const LOOK = 32;
 
 class Client {
-  readonly #fd: number;
-  readonly #memory: NativeMemory;
-  readonly #kick = eventfd.create();
-  readonly #call = eventfd.create();
-  /** struct pollfd of it. */
-  readonly #poll = memoryOf(new Uint8Array(new SharedArrayBuffer(8)));
-  readonly #packed: boolean;
-  readonly #driver: SplitDriver | PackedDriver;
+  readonly #blk: BlockBackend;
   readonly #load: VhostLoad;
-  readonly #slotBytes: number;
   readonly #prng = new Prng(7);
-  readonly #slotOf = new Int32Array(SIZE);
+  readonly #requests: ClientRequest[] = [];
+  operations = 0;
+  #busy = 0;
+  #endMs = 0;
+  #over = new Gate();
 
-  constructor(path: string, load: VhostLoad) {
+  constructor(blk: BlockBackend, load: VhostLoad) {
+    this.#blk = blk;
     this.#load = load;
-    this.#slotBytes = 4096 + load.blockBytes;
-    const address = { kind: 'unix', path } as const;
-    this.#fd = socket(address);
-    if (connect(this.#fd, address) < 0) throw new Error(`Could not connect to '${path}'`);
-    const bytes = Math.ceil((SLOTS_AT + load.depth * this.#slotBytes) / 4096) * 4096;
-    this.#poll.view.setInt32(0, this.#call, true);
-    this.#poll.view.setInt16(4, 1, true);
-    const memfd = memfdCreate('bench');
-    ftruncate(memfd, bytes);
-    addSeals(memfd, Seal.SHRINK);
-    this.#memory = NativeMemory.ofFile(memfd, bytes) as NativeMemory;
-    const wanted = RingFeature.EVENT_IDX | RingFeature.INDIRECT_DESC | RingFeature.PROTOCOL_FEATURES | BlkFeature.FLUSH;
-    const offered = decodeBits(this.#ask(FrontRequest.GET_FEATURES))!;
-    const features = offered.low & wanted;
-    this.#ask(FrontRequest.GET_PROTOCOL_FEATURES);
-    this.#send(FrontRequest.SET_PROTOCOL_FEATURES, encodeU64(0));
-    this.#send(FrontRequest.SET_OWNER);
-    this.#packed = load.packed && (offered.high & HighFeature.RING_PACKED) !== 0;
-    const high = HighFeature.VERSION_1 | (this.#packed ? HighFeature.RING_PACKED : 0);
-    this.#send(FrontRequest.SET_FEATURES, encodeBits(features, high));
-    const region = { guest: 0, user: USER, length: bytes, offset: 0 };
-    this.#send(FrontRequest.SET_MEM_TABLE, encodeMemoryTable([region]), [memfd]);
-    const Driver = this.#packed ? PackedDriver : SplitDriver;
-    this.#driver = new Driver(this.#memory, 0, SIZE, (features & RingFeature.EVENT_IDX) !== 0);
-    this.#startRing();
-  }
-
-  #startRing(): void {
-    const [split, packed] = [splitParts(SIZE), packedParts(SIZE)];
-    const [avail, used] = this.#packed ? [packed.driver, packed.device] : [split.avail, split.used];
-    const index = 0;
-    this.#send(FrontRequest.SET_VRING_NUM, encodeVringState({ index, value: SIZE }));
-    this.#send(FrontRequest.SET_VRING_BASE, encodeVringState({ index, value: this.#packed ? 0x8000_8000 : 0 }));
-    const parts = { descriptors: USER, available: USER + avail, used: USER + used };
-    this.#send(FrontRequest.SET_VRING_ADDR, encodeVringAddress({ index, flags: 0, log: 0, ...parts }));
-    this.#send(FrontRequest.SET_VRING_CALL, encodeU64(index), [this.#call]);
-    this.#send(FrontRequest.SET_VRING_KICK, encodeU64(index), [this.#kick]);
-    this.#send(FrontRequest.SET_VRING_ENABLE, encodeVringState({ index, value: 1 }));
-  }
-
-  #send(request: number, payload?: Uint8Array, fds: readonly number[] = []): void {
-    sendFds(this.#fd, encodeMessage(request, payload), fds);
-  }
-
-  #ask(request: number): Uint8Array {
-    this.#send(request);
-    const quiet = new Int32Array(new SharedArrayBuffer(4));
-    for (;;) {
-      const received = recvFds(this.#fd, 256, 0);
-      if (typeof received !== 'number') return received.bytes.subarray(HEADER_BYTES);
-      Atomics.wait(quiet, 0, 0, 1);
+    const memory = blk.context.backend.memory(new Uint8Array(new SharedArrayBuffer(load.depth * load.blockBytes)));
+    for (let i = 0; i < load.depth; i++) {
+      const request = new ClientRequest(this);
+      request.kind = load.write ? RequestKind.WRITE : RequestKind.READ;
+      request.length = load.blockBytes;
+      request.iov.push(memory, i * load.blockBytes, load.blockBytes);
+      this.#requests.push(request);
     }
   }
 
-  #submit(slot: number): void {
-    const { write, blockBytes, bytes } = this.#load;
-    const at = SLOTS_AT + slot * this.#slotBytes;
-    const { view } = this.#memory;
-    view.setUint32(at, write ? BlkRequestType.OUT : BlkRequestType.IN, true);
-    view.setUint32(at + 8, (this.#prng.below(Math.floor(bytes / blockBytes)) * blockBytes) / 512, true);
-    const driver = this.#driver;
-    driver.add(at, 16, false);
-    driver.add(at + 4096, blockBytes, !write);
-    driver.add(at + 16, 1, true);
-    this.#slotOf[driver.end()] = slot;
+  submit(request: ClientRequest): void {
+    const { blockBytes, bytes } = this.#load;
+    request.at = this.#prng.below(Math.floor(bytes / blockBytes)) * blockBytes;
+    this.#blk.submit(request);
   }
 
-  /** Waits until something was used. */
-  #wait(): void {
-    const driver = this.#driver;
-    const { spinUs } = this.#load;
-    if (spinUs > 0) {
-      const end = performance.now() + spinUs / 1000;
-      do {
-        for (let i = 0; i < 50; i++) if (driver.hasUsed) return;
-      } while (performance.now() < end);
-    }
-    while (!driver.arm()) {
-      libc().syscall(PPOLL, this.#poll.address, 1, 0, 0, 0, 0);
-      eventfd.drain(this.#call);
-    }
+  done(request: ClientRequest, error: number): void {
+    if (error !== 0) throw new Error(`Could not measure: a request has failed (${error})`);
+    this.operations++;
+    if (this.operations % LOOK === 0 && performance.now() > this.#endMs) this.#endMs = 0;
+    if (this.#endMs > 0) this.submit(request);
+    else if (--this.#busy === 0) this.#over.open();
   }
 
-  run(seconds: number): VhostResult {
-    const driver = this.#driver;
-    const { depth } = this.#load;
+  async run(seconds: number): Promise<VhostResult> {
+    this.operations = 0;
+    this.#busy = this.#requests.length;
     const begin = performance.now();
-    const end = begin + seconds * 1000;
-    let operations = 0;
-    let busy = depth;
-    for (let slot = 0; slot < depth; slot++) this.#submit(slot);
-    if (driver.publish()) eventfd.signal(this.#kick);
-    let goOn = true;
-    while (busy > 0) {
-      if (!driver.hasUsed) this.#wait();
-      for (let head = driver.collect(); head >= 0; head = driver.collect()) {
-        const slot = this.#slotOf[head]!;
-        operations++;
-        if (this.#memory.bytes[SLOTS_AT + slot * this.#slotBytes + 16] !== BlkStatus.OK) {
-          throw new Error('Could not measure: a request has failed');
-        }
-        if (goOn) this.#submit(slot);
-        else busy--;
-      }
-      if (driver.publish()) eventfd.signal(this.#kick);
-      if (goOn && performance.now() > end) goOn = false;
-    }
-    return { iops: operations / ((performance.now() - begin) / 1000), operations };
+    this.#endMs = begin + seconds * 1000;
+    this.#over = new Gate();
+    for (const request of this.#requests) this.submit(request);
+    await this.#over.promise;
+    return { iops: this.operations / ((performance.now() - begin) / 1000), operations: this.operations };
+  }
+}
+
+class ClientRequest extends BlockRequest {
+  readonly #client: Client;
+
+  constructor(client: Client) {
+    super();
+    this.quiet = true;
+    this.#client = client;
+  }
+
+  done(error: number): void {
+    this.#client.done(this, error);
   }
 }
 
 const [path, text] = process.argv.slice(2);
 const load = JSON.parse(text!) as VhostLoad;
-const client = new Client(path!, load);
-client.run(load.seconds / 4);
-process.stdout.write(JSON.stringify(client.run(load.seconds)));
+registerDriver(virtioBlkVhostUserDriver);
+// One that has grown does not shrink: so a client that spins does so always.
+const context = new AioContext(new RingBackend(), { pollMaxNs: load.spinUs * 1000, pollShrink: 1 });
+const node = { driver: 'virtio-blk-vhost-user', path, packed: load.packed, 'num-queues': load.queues };
+const blk = await BlockBackend.open(context, node as unknown as NodeOptions, {});
+if (load.depth === 0) await coSleep(context, load.seconds * 1e9).promise;
+else {
+  const client = new Client(blk, load);
+  await client.run(load.seconds / 4);
+  process.stdout.write(JSON.stringify(await client.run(load.seconds)));
+}
+await blk.close();
+await context.stop();

@@ -1,10 +1,11 @@
 /**
- * vhost-user-blk exports side by side, under the same front-end (vhost-user-client.ts): ours and qemu-storage-daemon's,
- * each polling as it does by itself, and not at all. Figures are medians over rounds in turning order; requests per CPU
- * second count the back-end's processor time with all its threads.
+ * vhost-user-blk exports side by side, under the same front-end (our driver, vhost-user-client.ts): ours and
+ * qemu-storage-daemon's, each polling as it does by itself, and not at all; under a client that waits for interrupts,
+ * and one that spins before it does. Figures are medians over rounds in turning order; requests per CPU second count
+ * the back-end's processor time with all its threads. At the end: what each takes of a processor with an idle client.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -28,6 +29,9 @@ import type { VhostLoad, VhostResult } from './vhost-user-client.ts';
 
 const CLIENT = fileURLToPath(new URL('./vhost-user-client.js', import.meta.url));
 const run = promisify(execFile);
+/** Queues of the idle client, and how long it is watched: the clock of processor time ticks every 10 ms. */
+const IDLE_QUEUES = 4;
+const IDLE_MS = 4000;
 
 interface BackEnd {
   readonly name: string;
@@ -49,10 +53,9 @@ const daemon = (name: string, pollMaxNs: string): BackEnd => ({
     ...['--object', `iothread,id=io0${pollMaxNs}`],
     ...['--blockdev', `driver=file,node-name=file,filename=${image},aio=io_uring,discard=unmap`],
     ...['--blockdev', `driver=${format},node-name=disk,file=file`],
-    ...[
-      '--export',
-      `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,addr.type=unix,addr.path=${socket}`,
-    ],
+    '--export',
+    `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,num-queues=${IDLE_QUEUES}` +
+      `,addr.type=unix,addr.path=${socket}`,
   ],
 });
 
@@ -63,45 +66,107 @@ const BACK_ENDS: readonly BackEnd[] = [
   daemon('qsd-quiet', ',poll-max-ns=0'),
 ];
 
+interface Running {
+  readonly name: string;
+  readonly child: ChildProcess;
+  readonly socket: string;
+}
+
 interface Sample extends VhostResult {
   readonly perCpuSecond: number;
+}
+/** By load, and by name of the back-end. */
+type Samples = Map<string, Map<string, Sample[]>>;
+
+function client(socket: string, load: VhostLoad): Promise<{ readonly stdout: string }> {
+  return run(process.execPath, [CLIENT, socket, JSON.stringify(load)], { timeout: 60_000 });
 }
 
 async function sample(pid: number, socket: string, load: VhostLoad): Promise<Sample> {
   const before = cpuSeconds(pid);
-  const { stdout } = await run(process.execPath, [CLIENT, socket, JSON.stringify(load)], { timeout: 60_000 });
-  const result = JSON.parse(stdout) as VhostResult;
+  const result = JSON.parse((await client(socket, load)).stdout) as VhostResult;
   // The client has a quarter of its time to warm up.
   return { ...result, perCpuSecond: (result.operations * 1.25) / Math.max(0.01, cpuSeconds(pid) - before) };
 }
 
-/** Processor time per second while nobody asks anything, with a front-end that has left. */
-async function idleShare(pid: number): Promise<number> {
+/** Processor time per second and queue while a client has its queues, and asks nothing. */
+async function idleShare(pid: number, socket: string, milliseconds: number): Promise<number> {
+  const idle = { write: false, depth: 0, blockBytes: 4096, bytes: 4096, spinUs: 0, packed: false };
+  const held = client(socket, { ...idle, queues: IDLE_QUEUES, seconds: (milliseconds + 1500) / 1000 });
+  await new Promise((resolve) => setTimeout(resolve, 1000));
   const before = cpuSeconds(pid);
-  await new Promise((resolve) => setTimeout(resolve, 2000));
-  return (cpuSeconds(pid) - before) / 2;
+  await new Promise((resolve) => setTimeout(resolve, milliseconds));
+  const spent = cpuSeconds(pid) - before;
+  await held;
+  return spent / (milliseconds / 1000) / IDLE_QUEUES;
 }
 
 function loads(bytes: number, seconds: number, packed: boolean): Map<string, VhostLoad> {
   const all = new Map<string, VhostLoad>();
+  const common = { blockBytes: 4096, bytes, seconds, packed, queues: 1 };
   for (const [front, spinUs] of [
     ['wait', 0],
     ['spin', 50],
   ] as const) {
     for (const depth of [1, 4, 32]) {
-      all.set(`randread-4k-qd${depth}-${front}`, {
-        write: false,
-        depth,
-        blockBytes: 4096,
-        bytes,
-        seconds,
-        spinUs,
-        packed,
-      });
+      all.set(`randread-4k-qd${depth}-${front}`, { ...common, write: false, depth, spinUs });
     }
-    all.set(`randwrite-4k-qd32-${front}`, { write: true, depth: 32, blockBytes: 4096, bytes, seconds, spinUs, packed });
+    all.set(`randwrite-4k-qd32-${front}`, { ...common, write: true, depth: 32, spinUs });
   }
   return all;
+}
+
+interface Plan {
+  readonly found: readonly BackEnd[];
+  readonly chosen: readonly (readonly [string, VhostLoad])[];
+  readonly rounds: number;
+  readonly bytes: number;
+  readonly idleMs: number;
+}
+
+async function start(one: BackEnd, format: string, folder: string, bytes: number): Promise<Running> {
+  const raw = join(folder, `${one.name}.raw`);
+  fillImage(raw, bytes);
+  const image = format === 'raw' ? raw : join(folder, `${one.name}.${format}`);
+  if (format !== 'raw') {
+    await run('qemu-img', ['convert', '-O', format, raw, image]);
+    rmSync(raw);
+  }
+  const socket = join(folder, `${one.name}.${format}.sock`);
+  const [program, ...args] = one.command(image, format, socket);
+  const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
+  await until(`${one.name} to listen`, 20_000, () => existsSync(socket));
+  return { name: one.name, child, socket };
+}
+
+/** All loads on images of one format. */
+async function measure(format: string, folder: string, plan: Plan, samples: Samples): Promise<string[]> {
+  const running: Running[] = [];
+  for (const one of plan.found) running.push(await start(one, format, folder, plan.bytes));
+  for (let round = 0; round < plan.rounds; round++) {
+    for (const [name, load] of plan.chosen) {
+      process.stderr.write(`\rround ${round + 1} of ${plan.rounds}: ${format} ${name}`.padEnd(60));
+      const key = `${format} ${name}`;
+      if (!samples.has(key)) samples.set(key, new Map(running.map((one) => [one.name, []])));
+      for (let turn = 0; turn < running.length; turn++) {
+        const { name: who, child, socket } = running[(turn + round) % running.length]!;
+        samples
+          .get(key)!
+          .get(who)!
+          .push(await sample(child.pid!, socket, load));
+      }
+    }
+  }
+  process.stderr.write('\n');
+  const idle: string[] = [];
+  for (const { name, child, socket } of running) {
+    const share = await idleShare(child.pid!, socket, plan.idleMs);
+    const verdict = name.startsWith('ours') ? `: bar 0.5%: ${share < 0.005 ? 'held' : 'missed'}` : '';
+    idle.push(`${format} ${name}: ${(share * 100).toFixed(2)}% of a processor a queue when idle${verdict}`);
+    child.kill();
+    rmSync(join(folder, `${name}.${format}`));
+  }
+  return idle;
 }
 
 async function main(): Promise<number> {
@@ -110,8 +175,8 @@ async function main(): Promise<number> {
     seconds: { type: 'string', default: '1', help: 'seconds for each load, back-end and round' },
     only: { type: 'string', default: '', help: 'loads whose name matches this regular expression' },
     with: { type: 'string', default: 'ours,qsd,ours-quiet,qsd-quiet', help: 'back-ends' },
-    format: { type: 'string', default: 'raw', help: 'raw or qcow2' },
-    size: { type: 'string', default: '512', help: 'size of each image in MiB' },
+    formats: { type: 'string', default: 'raw,qcow2', help: 'formats of the images' },
+    size: { type: 'string', default: '256', help: 'size of each image in MiB' },
     dir: { type: 'string', default: tmpdir(), help: 'folder for the images' },
     packed: { type: 'boolean', help: 'packed rings, where the back-end has them' },
     smoke: { type: 'boolean', help: 'one short round on small images: does it still work' },
@@ -124,57 +189,63 @@ async function main(): Promise<number> {
   const number = (name: string, smoke: number): number => (small ? smoke : Number(given.get(name)));
   console.log(machineLine(['qemu-storage-daemon']));
   const bytes = number('size', 16) * 2 ** 20;
-  const folder = workFolder(String(given.get('dir')));
-  const format = String(given.get('format'));
   const names = String(given.get('with')).split(',');
-  const found = BACK_ENDS.filter((one) => names.includes(one.name));
-  const running: { readonly name: string; readonly child: ChildProcess; readonly socket: string }[] = [];
-  for (const one of found) {
-    const raw = join(folder, `${one.name}.raw`);
-    fillImage(raw, bytes);
-    const image = format === 'raw' ? raw : join(folder, `${one.name}.${format}`);
-    if (format !== 'raw') await run('qemu-img', ['convert', '-O', format, raw, image]);
-    const socket = join(folder, `${one.name}.sock`);
-    const [program, ...args] = one.command(image, format, socket);
-    const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
-    await until(`${one.name} to listen`, 20_000, () => existsSync(socket));
-    running.push({ name: one.name, child, socket });
-  }
   const only = new RegExp(String(given.get('only')));
-  const chosen = [...loads(bytes, number('seconds', 0.2), given.get('packed') === true)].filter(([name]) =>
-    only.test(name),
-  );
-  const samples = new Map(chosen.map(([name]) => [name, new Map(found.map((one) => [one.name, [] as Sample[]]))]));
-  for (let round = 0; round < number('rounds', 1); round++) {
-    for (const [name, load] of chosen) {
-      for (let turn = 0; turn < running.length; turn++) {
-        const { name: who, child, socket } = running[(turn + round) % running.length]!;
-        samples
-          .get(name)!
-          .get(who)!
-          .push(await sample(child.pid!, socket, load));
-      }
-    }
+  const all = loads(bytes, number('seconds', 0.2), given.get('packed') === true);
+  const plan: Plan = {
+    found: BACK_ENDS.filter((one) => names.includes(one.name)),
+    chosen: [...all].filter(([name]) => only.test(name)),
+    rounds: number('rounds', 1),
+    bytes,
+    idleMs: small ? 200 : IDLE_MS,
+  };
+  const folder = workFolder(String(given.get('dir')));
+  const samples: Samples = new Map();
+  const idle: string[] = [];
+  for (const format of String(given.get('formats')).split(',')) {
+    idle.push(...(await measure(format, folder, plan, samples)));
   }
   report(samples);
-  for (const { name, child } of running) {
-    console.log(`${name}: ${((await idleShare(child.pid!)) * 100).toFixed(2)}% of a processor when idle`);
-    child.kill();
-  }
+  for (const line of [...verdicts(samples), ...idle]) console.log(line);
   return 0;
 }
 
-function report(samples: ReadonlyMap<string, ReadonlyMap<string, readonly Sample[]>>): void {
+function ioOf(byName: ReadonlyMap<string, readonly Sample[]>, field: keyof Sample, who: string): number {
+  return median((byName.get(who) ?? []).map((one) => one[field]));
+}
+
+function report(samples: Samples): void {
   const rows: string[][] = [];
   for (const [load, byName] of samples) {
-    for (const [name, list] of byName) {
-      const of = (field: keyof Sample, who: string): number => median((byName.get(who) ?? []).map((one) => one[field]));
+    for (const name of byName.keys()) {
       const rival = name.replace('ours', 'qsd');
-      const ratio = rival === name || !byName.has(rival) ? '' : (of('iops', name) / of('iops', rival)).toFixed(2);
-      rows.push([load, name, figure(median(list.map((one) => one.iops))), ratio, figure(of('perCpuSecond', name))]);
+      const ratio = (field: keyof Sample): string =>
+        rival === name || !byName.has(rival) ? '' : (ioOf(byName, field, name) / ioOf(byName, field, rival)).toFixed(2);
+      const figures = [figure(ioOf(byName, 'iops', name)), ratio('iops')];
+      rows.push([load, name, ...figures, figure(ioOf(byName, 'perCpuSecond', name)), ratio('perCpuSecond')]);
     }
   }
-  console.log(`\n${markdownTable(['load', 'back-end', 'IOPS', 'by qsd', 'IO per CPU s'], rows)}\n`);
+  const head = ['load', 'back-end', 'IOPS', 'by qsd', 'IO per CPU s', 'by qsd'];
+  console.log(`\n${markdownTable(head, rows)}\n`);
+}
+
+/** One line for each bar that was measured. Figures of a busy or small machine vary: never a failure. */
+function verdicts(samples: Samples): string[] {
+  const lines: string[] = [];
+  for (const [load, byName] of samples) {
+    for (const quiet of ['', '-quiet']) {
+      const [own, rival] = [`ours${quiet}`, `qsd${quiet}`];
+      if (!byName.has(own) || !byName.has(rival)) continue;
+      const write = load.includes('randwrite');
+      if (write && quiet !== '') continue;
+      const bar = write ? 1.2 : quiet === '' ? 1.3 : 0.9;
+      const got = ioOf(byName, 'iops', own) / ioOf(byName, 'iops', rival);
+      lines.push(
+        `bar: ${load}: ${own} by ${rival} at least ${bar}: ${got.toFixed(2)}: ${got >= bar ? 'held' : 'missed'}`,
+      );
+    }
+  }
+  return lines;
 }
 
 process.exitCode = await main().catch((error: unknown) => {

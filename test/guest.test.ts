@@ -5,28 +5,23 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, writeFileSync } from 'node:fs';
+import { chmodSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { dirname, join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
-import { create, open, serveVhostUser } from '../src/index.ts';
+import { create, IOThread, open, serveVhostUser } from '../src/index.ts';
+import { guest, whyNoGuest } from './guest.ts';
 import { MAIN, needs, peer, scratch, sparse } from './harness.ts';
 
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const MIB = 2 ** 20;
-/** How often a guest writes and verifies its disk while its daemon is killed again and again; some 2 restarts each. */
-const LOOPS = LONG ? 60 : 2;
+/** How often a guest's daemon is killed and started again, while the guest writes and verifies its disk. */
+const RESTARTS = LONG ? 100 : 4;
+/** And how often its disk moves. */
+const MOVES = LONG ? 100 : 6;
 
-function projectRoot(): string {
-  let folder = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
-  return folder;
-}
-
-const RUNNER = process.env.BLOCKPLANE_GUEST ?? resolve(projectRoot(), '../shared/tools/guest/guest.sh');
 const missing = needs('qemu-system-x86_64', 'qemu-img', 'fio').skip;
-const absent = existsSync(RUNNER) ? missing : 'there is nothing to boot a guest with';
+const absent = whyNoGuest ?? missing;
 const skip = process.env.BLOCKPLANE_AIO === 'pool' ? 'BLOCKPLANE_AIO=pool' : absent;
 
 /** Answers `hostcall WORDS` of guests. */
@@ -53,24 +48,6 @@ async function hookFor(t: TestContext, folder: string, answer: (words: readonly 
   writeFileSync(hook, `#!/bin/sh\nexec ${process.execPath} -e "${call.replaceAll('\n', ' ')}" -- "$@"\n`);
   chmodSync(hook, 0o755);
   return hook;
-}
-
-/** Runs `script` in a guest; answers what it printed. Throws when it did not end with 0. */
-async function guest(folder: string, options: readonly string[], script: string, ...args: string[]): Promise<string> {
-  const path = join(folder, 'script.sh');
-  writeFileSync(path, script);
-  const runner = spawn(RUNNER, [...options, '--timeout', LONG ? '1000' : '500', '--run', path, '--', ...args], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  let text = '';
-  for (const stream of [runner.stdout, runner.stderr]) {
-    stream.setEncoding('utf8').on('data', (chunk: string) => {
-      text += chunk;
-    });
-  }
-  const [code] = (await once(runner, 'close')) as [number | null];
-  assert.equal(code, 0, text);
-  return text;
 }
 
 const BASICS = `#!/bin/sh
@@ -121,42 +98,76 @@ test('a guest boots, sees its disks as they are, and has its data right', { skip
   await peer('qemu-img', 'check', overlay);
 });
 
-const RESTARTED = `#!/bin/sh
-(fio --name=v --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --bs=4k --size=32m --rw=randwrite \\
-  --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal --loops=$1 >/tmp/out 2>&1; echo $? >/tmp/rc) &
+/** $1 times has the host do $2, while fio writes and verifies; in as many jobs as there are queues. */
+const MEANWHILE = `#!/bin/sh
+(while [ ! -e /tmp/enough ]; do
+  fio --name=v --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --bs=4k --size=16m --rw=randwrite \\
+    --offset_increment=16m --numjobs=2 --group_reporting --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal \\
+    >/tmp/out 2>&1 || { echo failed >/tmp/rc; exit; }
+done; echo 0 >/tmp/rc) &
 i=0
-while [ ! -e /tmp/rc ]; do
-  hostcall restart || { echo "restart failed"; exit 1; }
+while [ $i -lt $1 ] && [ ! -e /tmp/rc ]; do
+  # The answer of one in a hundred is lost on its way.
+  timeout 20 hostcall $2; rc=$?
+  case $rc in 124 | 143) continue ;; 0) ;; *) echo "$2 failed"; exit 1 ;; esac
   dd if=/dev/vda of=/dev/null bs=4k count=1 skip=1000 iflag=direct 2>/dev/null || { echo "read failed"; exit 1; }
   sleep 0.$((i % 7)); i=$((i + 1))
 done
+touch /tmp/enough
+while [ ! -e /tmp/rc ]; do sleep 0.1; done
 [ "$(cat /tmp/rc)" = 0 ] || { echo "fio failed"; cat /tmp/out; exit 1; }
-echo "RESTARTED $i"
+echo "DONE $i"
 `;
 
-test('a guest goes on when its daemon is killed and started again', { skip, timeout: 1_200_000 }, async (t) => {
+for (const [layout, devopts] of [
+  ['split', []],
+  ['packed', ['--devopt', 'packed=on']],
+] as const) {
+  if (layout === 'packed' && !LONG) continue;
+  test(`a guest goes on when its daemon is killed and started again: ${layout} rings`, {
+    skip,
+    timeout: 2_400_000,
+  }, async (t) => {
+    const folder = scratch(t);
+    const image = sparse(join(folder, 'a.img'), 32 * MIB);
+    const socket = join(folder, 'a.sock');
+    let daemon: ChildProcess | undefined;
+    const restart = async (): Promise<void> => {
+      if (daemon) {
+        daemon.kill('SIGKILL');
+        await once(daemon, 'exit');
+      }
+      const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
+      daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+      const words = daemon.stderr!.setEncoding('utf8').toArray();
+      const ended = once(daemon, 'exit').then(async () => {
+        throw new Error(`the daemon has ended: ${(await words).join('')}`);
+      });
+      ended.catch(() => undefined);
+      await Promise.race([once(daemon.stdout!, 'data'), ended]);
+    };
+    t.after(() => daemon?.kill());
+    await restart();
+    const hook = await hookFor(t, folder, restart);
+    const options = ['--vhost-user-blk', socket, '--reconnect', '1', '--with', 'fio', '--hook', hook, ...devopts];
+    const text = await guest(folder, options, MEANWHILE, String(RESTARTS), 'restart');
+    assert.match(text, new RegExp(`DONE ${RESTARTS}`));
+  });
+}
+
+test('a guest goes on when its disk moves to another IOThread, and back', { skip, timeout: 2_400_000 }, async (t) => {
   const folder = scratch(t);
-  const image = sparse(join(folder, 'a.img'), 32 * MIB);
-  const socket = join(folder, 'a.sock');
-  let daemon: ChildProcess | undefined;
-  const restart = async (): Promise<void> => {
-    if (daemon) {
-      daemon.kill('SIGKILL');
-      await once(daemon, 'exit');
-    }
-    const args = [MAIN, 'serve', '--format', 'raw', '--vhost-user', socket, image];
-    daemon = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-    const words = daemon.stderr!.setEncoding('utf8').toArray();
-    const ended = once(daemon, 'exit').then(async () => {
-      throw new Error(`the daemon has ended: ${(await words).join('')}`);
-    });
-    ended.catch(() => undefined);
-    await Promise.race([once(daemon.stdout!, 'data'), ended]);
-  };
-  t.after(() => daemon?.kill());
-  await restart();
-  const hook = await hookFor(t, folder, restart);
-  const options = ['--vhost-user-blk', socket, '--reconnect', '1', '--with', 'fio', '--hook', hook];
-  const text = await guest(folder, options, RESTARTED, String(LOOPS));
-  assert.ok(Number(/RESTARTED (\d+)/.exec(text)?.[1]) >= LOOPS, text);
+  const image = join(folder, 'a.qcow2');
+  await create(image, { size: 32 * MIB });
+  const [a, b] = await Promise.all([IOThread.start(), IOThread.start()]);
+  const disk = await open(image, { iothread: a });
+  const service = await serveVhostUser(disk, { iothreadVqMapping: [{ iothread: a }, { iothread: b }] });
+  const hook = await hookFor(t, folder, () => disk.setAioContext(disk.iothread === a ? b : a));
+  const options = ['--vhost-user-blk', service.socket, '--queues', '2', '--with', 'fio', '--hook', hook];
+  const text = await guest(folder, options, MEANWHILE, String(MOVES), 'move');
+  assert.match(text, new RegExp(`DONE ${MOVES}`));
+  assert.equal((await service.stats()).connections, 1);
+  await disk.close();
+  await Promise.all([a.stop(), b.stop()]);
+  await peer('qemu-img', 'check', image);
 });

@@ -1,9 +1,9 @@
 /** What the end-to-end tests share: our command as a child process, real peers, temporary files. */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
@@ -12,7 +12,7 @@ export const MAIN = process.env.BLOCKPLANE_MAIN ?? fileURLToPath(new URL('../src
 const PEER_PATHS = ['/usr/bin', '/usr/sbin', '/bin', '/sbin'];
 
 /** Where a Debian program is; not by PATH, which may lead to other builds. */
-function peerPath(name: string): string | undefined {
+export function peerPath(name: string): string | undefined {
   return PEER_PATHS.map((path) => join(path, name)).find((path) => existsSync(path));
 }
 
@@ -168,4 +168,21 @@ export function sparse(path: string, size: number): string {
 /** The path in an nbd+unix URI. */
 export function socketOf(uri: string): string {
   return decodeURIComponent(new URL(uri).searchParams.get('socket')!);
+}
+
+/** A key and a self-signed certificate for `name`. */
+export async function certificate(t: TestContext, name: string): Promise<{ key: string; cert: string; path: string }> {
+  const folder = scratch(t);
+  const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')];
+  const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2'];
+  const names = ['-subj', '/CN=test', '-addext', `subjectAltName=${name}`];
+  await peer('openssl', 'req', '-x509', ...kind, ...names, '-keyout', key, '-out', cert);
+  return { key: readFileSync(key, 'utf8'), cert: readFileSync(cert, 'utf8'), path: cert };
+}
+
+/** A file of the project, wherever the build is. */
+export function projectFile(path: string): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
+  return join(folder, path);
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { blockplane, needs, type Output, pattern, peer, scratch, serve, sparse } from './harness.ts';
+import { blockplane, needs, type Output, pattern, peer, scratch, serve, socketOf, sparse } from './harness.ts';
 import { withNames } from './hostile-names.ts';
 
 const MiB = 1024 * 1024;
@@ -257,5 +257,13 @@ test('serve takes passphrases as secret objects, which options name', needs('qem
     '--image-opts',
     tree.replace('=luks', '=aes'),
   );
+  writeFileSync(`${dir}/keys.psk`, `qemu:${'2e'.repeat(32)}\n`);
+  const psk = ['--object', `tls-creds-psk,id=tls0,dir=${dir},endpoint=server`, '--tls-creds', 'tls0'];
+  const secure = await serve(t, [...secret, ...psk, '--image-opts', tree]);
+  const client = ['--object', `tls-creds-psk,id=tls0,dir=${dir},endpoint=client`, '--image-opts'];
+  const node = `driver=nbd,server.type=unix,server.path=${socketOf(secure.uri())},tls-creds=tls0`;
+  await peer('qemu-io', ...client, '-c', 'read -P 5 0 64k', node);
+  await secure.stop();
+  await fails(2, /--tls-creds: there is no --object with id 'tls0'/, 'serve', '--tls-creds', 'tls0');
   await fails(1, /Parameter 'id' is missing/, 'serve', '--object', `secret,file=${dir}/key`, path);
 });

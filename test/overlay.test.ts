@@ -1,7 +1,7 @@
 /** Overlays that become local as they are read: `serve --overlay`, `--prefetch`, and the same in a program. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
+import { mkdirSync, openSync, readdirSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
 import { test } from 'node:test';
 import { type BlockExtent, create, type Disk, IOThread, inspect, open } from '../src/index.ts';
 import { blockplane, needs, pattern, peer, scratch, serve, sparse } from './harness.ts';
@@ -213,4 +213,36 @@ test('serve refuses overlays that cannot be, in one line', async (t) => {
     assert.equal(code, 2);
     assert.match(stderr, message);
   }
+});
+
+test('a temporary disk takes writes that are gone with it, and leaves no file', async (t) => {
+  const dir = scratch(t);
+  const image = sample(`${dir}/base.img`);
+  const before = readFileSync(image);
+  const [given, left] = [process.env.TMPDIR, `${dir}/tmp`];
+  mkdirSync(left);
+  process.env.TMPDIR = left;
+  t.after(() => {
+    if (given === undefined) delete process.env.TMPDIR;
+    else process.env.TMPDIR = given;
+  });
+  const disk = await open(image, { temporary: true, format: 'raw' });
+  assert.deepEqual(readdirSync(left), []);
+  await disk.write(pattern(100_000, 7), 0, 100_000, 3 * MiB + 1);
+  await disk.flush();
+  const { buffer } = await disk.read(Buffer.alloc(100_002), 0, 100_002, 3 * MiB);
+  const expected = Buffer.from(before.subarray(3 * MiB, 3 * MiB + 100_002));
+  expected.set(pattern(100_000, 7), 1);
+  assert.ok(buffer.equals(expected));
+  await disk.close();
+  assert.ok(readFileSync(image).equals(before));
+  const again = await open(image, { temporary: true, format: 'raw' });
+  const { buffer: read } = await again.read(Buffer.alloc(4096), 0, 4096, 3 * MiB);
+  assert.ok(read.equals(before.subarray(3 * MiB, 3 * MiB + 4096)));
+  await again.close();
+  for (const options of [{ readOnly: true }, { overlay: `${dir}/x.qcow2` }]) {
+    await assert.rejects(open(image, { temporary: true, ...options }), { code: 'EINVAL' });
+  }
+  await assert.rejects(open(`${dir}/none`, { temporary: true }), { code: 'ENOENT' });
+  assert.deepEqual(readdirSync(left), []);
 });

@@ -6,52 +6,21 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync,
 import * as net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Duplex } from 'node:stream';
 import { after, before, type TestContext, test } from 'node:test';
+import * as tls from 'node:tls';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { open, serveNbd } from '../src/index.ts';
 import { Option, OptionReply } from '../src/proto/nbd/constants.ts';
+import { encodeOption } from '../src/proto/nbd/option.ts';
 import { blockplane, needs, pattern, peer, run, scratch, serve, sparse } from './harness.ts';
+import { authority, certificate } from './pki.ts';
 
 const MiB = 1024 * 1024;
 const WITH_CERTTOOL = needs('certtool');
 
 /** Certificates and keys, as QEMU names them: folders `server`, `client`, `other` (another CA), `expired`, ... */
 let pki = '';
-
-async function keyFor(folder: string, name: string): Promise<void> {
-  await peer('certtool', '--generate-privkey', '--key-type', 'ecdsa', '--outfile', `${folder}/${name}-key.pem`);
-}
-
-async function authority(folder: string, name: string): Promise<void> {
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(`${folder}/ca.info`, `cn = ${name}\nca\ncert_signing_key\ncrl_signing_key\nexpiration_days = 30\n`);
-  await keyFor(folder, 'ca');
-  const files = ['--load-privkey', `${folder}/ca-key.pem`, '--template', `${folder}/ca.info`];
-  await peer('certtool', '--generate-self-signed', ...files, '--outfile', `${folder}/ca-cert.pem`);
-}
-
-interface Certificate {
-  readonly endpoint: 'server' | 'client';
-  readonly names?: string;
-  readonly expired?: boolean;
-}
-
-/** A folder with a certificate of `ca`. */
-async function certificate(ca: string, folder: string, how: Certificate): Promise<void> {
-  mkdirSync(folder, { recursive: true });
-  const { endpoint, names = 'dns_name = localhost\nip_address = 127.0.0.1', expired = false } = how;
-  const times = expired
-    ? 'activation_date = "2020-01-01 00:00:00"\nexpiration_date = "2020-01-02 00:00:00"'
-    : 'expiration_days = 30';
-  const subject = `country = GB\norganization = "Example, Org"\ncn = ${endpoint}`;
-  writeFileSync(`${folder}/info`, `${subject}\n${names}\ntls_www_${endpoint}\n${times}\n`);
-  await keyFor(folder, endpoint);
-  const signer = ['--load-ca-certificate', `${ca}/ca-cert.pem`, '--load-ca-privkey', `${ca}/ca-key.pem`];
-  const own = ['--load-privkey', `${folder}/${endpoint}-key.pem`, '--template', `${folder}/info`];
-  const out = ['--outfile', `${folder}/${endpoint}-cert.pem`];
-  await peer('certtool', '--generate-certificate', ...signer, ...own, ...out);
-  copyFileSync(`${ca}/ca-cert.pem`, `${folder}/ca-cert.pem`);
-}
 
 const KEY = '0123456789abcdef'.repeat(4);
 
@@ -336,6 +305,47 @@ test('TLS handshakes that stall, break off or are none end, within their time, a
   while (service.clients > connections) await once(service, 'disconnect');
 });
 
+test('a client that leaves with its first word in TLS is let go of at once, whatever could not be sent', async (t) => {
+  const dir = scratch(t);
+  await using disk = await open(sparse(`${dir}/disk.img`, MiB));
+  const path = `${dir}/nbd.sock`;
+  // As long as a test may take: nobody is let go of for the time that has passed.
+  await using service = await serveNbd(disk, {
+    socket: path,
+    handshakeSeconds: 600,
+    tls: { type: 'psk', dir: `${pki}/psk` },
+  });
+  const left = once(service, 'disconnect');
+  const client = await RawClient.connect(path);
+  const { socket } = client;
+  await client.greet();
+  await client.option(Option.STARTTLS);
+  // What TLS has to say after its first message is held back, and then comes together with the end.
+  const held: Uint8Array[] = [];
+  let hello = true;
+  const wire = new Duplex({
+    read: () => undefined,
+    write(chunk: Uint8Array, _encoding, done) {
+      if (hello) socket.write(chunk);
+      else held.push(chunk);
+      hello = false;
+      done();
+    },
+  });
+  socket.on('data', (chunk) => wire.push(chunk));
+  const inside = tls.connect({
+    socket: wire as net.Socket,
+    ciphers: 'TLS_AES_128_GCM_SHA256',
+    pskCallback: () => ({ psk: Buffer.from(KEY, 'hex'), identity: 'qemu' }),
+    checkServerIdentity: () => undefined,
+  });
+  await once(inside, 'secureConnect');
+  await new Promise((resolve) => inside.write(encodeOption(Option.STRUCTURED_REPLY), resolve));
+  socket.write(Buffer.concat(held), () => socket.destroy());
+  await left;
+  assert.equal(service.clients, 0);
+});
+
 /** Between a client and a server: cuts, and holds back what the server says. */
 async function between(t: TestContext, path: string, target: string) {
   const sockets = new Set<net.Socket>();
@@ -409,4 +419,22 @@ test('a client by TLS that reads late gets all of it, and the others are served 
   proxy.letGo();
   await Promise.all(reads);
   assert.ok(Buffer.from(back).equals(bytes));
+});
+
+test('a service ends in the time it was given, also where a client by TLS does not read', async (t) => {
+  const dir = scratch(t);
+  await using disk = await open(sparse(`${dir}/disk.img`, PSK_DISK));
+  const tls = { type: 'psk', dir: `${pki}/psk` } as const;
+  await using service = await serveNbd(disk, { socket: `${dir}/nbd.sock`, tls });
+  const proxy = await between(t, `${dir}/proxy.sock`, `${dir}/nbd.sock`);
+  const late = await open(`nbds+unix:///?socket=${dir}/proxy.sock`, { tls });
+  proxy.hold();
+  const reads = Array.from({ length: 16 }, (_, i) => late.read(new Uint8Array(MiB), 0, MiB, i * MiB));
+  const ends = Promise.allSettled(reads);
+  while ((await service.stats()).requests === 0);
+  await service.stop(0);
+  assert.equal(service.clients, 0);
+  proxy.cut();
+  await ends;
+  await late.close();
 });

@@ -1,7 +1,7 @@
 /** Disks as vhost-user-blk devices, from outside: the library's service and the command. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -94,6 +94,22 @@ test('serve --vhost-user serves each image on its socket until it is told to sto
   assert.equal(stderr, '');
   assert.match(stdout, /vhost-user-blk-pci/);
   for (const socket of sockets) assert.equal(existsSync(socket), false);
+});
+
+test('serve --vhost-user spreads the queues over --client-threads', { skip, timeout: 30_000 }, async (t) => {
+  const folder = scratch(t);
+  const sockets = ['a', 'b'].map((name) => join(folder, `${name}.sock`));
+  const images = ['a', 'b'].map((name) => sparse(join(folder, `${name}.img`), MIB));
+  const options = [...sockets.flatMap((socket) => ['--vhost-user', socket]), '--client-threads', '2', '--queues', '4'];
+  const served = await serve(t, [...options, '--format', 'raw', ...images], { lines: 2 });
+  for (const [i, path] of sockets.entries()) {
+    const disk = await open({ driver: 'virtio-blk-vhost-user', path, 'num-queues': 4 });
+    const writes = Array.from({ length: 64 }, (_, n) => disk.write(Buffer.alloc(4096, n + i), 0, 4096, n * 4096));
+    await Promise.all(writes);
+    await disk.close();
+  }
+  assert.equal((await served.stop()).code, 0);
+  for (const [i, image] of images.entries()) assert.equal(readFileSync(image)[63 * 4096], 63 + i);
 });
 
 test('serve --vhost-user: bad usage', async (t) => {

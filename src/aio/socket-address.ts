@@ -1,5 +1,4 @@
 /** Socket addresses: how they are written in messages, and what is refused before anything is opened. */
-import { isIP } from 'node:net';
 import { BlockError, Errno, errnoText } from '../base/errors.ts';
 import type { SocketAddress } from './backend.ts';
 
@@ -18,6 +17,7 @@ export function checkAddress(address: SocketAddress, what: string): void {
     if (new TextEncoder().encode(address.path).length <= UNIX_PATH_MAX) return;
     throw new BlockError(Errno.ENAMETOOLONG, `Could not ${what} '${address.path}': ${errnoText(Errno.ENAMETOOLONG)}`);
   }
-  if (isIP(address.host) !== 0) return;
+  // Not loaded for those who have no use for it: it costs every start some milliseconds.
+  if (process.getBuiltinModule('node:net').isIP(address.host) !== 0) return;
   throw new BlockError(Errno.EINVAL, `Could not ${what} '${address.host}': not an IPv4 or IPv6 address`);
 }

@@ -146,3 +146,17 @@ export function isZero(bytes: Uint8Array): boolean {
   for (let i = head + words.length * 4; i < bytes.length; i++) if (bytes[i] !== 0) return false;
   return true;
 }
+
+/** Index of the first byte that is not the same in both, which are of one length; -1 where there is none. */
+export function firstDifference(a: Uint8Array, b: Uint8Array): number {
+  let at = 0;
+  if (a.byteOffset % 4 === 0 && b.byteOffset % 4 === 0) {
+    const words = Math.floor(a.length / 4);
+    const [x, y] = [new Int32Array(a.buffer, a.byteOffset, words), new Int32Array(b.buffer, b.byteOffset, words)];
+    let i = 0;
+    while (i < words && x[i] === y[i]) i++;
+    at = i * 4;
+  }
+  for (; at < a.length; at++) if (a[at] !== b[at]) return at;
+  return -1;
+}

@@ -59,6 +59,15 @@ export async function amend(blk: BlockBackend, changes: Readonly<Record<string, 
   });
 }
 
+/** Takes away all that an open image holds itself: what is below it is seen everywhere. */
+export async function emptyImage(blk: BlockBackend): Promise<void> {
+  await onImage(blk, ({ impl, driver }) => {
+    if (!impl.empty) throw unsupported('empty the image', driver);
+    return impl.empty();
+  });
+  await blk.flush();
+}
+
 /** Runs `body` with the internal snapshots of an open image. */
 export function withSnapshots<T>(blk: BlockBackend, body: (snapshots: SnapshotControl) => T | Promise<T>): Promise<T> {
   return onImage(blk, ({ impl, driver }) => {

@@ -204,16 +204,16 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
-  /** What is dirty in any of `sources`, here by name or of another node, is dirty in `target` too; all or nothing.
-   *  EBUSY, EINVAL (inconsistent, or of a disk of another size). */
+  /** What is dirty in any of `sources` (bitmaps of another node, or names of this one's) is dirty in `target` too; all
+   *  or nothing. EBUSY, EINVAL (inconsistent, or of another size). */
   async merge(target: string, sources: readonly (string | DirtyBitmap)[]): Promise<void> {
     using _held = await this.#mutex.lock();
     const into = this.#changeable(target, 'merge into');
     const from = sources.map((source) => (typeof source === 'string' ? this.#usable(source, 'merge') : source));
     const other = from.find(({ size }) => size !== into.size);
     if (other) {
-      const why = `its disk has ${other.size} bytes, that of '${target}' ${into.size}`;
-      throw new BlockError(Errno.EINVAL, `Could not merge bitmap '${other.name}': ${why}`);
+      const sizes = `it is of ${into.size} bytes, and bitmap '${other.name}' of ${other.size}`;
+      throw new BlockError(Errno.EINVAL, `Could not merge into bitmap '${target}': ${sizes}`);
     }
     await this.#use(into);
     for (const source of from) into.merge(source);

@@ -95,6 +95,8 @@ export const RequestFlags = {
   NO_WAIT: 16,
   /** Store it compressed: whole clusters of a format that can (`writeCompressed`), else ENOTSUP. */
   COMPRESSED: 32,
+  /** Zeroes that the layer holds itself, even where it reads as zeroes only because nothing is below it now. */
+  OWN: 64,
 } as const;
 
 export interface Limits {
@@ -159,7 +161,7 @@ export interface NodeIo {
   /** Stores a range compressed: whole clusters, but for the end of the node. EINVAL for anything else, before anything
    *  is written. */
   writeCompressed?(at: Offset, iov: Iov): MaybePromise<void>;
-  /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA. */
+  /** Makes a range read as zeroes. `flags`: MAY_UNMAP, FUA, OWN. */
   zero?(at: Offset, length: Bytes, flags: number): MaybePromise<Supported>;
   discard?(at: Offset, length: Bytes): MaybePromise<Supported>;
   /** Advisory: the range will be read soon. Whatever comes of it, nobody is told. */
@@ -191,6 +193,8 @@ export interface NodeControl {
   check?(fix: CheckFix): MaybePromise<CheckResult>;
   /** Changes what can be changed of an image that is there: the driver's own creation options by name. */
   amend?(changes: Readonly<Record<string, unknown>>): MaybePromise<void>;
+  /** Takes away all that the image holds of the disk: what is below, or will be, is seen everywhere. Its size stays. */
+  empty?(): MaybePromise<void>;
   /** The `cow` child is about to be taken away, and the image does not name it any more. Presence says that the node
    *  can do without. Synchronous. */
   dropBacking?(): void;

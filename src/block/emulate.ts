@@ -95,7 +95,8 @@ async function zeroEdge(node: BlockNode, tracked: Tracked, at: Offset, length: B
     const pending = node.impl.map?.(at + done, length - done, 'status', look);
     if (pending !== undefined) await pending;
     const part = Math.min(look.length || length, length - done);
-    const zero = look.kind === 'zero' || (look.kind === 'absent' && (!node.cow || at + done >= node.cow.length));
+    const nothing = look.kind === 'absent' && (!node.cow || at + done >= node.cow.length);
+    const zero = look.kind === 'zero' || (nothing && (flags & RequestFlags.OWN) === 0);
     if (!node.impl.map || !zero) await writeZeroBytes(node, tracked, at + done, part, flags);
     done += part;
   }

@@ -27,6 +27,10 @@ export function driverTable(): ReadonlyMap<string, Driver> {
   return drivers;
 }
 
+export function isRegistered(name: string): boolean {
+  return drivers.has(name);
+}
+
 export function registeredDrivers(): readonly Driver[] {
   return [...new Set(drivers.values())];
 }

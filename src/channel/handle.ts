@@ -90,6 +90,8 @@ export class BlkHandle {
   readonly #port: MessagePort | undefined;
   readonly #local: { readonly host: ChannelHost; readonly channel: ServerChannel } | undefined;
   #borrower: Borrower | undefined;
+  /** Told when {@link length} has changed. */
+  onResize: () => void = () => undefined;
   #drains = 0;
   #closed = false;
 
@@ -352,6 +354,10 @@ export class BlkHandle {
     }
     if (message.kind === 'home') {
       this.#client.movedTo(message.identity, message.epoch);
+      return;
+    }
+    if (message.kind === 'resized') {
+      this.onResize();
       return;
     }
     const error = BlockError.fromPlain(message.error);

@@ -262,6 +262,7 @@ export class ChannelHost implements BackendUser, ChannelOwner {
 
   onResize(length: Bytes): void {
     setDiskLength(this.#disk, length);
+    for (const channel of this.#channels.keys()) channel.tell({ kind: 'resized' });
   }
 
   cannotMove(): string | undefined {

@@ -214,6 +214,8 @@ export type ToClient =
   | { readonly kind: 'file'; readonly fd: number; readonly epoch: number }
   /** Home is there from `epoch` (HOME_EPOCH) on. */
   | { readonly kind: 'home'; readonly identity: BlkIdentity; readonly epoch: number }
+  /** The length of the disk has changed. */
+  | { readonly kind: 'resized' }
   /** Why home serves this channel no more. */
   | { readonly kind: 'end'; readonly error: PlainError }
   /** Posted before the slot is answered: what went wrong, in full. */

@@ -5,11 +5,12 @@
  * others write to the same disk.
  */
 import type { AioContext } from '../aio/context.ts';
-import type { AioOp } from '../aio/op.ts';
+import { type AioOp, spawn, WaitOp } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
+import { BOUNCE_SLOT, BounceUse, bouncePool } from '../block/bounce.ts';
 import { type Driver, type DriverNode, type Limits, RequestFlags, type Supported } from '../block/driver.ts';
 import { openNodeOf, releaseNode } from '../block/graph.ts';
 import type { BlockStatus } from '../block/status.ts';
@@ -37,6 +38,14 @@ class RemoteOp extends BlkOp {
   }
 }
 
+/** False for memory that lies in this thread's address space alone, as a guest's that is mapped here. */
+function canShare(iov: Iov): boolean {
+  for (let i = 0; i < iov.count; i++) {
+    if (!(iov.memories[i]!.bytes.buffer instanceof SharedArrayBuffer)) return false;
+  }
+  return true;
+}
+
 class RemoteNode implements DriverNode {
   readonly limits: Partial<Limits>;
   readonly nativeFua = true;
@@ -47,11 +56,12 @@ class RemoteNode implements DriverNode {
   readonly #spare: RemoteOp[] = [];
   readonly #regions = new Map<ArrayBufferLike, SharedRegion>();
 
-  constructor(context: AioContext, handle: BlkHandle, optimal: Bytes) {
+  constructor(context: AioContext, handle: BlkHandle, optimal: Bytes, resized: () => void) {
     this.#context = context;
     this.#handle = handle;
     this.#borrower = handle.borrow(context);
     this.limits = { maxIov: RUNS_MAX, optimal };
+    handle.onResize = resized;
   }
 
   get length(): Bytes {
@@ -64,12 +74,31 @@ class RemoteNode implements DriverNode {
 
   submitRead(op: AioOp, iov: Iov, at: Offset): void {
     if (this.#borrows(op, iov, at, false)) return;
-    this.#submit(op, BlkKind.READ, iov, at, 0);
+    if (canShare(iov)) this.#submit(op, BlkKind.READ, iov, at, 0);
+    else spawn(this.#aside(op, BlkKind.READ, iov, at, 0));
   }
 
   submitWrite(op: AioOp, iov: Iov, at: Offset, flags: number): void {
     if ((flags & RequestFlags.FUA) === 0 && this.#borrows(op, iov, at, true)) return;
-    this.#submit(op, BlkKind.WRITE, iov, at, flags & RequestFlags.FUA);
+    const fua = flags & RequestFlags.FUA;
+    if (canShare(iov)) this.#submit(op, BlkKind.WRITE, iov, at, fua);
+    else spawn(this.#aside(op, BlkKind.WRITE, iov, at, fua));
+  }
+
+  /** Through memory that home can be told of. Comes up short where there is not enough: the block layer goes on. */
+  async #aside(user: AioOp, kind: number, iov: Iov, at: Offset, flags: number): Promise<void> {
+    const length = Math.min(iov.length, RUNS_MAX * BOUNCE_SLOT);
+    const bounce = await bouncePool(this.#context, 0, BounceUse.TRANSFER).acquire(length);
+    const runs = Array.from({ length: bounce.iov.count }, (_, i) => bounce.iov.run(i));
+    let done = 0;
+    if (kind === BlkKind.WRITE) for (const run of runs) done += iov.copyTo(run, done);
+    const op = new WaitOp();
+    const ended = op.wait();
+    this.#submit(op, kind, bounce.iov, at, flags);
+    const result = await ended;
+    if (kind === BlkKind.READ && result >= 0) for (const run of runs) done += iov.copyFrom(run, done);
+    bounce.release();
+    this.#context.completeLater(user, result);
   }
 
   #borrows(op: AioOp, iov: Iov, at: Offset, write: boolean): boolean {
@@ -177,7 +206,7 @@ export async function openGuest(
     name: 'remote',
     role: 'protocol',
     options: {},
-    open: () => new RemoteNode(context, handle, optimal),
+    open: (opened) => new RemoteNode(context, handle, optimal, () => opened.resized()),
   };
   try {
     const node = await openNodeOf(context, driver, { 'read-only': handle.readOnly, discard: 'unmap' });

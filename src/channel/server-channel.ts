@@ -111,6 +111,10 @@ export class ServerChannel {
     this.#link = link;
   }
 
+  tell(message: ToClient): void {
+    if (!this.#gone) this.#link.post(message);
+  }
+
   /** What the client posted about its memory and itself. */
   receive(message: ToHome): void {
     if (message.kind === 'memory') {

@@ -43,10 +43,13 @@ async function startEarly(argv: readonly string[]): Promise<EarlyThread | undefi
  * failure, 2 for bad usage.
  */
 export async function main(argv: readonly string[], called?: string): Promise<number> {
-  // Somebody who has read enough, as `| head -1` has, or a terminal that is gone.
-  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
   const standIn = programOf(called, argv);
-  if (standIn) return (await standIn.load()).run(standIn.argv);
+  const other = await standIn?.load();
+  if (!other?.writesItself) {
+    // Somebody who has read enough, as `| head -1` has, or a terminal that is gone.
+    for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
+  }
+  if (standIn && other) return other.run(standIn.argv);
   const early = await startEarly(argv);
   const [{ Command, CommanderError }, { addServe, addImageVerbs }] = await Promise.all([
     import('commander'),

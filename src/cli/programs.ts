@@ -5,6 +5,8 @@
 import { basename } from 'node:path';
 
 export interface Program {
+  /** It uses neither process.stdout nor process.stderr: to make these takes as long as many a command. */
+  readonly writesItself?: boolean;
   /** Runs the program's command line, without its name; answers its exit code. */
   run(argv: readonly string[]): Promise<number>;
 }
@@ -17,6 +19,7 @@ const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
   'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
   'qemu-img': () => import('./qemu-img/program.ts'),
   'qemu-nbd': () => import('./qemu-nbd/program.ts'),
+  'vhost-user-blk': () => import('./vhost-user-blk.ts'),
 };
 
 /**

@@ -17,7 +17,7 @@ import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { httpOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import type { ProgressMode } from './progress.ts';
 import { parseCount, parseSize, sizeText, UsageError } from './report.ts';
-import { type RawTlsOptions, tlsOptions } from './tls-args.ts';
+import { type RawTlsOptions, type TlsByObject, tlsOptions } from './tls-args.ts';
 
 /** As commander delivers them. */
 export interface RawServeOptions extends RawTlsOptions {
@@ -94,7 +94,7 @@ export interface ServeOptions {
   readonly http: HttpSettings | undefined;
   /** Descriptions of objects, in order. */
   readonly objects: readonly string[];
-  readonly tls: TlsServerOptions | undefined;
+  readonly tls: TlsServerOptions | TlsByObject | undefined;
 }
 
 export interface ServeImage {

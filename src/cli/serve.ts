@@ -7,6 +7,7 @@ import { type NbdService, serveNbd } from '../lib/nbd.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import { open } from '../lib/open.ts';
 import { PrivateDirectory } from '../lib/private-directory.ts';
+import type { TlsServerOptions } from '../lib/tls-options.ts';
 import { serveVhostUser, type VhostUserService } from '../lib/vhost-user.ts';
 import { activatedFds } from './activation.ts';
 import { howTo, howToBoot } from './banner.ts';
@@ -193,7 +194,7 @@ class ServeCommand {
 
   /** One service a thread; the first takes the address as given, the others its neighbours. */
   async #serve(index: number, thread: string, fds: readonly number[]): Promise<void> {
-    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget, tls } = this.#options;
+    const { listen, images, bitmaps, maxConnections, handshakeSeconds, byteBudget } = this.#options;
     const mine = images.filter((image) => image.thread === thread);
     const exports = mine.map((image) => ({
       disk: this.#disks.get(image)!,
@@ -202,7 +203,7 @@ class ServeCommand {
       bitmaps,
     }));
     const iothreads = await this.#clientThreads(thread);
-    const limits = { maxConnections, handshakeSeconds, byteBudget, iothreads, tls };
+    const limits = { maxConnections, handshakeSeconds, byteBudget, iothreads, tls: await this.#tls() };
     if (fds.length > 0) {
       // Dealt out in turn; a thread with several serves the same exports on each.
       const fd = fds.filter((_, i) => i % this.#options.threads.length === index);
@@ -217,10 +218,20 @@ class ServeCommand {
     }
   }
 
+  async #tls(): Promise<TlsServerOptions | undefined> {
+    const { tls } = this.#options;
+    if (!tls || !('creds' in tls)) return tls;
+    const { creds, ...how } = tls;
+    if (!this.#objects) throw new UsageError(`--tls-creds: there is no --object with id '${creds}'`);
+    const { credentialsOf } = await import('../lib/objects/tls.ts');
+    return { ...credentialsOf(this.#objects, creds, 'server'), ...how };
+  }
+
   /** The thread itself, and those that share its clients with it. */
   async #clientThreads(own: string): Promise<IOThread[]> {
     const names = Array.from({ length: this.#options.clientThreads - 1 }, (_, i) => `${own}.${i + 1}`);
-    await Promise.all(names.map((name) => this.#startThread(name, undefined)));
+    const missing = names.filter((name) => !this.#threads.has(name));
+    await Promise.all(missing.map((name) => this.#startThread(name, undefined)));
     return [own, ...names].map((name) => this.#threads.get(name)!);
   }
 
@@ -244,7 +255,10 @@ class ServeCommand {
     for (const image of this.#options.images) {
       if (this.#ended) return;
       const { vhostUser: socket, exportName: serial } = image;
-      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues: this.#options.queues });
+      const threads = await this.#clientThreads(image.thread);
+      const iothreadVqMapping = threads.map((iothread) => ({ iothread }));
+      const { queues } = this.#options;
+      const device = await serveVhostUser(this.#disks.get(image)!, { socket, serial, queues, iothreadVqMapping });
       device.on('disconnect', (why) => {
         if (why !== undefined) process.stderr.write(errorLine(`${device.socket}: ${why}`));
       });

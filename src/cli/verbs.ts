@@ -63,14 +63,18 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--detect-zeroes <mode>', 'off (default), on or unmap')
     .option('--iothread <name>', 'IOThread of an image; repeat for each IMAGE, same name same thread', collect, [])
     .option('--iothreads <count>', 'spread the images over so many IOThreads (default: 1)')
-    .option('--client-threads <count>', 'spread the clients of an image over so many IOThreads (default: 1)')
+    .option(
+      '--client-threads <count>',
+      'spread the clients of an image, or the queues of its machine, over so many IOThreads (default: 1)',
+    )
     .option('--poll-max-ns <ns>', 'longest time an IOThread spins before it sleeps (default: 65536)')
     .option('--max-connections <count>', 'clients at a time; 0 for no limit (default: 100)')
     .option('--handshake-seconds <seconds>', 'time a client has for the handshake (default: 10)')
     .option('--memory <size>', 'payload memory of all connections together, 32M to 1G (default: 64M)')
-    .option('--tls <mode>', 'off, on (for clients that ask for it) or require (default, with one of the next two)')
+    .option('--tls <mode>', 'off, on (for clients that ask for it) or require (default, with one of the next three)')
     .option('--tls-certificates <folder>', 'TLS with server-cert.pem, server-key.pem and ca-cert.pem of this folder')
     .option('--tls-psk <file>', 'TLS with the keys of this file, a line USER:HEXKEY for each client')
+    .option('--tls-creds <id>', 'TLS with the credentials of an --object')
     .option('--no-tls-verify-peer', 'clients need no certificate')
     .option('--tls-authz <name>', 'only clients with this distinguished name; repeat for several', collect, [])
     .option('--progress <mode>', 'none, line, or json for a JSON line a second (default: line on a terminal)')

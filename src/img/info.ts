@@ -1,6 +1,7 @@
 /** What an image says of itself, and what those below it say. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { alignDown, alignUp, SECTOR } from '../base/units.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type ImageInfo, inspectHead } from '../lib/inspect.ts';
 import { NodeHead } from '../lib/node-head.ts';
@@ -17,14 +18,17 @@ const CHAIN_MAX = 256;
 export async function imageInfo(
   context: AioContext,
   spec: ImageSpec,
-  how: Pick<OpenHow, 'forceShare'> = {},
+  how: Pick<OpenHow, 'forceShare' | 'objects'> = {},
 ): Promise<ImageInfo> {
   const { tree } = await findImage(context, spec, how);
   // Whoever writes to a raw image changes nothing of what is said here; metadata must stand still.
   const shared = tree.driver === 'raw' ? PERM_ALL : Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
   try {
     await using head = await NodeHead.open(context, tree, { shared });
-    return await inspectHead(head, tree.driver);
+    const info = await inspectHead(head, tree.driver);
+    // A disk has whole sectors: of a file the last is filled up, of a format cut off.
+    const whole = info.qcow2 ? alignDown : alignUp;
+    return { ...info, virtualSize: whole(info.virtualSize ?? head.length, SECTOR) };
   } catch (error) {
     throw openFailure(spec, error);
   }
@@ -34,7 +38,7 @@ export async function imageInfo(
 export async function chainInfo(
   context: AioContext,
   spec: ImageSpec,
-  how: Pick<OpenHow, 'forceShare'> = {},
+  how: Pick<OpenHow, 'forceShare' | 'objects'> = {},
 ): Promise<ImageInfo[]> {
   const chain: ImageInfo[] = [];
   const seen = new Set<string>();

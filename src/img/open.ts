@@ -6,12 +6,17 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { builtinDrivers } from '../lib/builtin-drivers.ts';
-import { imageOpts } from '../lib/image-opts.ts';
+import { ownOptions } from '../block/options.ts';
+import { driverByName } from '../block/registry.ts';
+import { isRemoteUrl } from '../drivers/http/location.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
+import type { ObjectStore } from '../lib/objects/store.ts';
 import { openTree } from '../lib/open-tree.ts';
 import { type BlockdevOptions, blockdevOf, type CacheMode, isWritethrough } from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
+import { isNbdUri } from '../lib/uri.ts';
+import { type FoundTree, isJsonName, treeOfJson, treeOfText } from './tree.ts';
 
 /** What an image is called. */
 export interface ImageSpec {
@@ -25,9 +30,16 @@ export interface ImageSpec {
 export interface OpenHow {
   /** Default: for reading. */
   readonly write?: boolean | undefined;
+  /** Called when the image is to be written, and it was its content alone that spoke for raw: a guest that writes the
+   *  first bytes of another format changes what the image is taken for the next time. */
+  readonly onProbedRaw?: ((name: string) => void) | undefined;
   readonly cache?: CacheMode | undefined;
   /** Whatever locks others hold; for reading only. */
   readonly forceShare?: boolean | undefined;
+  /** Objects that options name by their ids. */
+  readonly objects?: ObjectStore | undefined;
+  /** Name or id of the internal snapshot to show; for reading only. */
+  readonly snapshot?: string | undefined;
   /** Without the images below it. */
   readonly alone?: boolean | undefined;
   /** What it needs and lets others do; see BlockBackendOptions. */
@@ -62,14 +74,36 @@ export async function openImage(context: AioContext, spec: ImageSpec, how: OpenH
   }
 }
 
+/** Opens an image for the time of `body`. */
+export async function withImage<T>(
+  context: AioContext,
+  spec: ImageSpec,
+  how: OpenHow,
+  body: (blk: BlockBackend) => T | Promise<T>,
+): Promise<T> {
+  const blk = await openImage(context, spec, how);
+  let result: T;
+  try {
+    result = await body(blk);
+  } catch (error) {
+    await blk.close().catch(() => undefined);
+    throw error;
+  }
+  await blk.close();
+  return result;
+}
+
 /** The tree for an image; its first bytes are looked at where the format is not given. */
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
-  builtinDrivers();
   try {
-    const given = treeOf(spec, how);
-    const probed = spec.format === undefined && (spec.imageOpts !== true || given.driver === undefined);
+    if (how.write && how.forceShare) throw new BlockError(Errno.EINVAL, "'force-share' needs 'read-only'");
+    const given = await withSecrets(spec, await treeOf(spec, how), how.objects);
+    const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
+    if (isTree(spec)) await checkOptions(driver, tree);
+    if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
+    if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };
   } catch (error) {
@@ -80,27 +114,80 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
 /** What an open failed with, said of the image that was to be opened; the error below is its cause. */
 export function openFailure(spec: ImageSpec, error: unknown): unknown {
   if (!(error instanceof BlockError)) return error;
-  const why = error.message.replace(/^Could not open [^:]*: /, '');
+  const why = error.message.replace(/^Could not open (?:'.*?'|[^:']*|a '.*?' node): /s, '');
   const where = { op: 'open', path: spec.name };
   return new BlockError(error.errno, `Could not open '${spec.name}': ${why}`, { where, cause: error });
 }
 
-type Untyped = Readonly<Record<string, unknown>> & { readonly driver?: string };
+/** Only a tree of the user's own can name objects. */
+async function withSecrets(spec: ImageSpec, tree: FoundTree, objects: ObjectStore | undefined): Promise<FoundTree> {
+  if (!isTree(spec)) return tree;
+  const { withObjects } = await import('../lib/objects/resolve.ts');
+  return withObjects(tree, objects);
+}
+
+function isTree({ name, imageOpts }: ImageSpec): boolean {
+  return imageOpts === true || isJsonName(name);
+}
+
+/** Whoever gives a tree may be wrong in all of it, and not every verb opens all of it. */
+async function checkOptions(driver: string, tree: Readonly<Record<string, unknown>>): Promise<void> {
+  await needDrivers(tree, driver);
+  ownOptions(driverByName(driver), tree);
+}
 
 /** Without a driver where that has to be found out. */
-function treeOf({ name, imageOpts: asTree, format }: ImageSpec, how: OpenHow): Untyped {
+async function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): Promise<FoundTree> {
   const { cache, forceShare } = how;
   const settings = { readOnly: !how.write, ...(forceShare ? { forceShare } : {}), ...(cache ? { cache } : {}) };
-  if (asTree) return blockdevOf(imageOpts(name), settings) as unknown as Untyped;
   if (format !== undefined && !FORMATS.has(format)) throw new BlockError(Errno.EINVAL, `Unknown driver '${format}'`);
-  const tree = blockdevOf(name, { ...settings, format: (format ?? 'raw') as 'raw' }) as unknown as Untyped;
-  return format === undefined && tree.file !== undefined ? { ...tree, driver: undefined as never } : tree;
+  if (imageOpts) return withSettings(await treeOfText(name), settings);
+  if (isJsonName(name)) {
+    const tree = withSettings(await treeOfJson(name), settings);
+    return format === undefined ? tree : { ...tree, driver: format };
+  }
+  const found = withSettings(locationOf(name), { ...settings, format: format ?? 'raw' });
+  // A format is above whatever holds the bytes.
+  const tree = found.file === undefined ? withSettings({ driver: 'raw', file: found }, settings) : found;
+  if (format !== undefined || found.file === undefined) return tree;
+  const { driver: _, ...rest } = tree;
+  return rest;
+}
+
+function withSettings(target: FoundTree | string, settings: object): FoundTree {
+  return blockdevOf(target as string | BlockdevOptions, settings) as unknown as FoundTree;
+}
+
+/** A name as it is for the library: `file:x` is x, and what is no protocol of ours is refused (EINVAL). */
+export function locationOf(name: string): FoundTree | string {
+  const [, protocol] = /^([^/:]+):/.exec(name) ?? [];
+  if (protocol === undefined || isNbdUri(name) || isRemoteUrl(name) || /^null-(co|aio):\/\/$/.test(name)) return name;
+  if (protocol === 'file') return fileName(name.slice('file:'.length));
+  if (protocol === 'nbd') return nbdLocation(name);
+  throw new BlockError(Errno.EINVAL, `Unknown protocol '${protocol}'`);
+}
+
+/** A name that is a path, whatever it looks like. */
+function fileName(path: string): string {
+  return /^[^/:]+:/.test(path) ? `./${path}` : path;
+}
+
+/** `nbd:HOST:PORT[:exportname=NAME]`, `nbd:unix:PATH[:exportname=NAME]`: older than the URIs. */
+function nbdLocation(name: string): FoundTree {
+  const [, location = '', exportName] = /^nbd:(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
+  const [, path] = /^unix:(.+)$/s.exec(location) ?? [];
+  const [, host, port] = /^([^:]*|\[[^\]]*\]):(\d+)$/.exec(location) ?? [];
+  if (path === undefined && port === undefined) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
+  const server = path === undefined ? { type: 'inet', host: host!, port: port! } : { type: 'unix', path };
+  return {
+    driver: 'raw',
+    file: { driver: 'nbd', server, ...(exportName === undefined ? {} : { export: exportName }) },
+  };
 }
 
 /** The format that the first bytes are of. */
-async function probe(context: AioContext, tree: Untyped): Promise<string> {
-  const { file } = tree;
-  await using head = await NodeHead.open(context, { ...tree, driver: 'raw', file } as unknown as BlockdevOptions);
+async function probe(context: AioContext, tree: FoundTree): Promise<string> {
+  await using head = await NodeHead.open(context, { ...tree, driver: 'raw' } as unknown as BlockdevOptions);
   const format = (await head.magic()) ?? 'raw';
   if (!FORMATS.has(format)) throw new BlockError(Errno.ENOTSUP, `Unknown driver '${format}'`);
   return format;

@@ -8,7 +8,7 @@ import { KiB, MiB } from '../base/units.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { registerTestDrivers, settle, type TestDisk, testDisk, until } from '../block/testing.ts';
 import { checkedSparse } from './block-copy.ts';
-import { CopyJob } from './copy-job.ts';
+import { CopyJob, wholeOf } from './copy-job.ts';
 
 before(registerTestDrivers);
 
@@ -34,7 +34,7 @@ async function inPair(context: AioContext, content: Uint8Array, body: (pair: Pai
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'to' });
   try {
     const job: Pair['job'] = ({ sparse = 4096, targetIsZero = false, speed = 0 } = {}) =>
-      new CopyJob(source, target, { id: 'copy', sparse, targetIsZero, speed, autoDismiss: false });
+      new CopyJob([wholeOf(source)], target, { id: 'copy', sparse, targetIsZero, speed, autoDismiss: false });
     await body({ from, to, source, target, job });
   } finally {
     await source.close();
@@ -118,7 +118,7 @@ inContext('a target that is smaller is refused before anything happens', async (
   const source = await BlockBackend.open(context, { driver: 'memory', disk: 'large' }, { readOnly: true });
   const target = await BlockBackend.open(context, { driver: 'memory', disk: 'small' });
   const options = { id: 'copy', sparse: 0, targetIsZero: false };
-  assert.throws(() => new CopyJob(source, target, options), { errno: Errno.ENOSPC });
+  assert.throws(() => new CopyJob([wholeOf(source)], target, options), { errno: Errno.ENOSPC });
   await source.close();
   await target.close();
   assert.deepEqual(small.log, ['close']);

@@ -2,7 +2,7 @@ import { registerDriver } from '../block/registry.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
-import { ftpDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
+import { ftpDriver, ftpsDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
@@ -24,5 +24,6 @@ export function builtinDrivers(): void {
   registerDriver(snapshotAccessDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
-  registerDriver(ftpDriver, 'ftps');
+  registerDriver(ftpDriver);
+  registerDriver(ftpsDriver);
 }

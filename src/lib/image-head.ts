@@ -4,8 +4,8 @@ import { constants, type FileHandle, open } from 'node:fs/promises';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { deviceSize } from '../native/file.ts';
+import { MAGIC_BYTES, magicOf } from '../proto/magic.ts';
 import { clusterSizeOf, parseHeader, type Qcow2Header } from '../proto/qcow2/header.ts';
-import { MAGIC_BYTES, magicOf } from './magic.ts';
 
 export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
   return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';

@@ -7,7 +7,7 @@ import { isRemoteUrl, shownUrl } from '../drivers/http/location.ts';
 import { type CheckOptions, driverOptions, fixOf, type ImageOptions } from './image-options.ts';
 import { inspect } from './inspect.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import type { Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
+import type { CreateMessage, Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import { type Format, formatByName, type HttpSettings } from './options.ts';
 
@@ -54,10 +54,15 @@ export async function create(path: string, options: CreateOptions = {}): Promise
   }
 }
 
+/** The part of an engine that makes images. */
+export interface ImageMaker {
+  call(method: 'create', args: CreateMessage): Promise<void>;
+}
+
 /** `options` by the names of the driver's creation options. `knowsBacking`: they say all of the backing file, which is
  *  not looked at. */
 export async function createIn(
-  engine: Engine,
+  engine: ImageMaker,
   path: string,
   options: Readonly<Record<string, unknown>>,
   how: Pick<CreateOptions, 'format' | 'overwrite'> & { readonly knowsBacking?: boolean },

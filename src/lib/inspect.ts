@@ -2,8 +2,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
-import { LUKS_HEADER_BYTES } from '../codec/luks-header.ts';
-import { type LuksInfo, luksInfo } from '../codec/luks-info.ts';
+import type { LuksInfo } from '../codec/luks-info.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
 import { isDamage, readBitmaps } from '../drivers/qcow2/bitmap-read.ts';
 import { snapshotInfo } from '../drivers/qcow2/snapshots.ts';
@@ -168,6 +167,11 @@ function features(header: Qcow2Header, kind: FeatureKind, bits: bigint): string[
 async function luks(head: Head, header: Qcow2Header): Promise<Pick<Qcow2Info, 'luks' | 'luksDamage'>> {
   const place = encryptionExtension(header);
   if (!place) return { luks: null, luksDamage: null };
+  // With them comes all of node's cryptography, which takes longer to load than most images to look at.
+  const [{ LUKS_HEADER_BYTES }, { luksInfo }] = await Promise.all([
+    import('../codec/luks-header.ts'),
+    import('../codec/luks-info.ts'),
+  ]);
   const bytes = await head.read(place.offset, Math.min(place.length, LUKS_HEADER_BYTES));
   try {
     return { luks: luksInfo(bytes, Math.min(place.length, head.length - place.offset)), luksDamage: null };

@@ -1,4 +1,5 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
+import type { MessagePort } from 'node:worker_threads';
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
@@ -192,13 +193,27 @@ export interface NbdStats {
   readonly bytesOut: Bytes;
 }
 
+/** What a vhost-user-blk device is, wherever its queues are. */
+export interface VhostUserShape {
+  readonly writable: boolean;
+  readonly queues: number | undefined;
+  readonly blockBytes: Bytes | undefined;
+  readonly serial: string | undefined;
+}
+
 export interface VhostUserStartMessage extends DiskMessage {
   readonly listen: SocketAddress | { readonly kind: 'fd'; readonly fd: number };
   readonly mode: number;
-  readonly writable: boolean;
-  readonly queues: number | undefined;
-  readonly blockSize: Bytes | undefined;
-  readonly serial: string | undefined;
+  readonly shape: VhostUserShape;
+  /** Other threads that have queues: the ways to them (in the transfer list), and by queue who, from 1 on; 0 is the
+   *  thread itself. */
+  readonly members: { readonly ports: readonly MessagePort[]; readonly placement: readonly number[] };
+}
+
+/** Queues of a device whose service is in another thread, on the other end of `port` (in the transfer list). */
+export interface VhostUserMemberMessage extends DiskMessage {
+  readonly shape: VhostUserShape;
+  readonly port: MessagePort;
 }
 
 export interface VhostUserStartReply {
@@ -262,6 +277,7 @@ export interface Methods
   'nbd-stop'(args: NbdStopMessage): NbdStats;
   'nbd-stats'(args: NbdServiceMessage): NbdStats;
   'vhost-user-start'(args: VhostUserStartMessage): VhostUserStartReply;
+  'vhost-user-join'(args: VhostUserMemberMessage): void;
   'vhost-user-stop'(args: VhostUserServiceMessage): VhostUserStats;
   'vhost-user-stats'(args: VhostUserServiceMessage): VhostUserStats;
   stats(): ThreadStats;

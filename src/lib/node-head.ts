@@ -5,8 +5,8 @@ import { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import type { NodeOptions } from '../block/graph.ts';
-import { builtinDrivers } from './builtin-drivers.ts';
 import { Head } from './image-head.ts';
+import { needDrivers } from './needed-drivers.ts';
 import { type BlockdevOptions, blockdevOf, type HttpSettings, nameOf } from './options.ts';
 
 export class NodeHead extends Head {
@@ -35,13 +35,13 @@ export class NodeHead extends Head {
       readonly 'force-share'?: boolean;
     };
     const options = { ...(file as NodeOptions), 'read-only': true, ...(forceShare ? { 'force-share': true } : {}) };
+    await needDrivers(options);
     const blk = await BlockBackend.open(context, options, how);
     return new NodeHead(nameOf(tree), blk, undefined);
   }
 
   /** For a program's thread, which must not be put to sleep: libuv does the waiting. */
   static async openUrl(url: string, http: HttpSettings | undefined): Promise<NodeHead> {
-    builtinDrivers();
     const tree = blockdevOf(url, { http, format: 'raw' });
     const context = new AioContext(await chooseBackend('pool'), { name: 'head' });
     try {

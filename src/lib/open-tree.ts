@@ -4,6 +4,7 @@ import { BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import type { OpenMessage } from './messages.ts';
+import { needDrivers } from './needed-drivers.ts';
 import { probe } from './probe.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';
@@ -36,6 +37,7 @@ export async function openTreeNode(
   // Whatever the content has become since it was looked at.
   const policy = probed ? NO_REFERENCES : allowed;
   const resolved = await resolveReferences(options, policy);
+  await needDrivers(resolved);
   const node = await openNode(context, resolved as unknown as NodeOptions);
   try {
     await assertUnchanged(options, resolved, policy, name);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { magicOf } from './magic.ts';
+import { magicOf } from '../proto/magic.ts';
 import { blockdevOf, isProbed, nameOf } from './options.ts';
 
 test('a file name becomes raw over file, with the options where they belong', () => {

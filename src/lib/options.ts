@@ -38,6 +38,8 @@ export interface RawOptions extends NodeOptions {
   readonly offset?: number;
   /** Bytes. */
   readonly size?: number;
+  /** The format is a guess: a write to the beginning that would make it look like another format is EPERM. */
+  readonly guessed?: boolean;
 }
 
 /** Options of a qcow2 node of its own, by the names of QAPI where it has them. */

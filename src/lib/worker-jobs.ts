@@ -6,7 +6,7 @@ import type { BlockBackend } from '../block/backend.ts';
 import { layerOf } from '../block/copy-up.ts';
 import { releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { CopyJob } from '../jobs/copy-job.ts';
+import { CopyJob, wholeOf } from '../jobs/copy-job.ts';
 import type { Job, JobOptions } from '../jobs/job.ts';
 import { StreamJob } from '../jobs/stream-job.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
@@ -63,7 +63,7 @@ export class WorkerJobs {
 
   #copy({ source, target, ...options }: CopyMessage): Promise<number> {
     const [from, to] = [this.#disks.blk(source), this.#disks.blk(target)];
-    return this.#start((number) => new CopyJob(from, to, { ...optionsOf('copy', number), ...options }));
+    return this.#start((number) => new CopyJob([wholeOf(from)], to, { ...optionsOf('copy', number), ...options }));
   }
 
   #stream({ disk, base: name, backingFile, speed }: StreamMessage): Promise<number> {

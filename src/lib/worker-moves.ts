@@ -23,8 +23,8 @@ import type {
   MoveInReply,
   MoveOutMessage,
 } from './move-messages.ts';
+import type { DiskServer } from './service-table.ts';
 import type { WorkerDisks } from './worker-disks.ts';
-import type { WorkerNbd } from './worker-nbd.ts';
 
 /** A disk that has been opened here, before and while its channels come. */
 class Arrival {
@@ -45,16 +45,17 @@ class Arrival {
 export class WorkerMoves {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
-  readonly #nbd: WorkerNbd;
+  readonly #servers: readonly DiskServer[];
   readonly #leaving = new Map<number, Leaving>();
   readonly #arriving = new Map<number, Arrival>();
   /** Steps that are under way. */
   readonly #running = new Set<Promise<unknown>>();
 
-  constructor(thread: SetupThread, disks: WorkerDisks, nbd: WorkerNbd) {
+  /** `servers`: who may show a disk that moves. */
+  constructor(thread: SetupThread, disks: WorkerDisks, servers: readonly DiskServer[]) {
     this.#thread = thread;
     this.#disks = disks;
-    this.#nbd = nbd;
+    this.#servers = servers;
   }
 
   /** A step of a move that the end of the thread waits for. */
@@ -112,7 +113,7 @@ export class WorkerMoves {
     const { offer, port } = newOffer();
     let guest: BlockBackend | undefined;
     try {
-      if (this.#nbd.serves(blk)) {
+      if (this.#servers.some((server) => server.serves(blk))) {
         const descriptor = descriptorOf(identity, offer.words, port);
         guest = await openGuest(this.#thread.context, descriptor, { name: blk.name, optimal });
       }
@@ -151,7 +152,7 @@ export class WorkerMoves {
     // Its counters are the new home's.
     blk.stats = new IoCounters();
     this.#disks.remove(disk, guest);
-    if (guest) this.#nbd.rehome(blk, guest);
+    if (guest) for (const server of this.#servers) server.rehome(blk, guest);
     for (const request of queue) {
       if (request instanceof ChannelRequest) continue;
       if (guest) guest.submit(request);
@@ -187,7 +188,7 @@ export class WorkerMoves {
     arrival.switched = true;
     this.#disks.put(disk, blk, host);
     host.arrive(channels);
-    if (guest) this.#nbd.rehome(guest, blk);
+    if (guest) for (const server of this.#servers) server.rehome(guest, blk);
     link.close();
     this.#thread.context.run(`move of '${blk.name}'`, async () => {
       try {

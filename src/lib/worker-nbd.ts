@@ -3,15 +3,13 @@ import type { AioSocket } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import type { BlockBackend } from '../block/backend.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
 import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import { assertWritable, ServiceTable } from './service-table.ts';
 import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
-/** Services in one thread at a time. */
-const MAX_SERVICES = 256;
 /** Milliseconds that clients get when the thread stops. */
 const THREAD_GRACE_MS = 5000;
 
@@ -36,24 +34,17 @@ class TellingServer extends NbdServer {
 export class WorkerNbd {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
-  readonly #servers = new Map<number, NbdServer>();
-  readonly #newId: () => number;
+  readonly services: ServiceTable<NbdServer>;
 
   /** `newId`: numbers that no other service of the thread has. */
   constructor(thread: SetupThread, disks: WorkerDisks, newId: () => number) {
     this.#thread = thread;
     this.#disks = disks;
-    this.#newId = newId;
-  }
-
-  get count(): number {
-    return this.#servers.size;
+    this.services = new ServiceTable('NBD', newId);
   }
 
   async start(message: NbdStartMessage): Promise<NbdStartReply> {
-    if (this.#servers.size >= MAX_SERVICES) {
-      throw new BlockError(Errno.EMFILE, `Could not serve: ${MAX_SERVICES} NBD services run in this IOThread`);
-    }
+    const service = this.services.reserve();
     const { maxConnections, handshakeSeconds, byteBudget, listen, mode } = message;
     const limits = {
       ...(maxConnections === undefined ? {} : { maxConnections }),
@@ -61,19 +52,18 @@ export class WorkerNbd {
       ...(byteBudget === undefined ? {} : { maxBuffered: byteBudget }),
     };
     const tls = message.tls && (await serverTls(message.tls));
-    const service = this.#newId();
     const server: NbdServer = new TellingServer(this.#thread.context, { limits, tls }, (name, peer) => {
       const { handshakes } = server.stats;
       const event: NbdClientEvent = { service, peer, clients: server.clients.length, handshakes };
       this.#thread.emit(name, event);
     });
-    this.#servers.set(service, server);
+    this.services.set(service, server);
     try {
       for (const entry of message.exports) this.add(service, entry);
       for (const address of listen) await server.listen(address, mode === undefined ? {} : { mode });
       return { service, addresses: server.addresses };
     } catch (error) {
-      this.#servers.delete(service);
+      this.services.delete(service);
       await server.stop(0);
       throw error;
     }
@@ -85,53 +75,35 @@ export class WorkerNbd {
     if (entry.bitmaps.length > 0 && this.#disks.guest(entry.disk)) {
       throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
     }
-    if (entry.writable && blk.readOnly) {
-      throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
-    }
+    assertWritable(blk, entry.writable);
     const { writable, allocationDepth, multiConn } = entry;
-    const server = this.#server(service);
+    const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
     server.addExport({ name, description, ...common, bitmaps });
   }
 
-  /** True when an export shows `blk`. */
-  serves(blk: BlockBackend): boolean {
-    return [...this.#servers.values()].some((server) => server.serves(blk));
-  }
-
-  /** Exports of `from` go on with `to`. */
-  rehome(from: BlockBackend, to: BlockBackend): void {
-    for (const server of this.#servers.values()) server.rehome(from, to);
-  }
-
   share(service: number): NbdStartMessage['listen'] {
-    return this.#server(service).share();
+    return this.services.get(service).share();
   }
 
   async remove(service: number, name: string, mode: 'safe' | 'hard'): Promise<void> {
-    await this.#server(service).removeExport(name, mode);
+    await this.services.get(service).removeExport(name, mode);
   }
 
   async stop(service: number, graceMs: number): Promise<NbdStats> {
-    const server = this.#server(service);
+    const server = this.services.get(service);
     await server.stop(graceMs);
-    this.#servers.delete(service);
+    this.services.delete(service);
     return statsOf(server);
   }
 
   async stopAll(): Promise<void> {
-    await Promise.all([...this.#servers.keys()].map((service) => this.stop(service, THREAD_GRACE_MS)));
+    await this.services.stopAll((service) => this.stop(service, THREAD_GRACE_MS));
   }
 
   stats(service: number): NbdStats {
-    return statsOf(this.#server(service));
-  }
-
-  #server(service: number): NbdServer {
-    const server = this.#servers.get(service);
-    if (!server) throw new BlockError(Errno.EBADF, `Could not use NBD service ${service}: it does not run`);
-    return server;
+    return statsOf(this.services.get(service));
   }
 }
 

@@ -1,48 +1,47 @@
-/** The vhost-user services of an IOThread, by number. */
+/** The vhost-user services of an IOThread, by number, and the queues that it has of services in other threads. */
+import type { MessagePort } from 'node:worker_threads';
 import type { SetupThread } from '../aio/iothread-worker.ts';
-import { BlockError, Errno } from '../base/errors.ts';
-import { VhostUserBlkServer } from '../exports/vhost-user-blk/server.ts';
-import type { VhostUserStartMessage, VhostUserStartReply, VhostUserStats } from './messages.ts';
+import type { BlockBackend } from '../block/backend.ts';
+import { DeviceMessages } from '../exports/vhost-user-blk/device-messages.ts';
+import { MemberLink, reportBroken, serveMember } from '../exports/vhost-user-blk/members.ts';
+import { DeviceUser, VhostUserBlkServer } from '../exports/vhost-user-blk/server.ts';
+import type { VhostUserMemberMessage, VhostUserStartMessage, VhostUserStartReply, VhostUserStats } from './messages.ts';
+import { assertWritable, type DiskServer, ServiceTable } from './service-table.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
-/** Services in one thread at a time. */
-const MAX_SERVICES = 256;
+interface Member {
+  readonly user: DeviceUser;
+  readonly port: MessagePort;
+  readonly ended: Promise<void>;
+}
 
-export class WorkerVhostUser {
+export class WorkerVhostUser implements DiskServer {
+  readonly services: ServiceTable<VhostUserBlkServer>;
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
-  readonly #servers = new Map<number, VhostUserBlkServer>();
-  readonly #newId: () => number;
+  readonly #members = new Set<Member>();
 
   /** `newId`: numbers that no other service of the thread has. */
   constructor(thread: SetupThread, disks: WorkerDisks, newId: () => number) {
     this.#thread = thread;
     this.#disks = disks;
-    this.#newId = newId;
-  }
-
-  get count(): number {
-    return this.#servers.size;
+    this.services = new ServiceTable('vhost-user', newId);
   }
 
   async start(message: VhostUserStartMessage): Promise<VhostUserStartReply> {
-    const { disk, listen, mode, writable, queues, blockSize, serial } = message;
-    if (this.#servers.size >= MAX_SERVICES) {
-      throw new BlockError(Errno.EMFILE, `Could not serve: ${MAX_SERVICES} vhost-user services run in this IOThread`);
-    }
-    const blk = this.#disks.blk(disk);
-    if (writable && blk.readOnly) {
-      throw new BlockError(Errno.EROFS, `Could not export '${blk.name}' for writing: it is read-only`);
-    }
-    const service = this.#newId();
+    const { disk, listen, mode, shape, members } = message;
+    const service = this.services.reserve();
+    const blk = this.#disks.shown(disk);
+    assertWritable(blk, shape.writable);
     const server = new VhostUserBlkServer(this.#thread.context, blk, {
-      ...{ writable, queues, blockBytes: blockSize, serial },
+      ...shape,
+      members: { links: members.ports.map((port) => new MemberLink(port)), placement: members.placement },
       onConnect: () => this.#thread.emit('client', { service }),
       onDisconnect: (_peer, why) => this.#thread.emit('disconnect', { service, why }),
     });
     try {
       const address = await server.listen(listen, { mode });
-      this.#servers.set(service, server);
+      this.services.set(service, server);
       return { service, address };
     } catch (error) {
       await server.stop();
@@ -50,25 +49,44 @@ export class WorkerVhostUser {
     }
   }
 
+  /** Serves queues of a device whose service is in another thread, until that closes the port. */
+  join({ disk, shape, port }: VhostUserMemberMessage): void {
+    const blk = this.#disks.shown(disk);
+    assertWritable(blk, shape.writable);
+    const user = new DeviceUser(this.#thread.context, blk, shape);
+    user.device.onBroken = (queue, why) => reportBroken(port, queue, why);
+    const ended = serveMember(port, new DeviceMessages(user.device)).then(() => {
+      user.close();
+      this.#members.delete(member);
+    });
+    const member = { user, port, ended };
+    this.#members.add(member);
+  }
+
   async stop(service: number): Promise<VhostUserStats> {
-    const server = this.#server(service);
+    const server = this.services.get(service);
     await server.stop();
-    this.#servers.delete(service);
+    this.services.delete(service);
     return statsOf(server);
   }
 
   async stopAll(): Promise<void> {
-    await Promise.all([...this.#servers.keys()].map((service) => this.stop(service)));
+    const members = [...this.#members];
+    for (const { port } of members) port.close();
+    await Promise.all([this.services.stopAll((service) => this.stop(service)), ...members.map(({ ended }) => ended)]);
   }
 
   stats(service: number): VhostUserStats {
-    return statsOf(this.#server(service));
+    return statsOf(this.services.get(service));
   }
 
-  #server(service: number): VhostUserBlkServer {
-    const server = this.#servers.get(service);
-    if (!server) throw new BlockError(Errno.EBADF, `Could not use vhost-user service ${service}: it does not run`);
-    return server;
+  serves(blk: BlockBackend): boolean {
+    return this.services.serves(blk) || [...this.#members].some(({ user }) => user.serves(blk));
+  }
+
+  rehome(from: BlockBackend, to: BlockBackend): void {
+    this.services.rehome(from, to);
+    for (const { user } of this.#members) user.rehome(from, to);
   }
 }
 

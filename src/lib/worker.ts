@@ -23,7 +23,7 @@ export function setup(thread: SetupThread): Furnished {
   const newId = (): number => ++services;
   const nbd = new WorkerNbd(thread, disks, newId);
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
-  const moves = new WorkerMoves(thread, disks, nbd);
+  const moves = new WorkerMoves(thread, disks, [nbd.services, vhostUser]);
   const jobs = new WorkerJobs(disks);
   const named = new NamedNodes(thread, disks);
   const handlers: Handlers = {
@@ -64,9 +64,10 @@ export function setup(thread: SetupThread): Furnished {
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
     'nbd-stats': async ({ service }) => nbd.stats(service),
     'vhost-user-start': (args) => vhostUser.start(args),
+    'vhost-user-join': async (args) => vhostUser.join(args),
     'vhost-user-stop': ({ service }) => vhostUser.stop(service),
     'vhost-user-stats': async ({ service }) => vhostUser.stats(service),
-    stats: async () => stats(thread, disks, nbd.count + vhostUser.count),
+    stats: async () => stats(thread, disks, nbd.services.count + vhostUser.services.count),
   };
   return {
     handlers: handlers as Furnished['handlers'],

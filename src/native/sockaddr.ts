@@ -1,5 +1,4 @@
 /** struct sockaddr to and from what the engine calls an address. Sources: unix(7), ip(7), ipv6(7), RFC 5952. */
-import { isIPv4, isIPv6 } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { Errno } from '../base/errors.ts';
 
@@ -42,6 +41,8 @@ function encodeUnix(path: string, out: Uint8Array): number {
 function encodeInet(host: string, port: number, view: DataView, out: Uint8Array): number {
   if (!Number.isInteger(port) || port < 0 || port > 65535) return -Errno.EINVAL;
   view.setUint16(2, port);
+  // Not loaded for those who have no use for it: it costs every start some milliseconds.
+  const { isIPv4, isIPv6 } = process.getBuiltinModule('node:net');
   if (isIPv4(host)) {
     out.set(host.split('.').map(Number), 4);
     return 16;

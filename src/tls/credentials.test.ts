@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { generateKeyPairSync } from 'node:crypto';
+import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -81,6 +82,24 @@ test('files that are missing, no files, too large or no PEM are named', async (t
   rmSync(join(dir, 'ca-cert.pem'));
   execFileSync('mkfifo', [join(dir, 'ca-cert.pem')]);
   await refused(given, /is not a file/);
+});
+
+test('an encrypted key needs its passphrase, which nothing tells', async (t) => {
+  const dir = folder(t);
+  const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+  const pem = { type: 'pkcs8', format: 'pem' } as const;
+  writeFileSync(join(dir, 'plain.pem'), privateKey.export(pem));
+  const own = ['-new', '-x509', '-days', '2', '-subj', '/CN=localhost', '-key', join(dir, 'plain.pem')];
+  execFileSync('openssl', ['req', ...own, '-out', join(dir, 'server-cert.pem')]);
+  copyFileSync(join(dir, 'server-cert.pem'), join(dir, 'ca-cert.pem'));
+  const encrypted = privateKey.export({ ...pem, cipher: 'aes-256-cbc', passphrase: SECRET });
+  writeFileSync(join(dir, 'server-key.pem'), encrypted);
+  const given = { type: 'x509', dir } as const;
+  const loaded = await loadCredentials({ ...given, passphrase: SECRET }, 'server');
+  assert.ok(new TlsServerSide(loaded));
+  await refused(given, /server-key.pem' is not usable: /);
+  await refused({ ...given, passphrase: `${SECRET}x` }, /server-key.pem' is not usable: /);
+  await refused({ ...given, passphrase: 3 }, /passphrase is not a string/);
 });
 
 test('who may come in can be said only where clients show who they are', () => {

@@ -29,7 +29,7 @@ export type ImportTable = ReadonlyMap<string, readonly string[]>;
 /** Rooms that may not use Node's modules: what is pure stays pure. */
 const PURE_ROOMS = new Set(['base', 'proto']);
 /** npm package -> the room it may be imported in. */
-const PACKAGES: Readonly<Record<string, string>> = { koffi: 'native', commander: 'cli' };
+const PACKAGES: Readonly<Record<string, string>> = { koffi: 'native', commander: 'cli', 'basic-ftp': 'drivers' };
 
 /** Reads the table out of the document's text. Throws an Error that says what is wrong with it. */
 export function importTable(document: string): ImportTable {

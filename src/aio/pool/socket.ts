@@ -7,16 +7,19 @@ import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { Errno } from '../../base/errors.ts';
 import type { Iov, Memory } from '../../base/memory.ts';
+import type { Bytes } from '../../base/units.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
 import { AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
 import { describeAddress } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
+import { receiveInto, STAGED_MAX, STAGING_BYTES, STAGING_ROOM } from './staging.ts';
 
 export const READ_AHEAD = 256 * 1024;
-/** A stream that makes something of what it sends (ciphertext) gets so much at a time: that is what it holds. */
+/** A TLS stream gets so much at a time, and has it encrypted at once: that is what it holds. */
 const SEND_PIECE = 256 * 1024;
+const NOTHING = new Uint8Array();
 
 /** What a stream's operations go through: the pool's loop, or that of another backend with streams beside it. */
 export interface StreamLoop {
@@ -59,12 +62,9 @@ export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
   }
 }
 
-/** A stream that Node has made itself, for TLS: it reads ahead as far as our own, and is sent pieces. */
+/** A stream that Node has made itself, for TLS: it receives into memory of ours, and is sent pieces. */
 export function socketOverStream(loop: StreamLoop, stream: net.Socket): AioSocket {
-  // To ask for more than there is raises the mark up to which it reads; after the end it answers what is left.
-  const rest = stream.read(READ_AHEAD) as Uint8Array | null;
-  if (rest) stream.unshift(rest);
-  return new PoolSocket(loop, stream, SEND_PIECE);
+  return new PoolSocket(loop, stream, true);
 }
 
 /** net.Socket hands these on to its stream; the types do not say so. */
@@ -96,7 +96,8 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly peer: string;
   readonly #loop: StreamLoop;
   readonly #socket: net.Socket;
-  readonly #piece: number;
+  /** What is sent goes through here, where it is encrypted. */
+  readonly #outgoing: Uint8Array | undefined;
   readonly #closed = new Gate();
   /** What ended the connection: 0 for nothing or an orderly end, else a negative errno. */
   #error = 0;
@@ -109,8 +110,10 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   #wanted = 0;
   #received = 0;
   #all = false;
-  /** Received, and not asked for: while it is there the stream is paused. */
-  #rest: Uint8Array | undefined;
+  /** Received, and not asked for: the bytes from `#from` to `#to` in `#source`. */
+  #source: Uint8Array = NOTHING;
+  #from = 0;
+  #to = 0;
   readonly #receivedOp = new ReceivedOp(this);
   /** The receiver has what it needs; and {@link #receivedOp} is on its way. */
   #settled = false;
@@ -118,24 +121,24 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
 
   #sender: AioOp | undefined;
   #iov: Iov | undefined;
-  /** How far it is given to the stream: a run, and a place in it. */
-  #run = 0;
-  #runAt = 0;
+  /** How much of it is given to the stream. */
+  #sent = 0;
   /** Tells the write callbacks of a send from those of one that ended early. */
   #sends = 0;
 
-  /** `piece`: the stream is given so many bytes at a time. */
-  constructor(loop: StreamLoop, socket: net.Socket, piece = Number.POSITIVE_INFINITY) {
+  /** `encrypted`: a TLS stream. */
+  constructor(loop: StreamLoop, socket: net.Socket, encrypted = false) {
     this.#loop = loop;
     this.#socket = socket;
-    this.#piece = piece;
+    this.#outgoing = encrypted ? new Uint8Array(SEND_PIECE) : undefined;
     this.peer = peerName(socket);
-    socket.on('data', this.#onData);
+    if (!encrypted || !this.#stage()) socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);
     socket.on('error', this.#onError);
     socket.on('close', this.#onClose);
     loop.resources.add(this);
-    // It may have ended while it waited to be accepted.
+    // It may have ended while it waited to be accepted, or for its other side.
+    this.#ended = socket.readableEnded;
     if (socket.errored) this.#error = -nodeErrno(socket.errored);
     if (socket.closed) this.#onClose();
   }
@@ -152,7 +155,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     this.#settled = false;
     if (this.#shut) this.#endRecv(0);
     else this.#fill();
-    if (!this.#receiver || this.#rest || this.#settled) return;
+    if (!this.#receiver || this.#from < this.#to || this.#settled) return;
     if (this.#error < 0) this.#endRecv(this.#error);
     else if (this.#ended) this.#endRecv(this.#received);
     else this.#socket.resume();
@@ -163,34 +166,33 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     if (!this.#loop.begin(op, this)) return;
     this.#sender = op;
     this.#iov = iov;
-    this.#run = 0;
-    this.#runAt = 0;
-    if (this.#shut || this.#error < 0) this.#endSend(this.#error || -Errno.EPIPE);
-    else this.#sendPiece(++this.#sends);
+    this.#sent = 0;
+    const send = ++this.#sends;
+    if (this.#shut || this.#error < 0 || this.#over) this.#endSend(this.#error || -Errno.EPIPE);
+    else if (iov.length === 0) this.#endSend(0);
+    else if (this.#outgoing) this.#sendPiece(send, this.#outgoing);
+    else this.#sendRuns(send);
   }
 
-  /** Gives the stream the next piece; ends the send when there is none. */
-  #sendPiece(send: number): void {
+  /** In one gather write. */
+  #sendRuns(send: number): void {
     const iov = this.#iov!;
     const socket = this.#socket;
-    let room = this.#piece;
-    let last: Uint8Array | undefined;
+    let last = iov.count - 1;
+    while (iov.lengths[last] === 0) last--;
     socket.cork();
-    while (this.#run < iov.count && room > 0) {
-      const bytes = iov.run(this.#run).subarray(this.#runAt, this.#runAt + room);
-      this.#runAt += bytes.length;
-      room -= bytes.length;
-      if (this.#runAt === iov.lengths[this.#run]) {
-        this.#run++;
-        this.#runAt = 0;
-      }
-      if (bytes.length === 0) continue;
-      if (last) socket.write(last);
-      last = bytes;
-    }
-    if (last) socket.write(last, (error) => this.#onSent(send, error));
+    for (let i = 0; i < last; i++) if (iov.lengths[i]! > 0) socket.write(iov.run(i));
+    this.#sent = iov.length;
+    socket.write(iov.run(last), (error) => this.#onSent(send, error));
     socket.uncork();
-    if (!last) this.#endSend(iov.length);
+  }
+
+  /** As much as `outgoing` holds, in one piece: what is encrypted is copied once, however many runs it is in. */
+  #sendPiece(send: number, outgoing: Uint8Array): void {
+    const iov = this.#iov!;
+    const piece = outgoing.subarray(0, iov.length - this.#sent);
+    this.#sent += iov.copyTo(piece, this.#sent);
+    this.#socket.write(piece, (error) => this.#onSent(send, error));
   }
 
   /** There is nothing to chain with: the caller sends when the first operation has ended. */
@@ -203,7 +205,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     const socket = this.#socket;
     socket.off('data', this.#onData);
     socket.pause();
-    if (this.#rest) socket.unshift(this.#rest);
+    if (this.#from < this.#to) socket.unshift(this.#source.subarray(this.#from, this.#to));
     socket.off('end', this.#onEnd);
     socket.off('close', this.#onClose);
     // The listener for errors stays: without one, an early reset would end the process.
@@ -240,22 +242,46 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     return `${op === this.#receiver ? 'recv from' : 'send to'} ${this.peer}`;
   }
 
+  /** False where the stream cannot: what it has comes as 'data' then. */
+  #stage(): boolean {
+    const first = this.#socket.read() as Uint8Array | null;
+    this.#source = new Uint8Array(STAGING_BYTES);
+    if (first) this.#source.set(first);
+    this.#to = first?.length ?? 0;
+    return receiveInto(this.#socket, this.#source, this.#onStaged, () => this.#to);
+  }
+
+  readonly #onStaged = (length: Bytes): boolean => {
+    if (this.#shut) return false;
+    this.#to += length;
+    this.#fill();
+    // Only here, since the stream has been told where to put what comes next.
+    if (this.#from === this.#to || this.#to > STAGING_BYTES - STAGING_ROOM) {
+      this.#source.copyWithin(0, this.#from, this.#to);
+      this.#to -= this.#from;
+      this.#from = 0;
+    }
+    return this.#to - this.#from < STAGED_MAX;
+  };
+
   readonly #onData = (chunk: Uint8Array): void => {
     if (this.#shut) return;
-    this.#rest = chunk;
+    this.#source = chunk;
+    this.#from = 0;
+    this.#to = chunk.length;
     this.#fill();
-    if (this.#rest) this.#socket.pause();
+    if (this.#from < this.#to) this.#socket.pause();
+    else this.#source = NOTHING;
   };
 
   /** Gives the receiver what is there. */
   #fill(): void {
-    const rest = this.#rest;
-    if (!rest || !this.#receiver) return;
-    const count = Math.min(rest.length, this.#wanted - this.#received);
-    const bytes = count < rest.length ? rest.subarray(0, count) : rest;
+    const count = Math.min(this.#to - this.#from, this.#wanted - this.#received);
+    if (count === 0 || !this.#receiver) return;
+    const bytes = this.#source.subarray(this.#from, this.#from + count);
     this.#memory!.bytes.set(bytes, this.#at + this.#received);
+    this.#from += count;
     this.#received += count;
-    this.#rest = count < rest.length ? rest.subarray(count) : undefined;
     if (this.#all && this.#received < this.#wanted) return;
     this.#settled = true;
     if (this.#settling) return;
@@ -277,7 +303,14 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
   readonly #onEnd = (): void => {
     this.#ended = true;
     this.#endRecv(this.#received);
+    if (this.#over) this.#endSend(-Errno.EPIPE);
   };
+
+  /** The other side's end of a TLS connection is the end of both directions: Node may keep a write for ever when the
+   *  connection broke under what OpenSSL had to say itself (session tickets). */
+  get #over(): boolean {
+    return this.#ended && this.#outgoing !== undefined;
+  }
 
   readonly #onError = (error: Error): void => {
     if (this.#error === 0) this.#error = -nodeErrno(error);
@@ -298,7 +331,8 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     // node reports success for writes that destroy() cut off.
     if (error) this.#endSend(this.#error || -nodeErrno(error));
     else if (this.#socket.destroyed) this.#endSend(this.#error || -Errno.EPIPE);
-    else this.#sendPiece(send);
+    else if (this.#sent < this.#iov!.length) this.#sendPiece(send, this.#outgoing!);
+    else this.#endSend(this.#sent);
   }
 
   #endRecv(result: number): void {

@@ -1,4 +1,7 @@
-/** What `--help` prints. */
+/** What `--help` and `-o help` print. */
+import { creationOptionsOf } from '../../img/creation-options.ts';
+import { Failure } from './verb.ts';
+
 const SUMMARY: Readonly<Record<string, string>> = {
   amend: 'change options of an image that is there',
   bench: 'measure I/O on an image',
@@ -32,4 +35,18 @@ ${lines.join('\n')}
 
 Supported formats: http https ftp ftps file host_device nbd null-aio null-co qcow2 raw
 `;
+}
+
+const WIDTH = 24;
+
+/** What `-o help` prints; `here`: the file that is to be made is known. `only`: of these options, without a title. */
+export function creationHelp(format: string, here: boolean, only?: ReadonlySet<string>): string {
+  const options = creationOptionsOf(format);
+  if (options === undefined) throw new Failure(`Unknown file format '${format}'`);
+  const types = { string: 'str', size: 'size', number: 'num', boolean: 'bool (on/off)' } as const;
+  const lines = options
+    .filter(({ name, driver }) => (only === undefined ? here || driver !== null : only.has(name)))
+    .map(({ name, type, help }) => `  ${`${name}=<${types[type]}>`.padEnd(WIDTH - 2)} - ${help}\n`);
+  const title = only === undefined ? `Supported ${here ? '' : `${format} `}options:\n` : '';
+  return title + lines.sort().join('');
 }

@@ -13,7 +13,7 @@ export const info: Verb = {
   async run(line, terminal) {
     const { json } = line;
     const spec = imageSpec(line, line.image);
-    const how = { forceShare: line.has(Option.forceShare) };
+    const how = { forceShare: line.has(Option.forceShare), objects: line.objects };
     const whole = line.has(CHAIN);
     const images = await withLocalContext(async (context) =>
       whole ? await chainInfo(context, spec, how) : [await imageInfo(context, spec, how)],

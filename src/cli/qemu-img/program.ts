@@ -3,11 +3,27 @@
  * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
+import { objectStore } from '../objects.ts';
+import { writeNow } from '../write-now.ts';
 import { failureText } from './messages.ts';
-import { Failure, Misuse, type Terminal, type Verb, VerbLine } from './verb.ts';
+import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+  amend: async () => (await import('./amend.ts')).amend,
+  bitmap: async () => (await import('./bitmap.ts')).bitmap,
+  bench: async () => (await import('./bench.ts')).bench,
+  check: async () => (await import('./check.ts')).check,
+  commit: async () => (await import('./commit.ts')).commit,
+  compare: async () => (await import('./compare.ts')).compare,
+  convert: async () => (await import('./convert.ts')).convert,
+  create: async () => (await import('./create.ts')).create,
+  dd: async () => (await import('./dd.ts')).dd,
   info: async () => (await import('./info.ts')).info,
+  map: async () => (await import('./map.ts')).map,
+  measure: async () => (await import('./measure.ts')).measure,
+  rebase: async () => (await import('./rebase.ts')).rebase,
+  resize: async () => (await import('./resize.ts')).resize,
+  snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
 
 const HELP: OptionDef = { short: 'h', long: 'help' };
@@ -21,9 +37,11 @@ const COMPATIBLE_VERSION = '7.2.22';
 const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
 
 const PROCESS: Terminal = {
-  out: (text) => void process.stdout.write(text),
-  err: (text) => void process.stderr.write(text),
+  out: (text) => writeNow(1, text),
+  err: (text) => writeNow(2, text),
 };
+
+export const writesItself = true;
 
 /** Runs a command line without the program's name; answers its exit code. */
 export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
@@ -34,7 +52,7 @@ export async function run(argv: readonly string[], terminal: Terminal = PROCESS)
       terminal.err(`${PROGRAM}: ${error.message}\n${TRY_HELP}`);
       return 1;
     }
-    terminal.err(`${PROGRAM}: ${failureText(error)}\n`);
+    terminal.err(`${PROGRAM}: ${failureText(error)}${error instanceof Failure ? error.end : '\n'}`);
     return error instanceof Failure ? error.exitCode : 1;
   }
 }
@@ -53,9 +71,19 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   if (name === undefined) throw new Misuse('Not enough arguments');
   if (!Object.hasOwn(VERBS, name)) throw new Misuse(`Command not found: ${name}`);
   const verb = await VERBS[name]!();
+  if (verb.lastWord !== undefined && words.length < 2 && !words.some((word) => word === '-h' || word === '--help')) {
+    throw new Misuse(verb.lastWord);
+  }
+  const lastWord = verb.lastWord === undefined ? undefined : words.pop();
   const line = read(words, [HELP, ...verb.options], false);
   if (line.options.some(({ def }) => def === HELP)) return help(terminal);
-  return await verb.run(new VerbLine(line), terminal);
+  const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
+  const objects = await objectStore(texts).catch((error: unknown) => {
+    throw new Failure(failureText(error), verb.objectExit ?? 1);
+  });
+  if (typeof objects !== 'string') return await verb.run(new VerbLine(line, objects, lastWord), terminal);
+  terminal.out(objects);
+  return 0;
 }
 
 function read<D extends OptionDef>(

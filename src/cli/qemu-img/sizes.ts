@@ -1,5 +1,6 @@
 /** Sizes as qemu-img writes and reads them. */
 import { KiB } from '../../base/units.ts';
+import { LARGEST, readSize } from '../../img/sizes.ts';
 import { Failure } from './verb.ts';
 
 const UNITS = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei'];
@@ -12,32 +13,24 @@ export function shortSize(bytes: number): string {
     value /= KiB;
     unit++;
   }
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}B`;
+  return `${threeDigits(value)} ${UNITS[unit]}B`;
 }
 
-const SUFFIXES = 'BKMGTPE';
-/** What qemu-img can say; what we can use ends at 2^53. */
-const LARGEST = 2 ** 63 - 1;
+function threeDigits(value: number): number {
+  const scale = value < 10 ? 100 : value < 100 ? 10 : 1;
+  return rounded(value * scale) / scale;
+}
 
-export type SizeFault = 'form' | 'range';
+/** '3.12' */
+export function twoDecimals(value: number): string {
+  return (rounded(value * 100) / 100).toFixed(2);
+}
 
-/** Bytes from '512', '64k', '1.5G', '0x100'; a fraction needs a suffix. `unit`: of a number without one. */
-export function readSize(text: string, unit: 'B' | 'K' | 'M' = 'B'): number | SizeFault {
-  const hex = /^\s*\+?0[xX]([0-9a-fA-F]+)([a-zA-Z]?)$/.exec(text);
-  const decimal = /^\s*\+?(\d*)(\.\d*)?([a-zA-Z]?)$/.exec(text);
-  const [number, fraction, suffix] = hex
-    ? [Number.parseInt(hex[1]!, 16), undefined, hex[2]!]
-    : decimal && decimal[1] !== ''
-      ? [Number(decimal[1]), decimal[2], decimal[3]!]
-      : [Number.NaN, undefined, ''];
-  const power = SUFFIXES.indexOf((suffix === '' ? unit : suffix).toUpperCase());
-  if (Number.isNaN(number) || power < 0 || suffix === undefined) return 'form';
-  const part = fraction === undefined || fraction === '.' ? 0 : Number(fraction);
-  if (hex && suffix !== '') return 'form';
-  // Half a byte is none.
-  if (part !== 0 && power === 0) return 'form';
-  const bytes = number * KiB ** power + Math.floor(part * KiB ** power);
-  return bytes >= LARGEST && text !== String(2n ** 63n - 1n) ? 'range' : bytes;
+/** As C rounds: what is half-way goes to the even number. */
+function rounded(value: number): number {
+  const whole = Math.floor(value);
+  const rest = value - whole;
+  return whole + (rest > 0.5 || (rest === 0.5 && whole % 2 === 1) ? 1 : 0);
 }
 
 /** A size between `least` and `most`, or the failure that says what of `what` is wrong. */

@@ -8,13 +8,13 @@ export function snapshotTable(snapshots: readonly SnapshotInfo[]): string {
   return [head, ...snapshots.map((one) => row(cells(one)))].join('\n');
 }
 
-/** The first columns begin at the left, the others end at the right. */
-const WIDTHS = [10, 17, 8, 20, 13, 11];
-const LEFT = 2;
-
-function row(cells: readonly string[]): string {
-  return cells.map((cell, i) => (i < LEFT ? cell.padEnd(WIDTHS[i]!) : cell.padStart(WIDTHS[i]!))).join('');
+/** Columns that begin at the left keep a blank behind them, whatever is in them. */
+function row([id, tag, ...others]: readonly string[]): string {
+  const right = others.map((cell, i) => cell.padStart(RIGHT[i]!)).join('');
+  return `${id!.padEnd(9)} ${tag!.padEnd(16)} ${right}`;
 }
+
+const RIGHT = [8, 20, 13, 11];
 
 function cells(snapshot: SnapshotInfo): readonly string[] {
   const { vmClockSeconds: clock } = snapshot;

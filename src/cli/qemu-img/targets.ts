@@ -2,7 +2,7 @@
 
 import type { ImageSpec } from '../../img/open.ts';
 import { CACHE_MODES, type CacheMode } from '../../lib/options.ts';
-import { Failure, Option, type VerbLine } from './verb.ts';
+import { Failure, Option, type Terminal, type VerbLine } from './verb.ts';
 
 /** `name` as --image-opts and -f say it is meant. */
 export function imageSpec(line: VerbLine, name: string): ImageSpec {
@@ -10,6 +10,17 @@ export function imageSpec(line: VerbLine, name: string): ImageSpec {
   const imageOpts = line.has(Option.imageOpts);
   if (imageOpts && format !== undefined) throw new Failure('--image-opts and --format are mutually exclusive');
   return { name, imageOpts, format };
+}
+
+/** Says that a format was guessed. */
+export function warnProbedRaw(terminal: Terminal): (name: string) => void {
+  return (name) =>
+    terminal.err(
+      `WARNING: Image format was not specified for '${name}' and probing guessed raw.\n` +
+        '         Automatically detecting the format is dangerous for raw images, ' +
+        'write operations on block 0 will be restricted.\n' +
+        "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+    );
 }
 
 /** The cache mode of an option. */
@@ -24,4 +35,9 @@ export function cacheMode(line: VerbLine, def: typeof Option.cache | typeof Opti
     );
   }
   return found;
+}
+
+/** `-l NAME`, `-l snapshot.id=ID`, `-l snapshot.name=NAME`. */
+export function snapshotName(text: string | undefined): string | undefined {
+  return text === undefined ? undefined : (/^snapshot\.(?:id|name)=([^,]*)/.exec(text)?.[1] ?? text);
 }

@@ -1,4 +1,5 @@
 /** What the verbs of the qemu-img form are made of. */
+import type { ObjectStore } from '../../lib/objects/store.ts';
 import type { CommandLine, OptionDef } from '../getopt.ts';
 
 /** Where a program prints. */
@@ -10,6 +11,10 @@ export interface Terminal {
 /** One verb: a module of this folder, loaded when it is called. */
 export interface Verb {
   readonly options: readonly OptionDef[];
+  /** Exit code where an object is wrong; default 1. */
+  readonly objectExit?: number;
+  /** The last word is no option, whatever it looks like; the message where there are not two words. */
+  readonly lastWord?: string;
   /** Answers the exit code. Throws {@link Misuse} and {@link Failure}, and BlockError for what went wrong. */
   run(line: VerbLine, terminal: Terminal): Promise<number>;
 }
@@ -23,10 +28,13 @@ export class Misuse extends Error {
 export class Failure extends Error {
   override readonly name = 'Failure';
   readonly exitCode: number;
+  /** What stands behind the message. */
+  readonly end: string;
 
-  constructor(message: string, exitCode = 1) {
+  constructor(message: string, exitCode = 1, end = '\n') {
     super(message);
     this.exitCode = exitCode;
+    this.end = end;
   }
 }
 
@@ -35,6 +43,7 @@ export const Option = {
   object: { long: 'object', argument: 'required' },
   imageOpts: { long: 'image-opts' },
   format: { short: 'f', long: 'format', argument: 'required' },
+  /** Without a long form. */
   plainFormat: { short: 'f', argument: 'required' },
   output: { long: 'output', argument: 'required' },
   forceShare: { short: 'U', long: 'force-share' },
@@ -51,10 +60,16 @@ export class VerbLine {
   readonly operands: readonly string[];
   /** As they came, for verbs whose options have an order. */
   readonly options: CommandLine<OptionDef>['options'];
+  /** Of a verb that takes it out. */
+  readonly lastWord: string | undefined;
+  /** Of --object; undefined where there are none. */
+  readonly objects: ObjectStore | undefined;
 
-  constructor(line: CommandLine<OptionDef>) {
+  constructor(line: CommandLine<OptionDef>, objects?: ObjectStore, lastWord?: string) {
     this.operands = line.operands;
     this.options = line.options;
+    this.objects = objects;
+    this.lastWord = lastWord;
   }
 
   has(def: OptionDef): boolean {

@@ -23,9 +23,10 @@ export async function findImage(name: string, options: NbdOptions): Promise<Foun
   const given = await givenTree(name, options);
   const found = given.driver ?? (await formatOf(given));
   // Every layer that the offset adds passes on what the image below it may do.
-  const tree = { ...given, driver: found } as Untyped;
+  const guessedRaw = given.driver === undefined && found === 'raw';
+  const tree = { ...given, driver: found, ...(guessedRaw ? { guessed: true } : {}) } as Untyped;
   const whole = offset === 0 ? tree : { driver: 'raw', offset, discard: options.discard ?? 'ignore', file: tree };
-  return { tree: whole as unknown as BlockdevOptions, guessedRaw: given.driver === undefined && found === 'raw' };
+  return { tree: whole as unknown as BlockdevOptions, guessedRaw };
 }
 
 /** Without a driver where that has to be found out. */

@@ -49,7 +49,7 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   }
   const options = readOptions(line);
   const operand = line.operands[0];
-  const { objectStore } = await import('./objects.ts');
+  const { objectStore } = await import('../objects.ts');
   const objects = await objectStore(options.objects);
   if (typeof objects === 'string') {
     terminal.out(objects);

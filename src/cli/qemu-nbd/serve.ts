@@ -185,7 +185,7 @@ class Server implements AsyncDisposable {
 
 function rawWarning(name: string): string {
   return `WARNING: Image format was not specified for '${name}' and probing guessed raw.
-         Give the format, as in -f raw: a guest can write what looks like another format into such an image.
+         A write to its beginning that would make it look like another format is refused. Give -f raw to allow it.
 `;
 }
 

@@ -7,9 +7,8 @@ import type { AioContext } from '../../aio/context.ts';
 import type { Timer } from '../../aio/timers.ts';
 import { Errno } from '../../base/errors.ts';
 import type { Bytes, Nanoseconds } from '../../base/units.ts';
-import { type Connection, type Exchange, HttpError } from './connection.ts';
+import { type Asking, type Exchange, Refusal, type Transport } from './exchange.ts';
 import { type Headers, printable } from './response.ts';
-import { ProxyError, type Transport } from './transport.ts';
 
 /** Why an attempt came to nothing. */
 export interface Failure {
@@ -49,7 +48,7 @@ export class Attempt implements Exchange {
   readonly #owner: AttemptOwner;
   readonly #timer: Timer;
   readonly #timeoutNs: Nanoseconds;
-  #connection: Connection | undefined;
+  #asking: Asking | undefined;
   #verdict: Verdict | undefined;
   /** Bytes that are still to come. */
   #left: Bytes = 0;
@@ -65,7 +64,7 @@ export class Attempt implements Exchange {
 
   start(transport: Transport, url: URL, headers: Readonly<Record<string, string>>): void {
     this.#timer.armIn(this.#timeoutNs);
-    this.#connection = transport.get(url, headers, this);
+    this.#asking = transport.get(url, headers, this);
   }
 
   /** Nobody wants it any more: it ends without a word. */
@@ -129,7 +128,7 @@ export class Attempt implements Exchange {
   #stop(): void {
     this.#over = true;
     this.#timer.cancel();
-    this.#connection?.cut();
+    this.#asking?.cut();
   }
 }
 
@@ -151,10 +150,7 @@ const KNOWN: Readonly<Record<string, readonly [errno: number, why: string, retry
 const CERTIFICATE = /CERT|SELF_SIGNED|ERR_TLS|ERR_SSL|UNABLE_TO_VERIFY/;
 
 function failureOf(error: Error): Failure {
-  if (error instanceof HttpError) return { errno: Errno.EIO, why: error.message, retry: false };
-  if (error instanceof ProxyError) {
-    return { errno: error.status === 407 ? Errno.EACCES : Errno.EIO, why: error.message, retry: false };
-  }
+  if (error instanceof Refusal) return { errno: error.errno, why: error.message, retry: error.retry };
   // Several addresses were tried.
   const [first] = error instanceof AggregateError ? (error.errors as Error[]) : [];
   const { code } = (first ?? error) as { readonly code?: unknown };

@@ -7,30 +7,15 @@
  * connection, and it is never used again.
  */
 import type { Socket } from 'node:net';
+import { Errno } from '../../base/errors.ts';
 import type { Bytes } from '../../base/units.ts';
+import { type Asking, type Exchange, Refusal } from './exchange.ts';
 import { BodyReader, type Head, HeadReader } from './head.ts';
-import type { Headers } from './response.ts';
 
 /** What a read of the socket brings at most. */
 const RECEIVE_BYTES: Bytes = 128 * 1024;
 /** A server closes an idle connection after some seconds, and a request that crosses the news is lost. */
 const IDLE_MS = 4000;
-
-/** Who has asked. Told nothing more after {@link Connection.cut}, `end` or `failed`. */
-export interface Exchange {
-  /** Cuts the connection where the body is not wanted. */
-  head(status: number, headers: Headers): void;
-  /** The next bytes of the body: the callee's until it returns. */
-  data(chunk: Uint8Array): void;
-  /** The body has come, as far as the server says. */
-  end(): void;
-  /** `code`: of the error, or 'HTTP' when the server broke the rules, as `message` says. */
-  failed(error: Error): void;
-}
-
-export class HttpError extends Error {
-  readonly code = 'HTTP';
-}
 
 export interface ConnectionOwner {
   /** It may be used for another request. */
@@ -43,7 +28,7 @@ export interface OnRead {
   readonly onread: { readonly buffer: Uint8Array; readonly callback: (bytes: number) => boolean };
 }
 
-export class Connection {
+export class Connection implements Asking {
   readonly #owner: ConnectionOwner;
   readonly #buffer = new Uint8Array(RECEIVE_BYTES);
   #socket: Socket | undefined;
@@ -133,7 +118,7 @@ export class Connection {
     const rest = bytes.subarray(reader.feed(bytes));
     const { head } = reader;
     if (head === undefined) return rest;
-    if (typeof head === 'string') this.fail(new HttpError(head));
+    if (typeof head === 'string') this.fail(new Refusal(Errno.EIO, head));
     // Another one follows.
     else if (head.status < 200) reader.begin(true);
     else this.#begin(head);
@@ -146,7 +131,7 @@ export class Connection {
     this.#body = body;
     this.#exchange!.head(head.status, head.headers);
     if (this.#over) return;
-    if (body.wrong !== undefined) this.fail(new HttpError(body.wrong));
+    if (body.wrong !== undefined) this.fail(new Refusal(Errno.EIO, body.wrong));
     else if (body.ended) this.#end(0);
   }
 
@@ -155,7 +140,7 @@ export class Connection {
     const rest = bytes.subarray(body.taken);
     if (content.length > 0) this.#exchange!.data(content);
     if (this.#over) return rest;
-    if (body.wrong !== undefined) this.fail(new HttpError(body.wrong));
+    if (body.wrong !== undefined) this.fail(new Refusal(Errno.EIO, body.wrong));
     else if (body.ended) this.#end(rest.length);
     return rest;
   }

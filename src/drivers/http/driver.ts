@@ -1,26 +1,16 @@
-/** What is known of http and https before a node is opened: the rest is loaded by the first one of a thread. */
-import { BlockError, Errno } from '../../base/errors.ts';
+/** What is known of http, https, ftp and ftps before a node is opened: the rest is loaded by the first of a thread. */
 import type { Driver } from '../../block/driver.ts';
-import { shownUrl } from './location.ts';
-import { type HttpOptions, OPTIONS } from './settings.ts';
+import { FTP_OPTIONS, type HttpOptions, OPTIONS, type Protocol } from './settings.ts';
 
-function webDriver(name: 'http' | 'https'): Driver<HttpOptions> {
+function remoteDriver(name: Protocol): Driver<HttpOptions> {
+  const options = name.startsWith('ftp') ? FTP_OPTIONS : OPTIONS;
   return {
-    ...{ name, role: 'protocol', options: OPTIONS },
-    open: async (context, options) => (await import('./node.ts')).openHttp(context, options, name),
+    ...{ name, role: 'protocol', options },
+    open: async (context, given) => (await import('./node.ts')).openHttp(context, given, name),
   };
 }
 
-export const httpDriver = webDriver('http');
-export const httpsDriver = webDriver('https');
-
-/** Known by name, so that it is said what is missing. */
-export const ftpDriver: Driver<HttpOptions> = {
-  name: 'ftp',
-  role: 'protocol',
-  options: OPTIONS,
-  open: (_context, { url }) => {
-    const why = 'the protocols ftp and ftps are not supported yet, http and https are';
-    throw new BlockError(Errno.ENOTSUP, `Could not open '${shownUrl(url)}': ${why}`, { where: { op: 'open' } });
-  },
-};
+export const httpDriver = remoteDriver('http');
+export const httpsDriver = remoteDriver('https');
+export const ftpDriver = remoteDriver('ftp');
+export const ftpsDriver = remoteDriver('ftps');

@@ -9,11 +9,12 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov, Memory } from '../../base/memory.ts';
 import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import type { DriverNode, Limits, OpenContext } from '../../block/driver.ts';
+import type { Transport } from './exchange.ts';
+import { HttpTransport } from './http-transport.ts';
 import { DirectPart, ReadJob } from './read-job.ts';
 import { Readahead } from './readahead.ts';
 import { type RangeSink, Remote } from './remote.ts';
-import { type HttpOptions, type HttpSettings, settingsOf } from './settings.ts';
-import { Transport } from './transport.ts';
+import { type HttpOptions, type HttpSettings, type Protocol, settingsOf } from './settings.ts';
 
 /** What the first request asks for, and what is kept: the header of a qcow2 image, and the L1 table where this and
  *  other programs put it (clusters 0 to 3 of 64 KiB). */
@@ -111,17 +112,13 @@ class HttpNode implements DriverNode {
 }
 
 /** Throws BlockError. */
-export async function openHttp(
-  context: OpenContext,
-  options: HttpOptions,
-  protocol: 'http' | 'https',
-): Promise<DriverNode> {
+export async function openHttp(context: OpenContext, options: HttpOptions, protocol: Protocol): Promise<DriverNode> {
   const settings = settingsOf(options, protocol);
   if (!context.readOnly && !context.common['auto-read-only']) {
     const why = `images on web servers are read-only: option 'read-only' is missing`;
     throw new BlockError(Errno.EROFS, `Could not open '${settings.shown}': ${why}`, { where: { op: 'open' } });
   }
-  const remote = new Remote(context.aio, settings, new Transport(settings), () => context.quiet());
+  const remote = new Remote(context.aio, settings, await transportOf(settings), () => context.quiet());
   try {
     const head = new HeadSink();
     remote.fetch(0, HEAD_BYTES, head, true);
@@ -131,4 +128,9 @@ export async function openHttp(
     remote.close();
     throw error;
   }
+}
+
+async function transportOf(settings: HttpSettings): Promise<Transport> {
+  if (/^https?:$/.test(settings.url.protocol)) return new HttpTransport(settings);
+  return new (await import('./ftp-transport.ts')).FtpTransport(settings, (await import('basic-ftp')).Client);
 }

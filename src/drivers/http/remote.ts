@@ -12,6 +12,7 @@ import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Fifo } from '../../base/fifo.ts';
 import { type Bytes, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import { Attempt, type AttemptOwner, BYTES_PER_SECOND_MIN, type Failure, failed, type Verdict } from './attempt.ts';
+import type { Transport } from './exchange.ts';
 import { redirected } from './location.ts';
 import {
   contentRange,
@@ -24,7 +25,6 @@ import {
   wrongCoding,
 } from './response.ts';
 import type { HttpSettings } from './settings.ts';
-import type { Transport } from './transport.ts';
 
 /** Redirects in a row. */
 const REDIRECTS_MAX = 8;

@@ -44,11 +44,18 @@ export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   'proxy-password': { type: 'secret', help: 'password for the proxy' },
 };
 
+/** What of it there is for ftp and ftps. */
+export const FTP_OPTIONS: Readonly<Record<string, OptionSpec>> = Object.fromEntries(
+  Object.entries(OPTIONS).filter(([name]) => !/^proxy|cookie|bearer|redirects/.test(name)),
+);
+
 export interface TlsSettings {
   readonly rejectUnauthorized: boolean;
   /** PEM. */
   readonly ca?: string;
 }
+
+export type Protocol = 'http' | 'https' | 'ftp' | 'ftps';
 
 export interface HttpSettings {
   readonly url: URL;
@@ -62,6 +69,8 @@ export interface HttpSettings {
   readonly tls: TlsSettings;
   /** Headers with credentials: for the URL's own origin. */
   readonly secrets: Readonly<Record<string, string>>;
+  /** For ftp and ftps. */
+  readonly login?: Userinfo | undefined;
   readonly proxy?: { readonly url: URL; readonly authorization?: string };
 }
 
@@ -72,7 +81,7 @@ const NS = 1e9;
 const TIMEOUT_MAX = 86_400;
 
 /** Checks the options. EINVAL names the one that is wrong, and shows no secret. */
-export function settingsOf(options: HttpOptions, protocol: 'http' | 'https'): HttpSettings {
+export function settingsOf(options: HttpOptions, protocol: Protocol): HttpSettings {
   const { readahead = 32 * MiB, timeout = 10, connections = 8, retries = 4, cafile } = options;
   const shown = shownUrl(options.url);
   const refuse = (why: string, errno: number = Errno.EINVAL): BlockError =>
@@ -96,8 +105,9 @@ export function settingsOf(options: HttpOptions, protocol: 'http' | 'https'): Ht
       rejectUnauthorized: options.sslverify ?? true,
       ...(cafile === undefined ? {} : { ca: certificates(cafile, refuse) }),
     },
-    secrets: secretHeaders(options, userinfo, refuse),
-    ...proxyOf(options, refuse),
+    ...(protocol.startsWith('ftp')
+      ? { secrets: {}, login: loginOf(options, userinfo, refuse) }
+      : { secrets: secretHeaders(options, userinfo, refuse), ...proxyOf(options, refuse) }),
   };
 }
 
@@ -111,19 +121,33 @@ function certificates(path: string, refuse: Refuse): string {
   }
 }
 
-function secretHeaders(options: HttpOptions, userinfo: Userinfo | undefined, refuse: Refuse): Record<string, string> {
-  const { username, password, cookie } = options;
-  const token = options['bearer-token'];
+function userOf(options: HttpOptions, userinfo: Userinfo | undefined, refuse: Refuse): Userinfo | undefined {
+  const { username, password } = options;
   const given = username !== undefined || password !== undefined;
   if (given && userinfo) throw refuse("a user is in the URL, and in 'username' or 'password': give one of them");
   if (password !== undefined && username === undefined) throw refuse("option 'password' needs 'username'");
-  if (token !== undefined && (given || userinfo)) throw refuse("'bearer-token' and a user: give one of them");
-  const user = username === undefined ? userinfo : { username, password: password ?? '' };
+  return username === undefined ? userinfo : { username, password: password ?? '' };
+}
+
+function secretHeaders(options: HttpOptions, userinfo: Userinfo | undefined, refuse: Refuse): Record<string, string> {
+  const { cookie } = options;
+  const token = options['bearer-token'];
+  const user = userOf(options, userinfo, refuse);
+  if (token !== undefined && user) throw refuse("'bearer-token' and a user: give one of them");
   const headers: Record<string, string> = {};
   if (user) headers.authorization = basic(user, refuse);
   if (token !== undefined) headers.authorization = `Bearer ${headerText('bearer-token', token, refuse)}`;
   if (cookie !== undefined) headers.cookie = headerText('cookie', cookie, refuse);
   return headers;
+}
+
+/** A command is a line. */
+function loginOf(options: HttpOptions, userinfo: Userinfo | undefined, refuse: Refuse): Userinfo | undefined {
+  const user = userOf(options, userinfo, refuse);
+  for (const [name, text] of Object.entries(user ?? {})) {
+    if (/\p{Cc}/u.test(text)) throw refuse(`the ${name} has characters that FTP cannot hold`);
+  }
+  return user;
 }
 
 function proxyOf(options: HttpOptions, refuse: Refuse): Pick<HttpSettings, 'proxy'> {

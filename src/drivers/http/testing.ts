@@ -21,7 +21,7 @@ export async function openUrl(
   url: string,
   options: Partial<HttpOptions> = {},
 ): Promise<Opened> {
-  const driver = url.startsWith('https:') ? 'https' : 'http';
+  const driver = /^(https|ftps?)(?=:)/.exec(url)?.[0] ?? 'http';
   const { blk, close } = await openImage({ driver, 'read-only': true, url, retries: 0, ...options });
   let closing: Promise<void> | undefined;
   const end = (): Promise<void> => {

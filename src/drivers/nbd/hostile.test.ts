@@ -178,6 +178,13 @@ breaks(
   status,
 );
 
+breaks(
+  'tells an extent of 2^63 bytes',
+  EXTENDED,
+  (peer, request) => peer.chunk(request, 1, Chunk.BLOCK_STATUS_EXT, bytes([4, 3], [4, 1], [8, 2 ** 63], [8, 0])),
+  status,
+);
+
 function statusReply(
   ...parts: readonly (readonly [2 | 4 | 8, number])[]
 ): (peer: FakePeer, request: FakeRequest) => void {
@@ -239,6 +246,29 @@ inContext('a status of more extents than are looked at is asked for piece by pie
     }
     assert.ok(asked >= 3 && asked <= 200, `asked ${asked} times`);
   });
+});
+
+inContext('an extent that is longer than the export ends where that does', async (context) => {
+  for (const [offer, type, length] of [
+    [STRUCTURED, Chunk.BLOCK_STATUS, [4, 0xffff_fe00]],
+    [EXTENDED, Chunk.BLOCK_STATUS_EXT, [8, 2 ** 50]],
+  ] as const) {
+    const script: Script = async (peer) => {
+      await peer.handshake({ ...offer, size: 2 ** 20 });
+      const request = (await peer.request())!;
+      const [size] = length;
+      const extents = [[size, 4096], [size, 3], length, [size, 0]] as const;
+      peer.chunk(request, 1, type, bytes([4, 3], ...(size === 8 ? [[4, 2] as const] : []), ...extents));
+      await peer.request();
+    };
+    await withClient(context, script, {}, async (blk) => {
+      const out = new BlockStatus();
+      await blk.blockStatus(0, 2 ** 20, out);
+      assert.deepEqual([out.length, out.zero], [4096, true]);
+      await blk.blockStatus(4096, 2 ** 20 - 4096, out);
+      assert.deepEqual([out.length, out.zero], [2 ** 20 - 4096, false]);
+    });
+  }
 });
 
 inContext('a write that is answered before it was sent whole ends when the kernel lets go of it', async (context) => {

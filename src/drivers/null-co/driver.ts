@@ -61,6 +61,10 @@ class NullNode implements DriverNode {
     this.length = length;
   }
 
+  info(): Record<string, unknown> {
+    return { allocated: 0 };
+  }
+
   inactivate(): Record<string, unknown> {
     return { size: this.length };
   }

@@ -26,7 +26,8 @@ export async function amend(image: Image, writer: Writer, changes: Readonly<Reco
   await image.mark(Incompatible.DIRTY, false);
   const version = versionOf(changes.compat, image.header.version);
   const order = orderOf(changes['refcount-bits'], image.header.refcountOrder);
-  const lazy = (changes['lazy-refcounts'] as boolean | undefined) ?? isLazy(image);
+  // Version 2 has no bit for them.
+  const lazy = (changes['lazy-refcounts'] as boolean | undefined) ?? (version === 3 && isLazy(image));
   assertPossible(image, version, order, lazy);
   if (version === 3 && image.header.version === 2) await upgrade(image);
   if (order !== image.header.refcountOrder) await changeRefcounts(image, order);
@@ -60,7 +61,10 @@ function assertPossible(image: Image, version: 2 | 3, order: number, lazy: boole
   if (version === 3) return;
   if (lazy) throw refusal('lazy refcounts need compat 1.1');
   if (order !== V2_REFCOUNT_ORDER) throw refusal('compat 0.10 has refcounts of 16 bits');
-  if (header.incompatible !== 0) throw refusal('it uses features that compat 0.10 does not have');
+  if (header.incompatible !== 0) {
+    const features = `incompatible_features is 0x${header.incompatible.toString(16)}`;
+    throw refusal(`it uses features that compat 0.10 does not have (${features})`);
+  }
   if (header.autoclear !== 0n) throw refusal('it has persistent bitmaps, which compat 0.10 does not have');
   if (image.snapshots.length > 0 && header.version === 3) {
     throw refusal('it has snapshots, which may use zero clusters; delete them first', Errno.ENOTSUP);

@@ -126,6 +126,13 @@ export class Qcow2Node implements DriverNode {
     return amend(this.image, this.#writer, changes);
   }
 
+  async empty(): Promise<void> {
+    const { image } = this;
+    image.assertUndamaged();
+    await this.#eraser.unmap(0, image.size);
+    await image.sync.run();
+  }
+
   takeBacking(child: Child): void {
     this.image.backing = child;
   }

@@ -26,15 +26,18 @@ export class Eraser {
   async zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
     const image = this.#image;
     image.assertUndamaged();
+    const own = (flags & RequestFlags.OWN) !== 0;
     // There is no zero flag in version 2: only where nothing is below can a cluster become zeroes.
-    if (image.header.version < 3 && this.#below(at)) return 'unsupported';
+    if (image.header.version < 3 && (own || this.#below(at))) return 'unsupported';
     // Who reads the data file without us must find the same: the file has the zeroes, the table does not know of them.
     if (image.dataIsRaw) {
       await image.data.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
       return 'done';
     }
     const unmap = (flags & RequestFlags.MAY_UNMAP) !== 0;
-    await this.#each(at, at + length, false, (position, cluster) => this.#zeroEntry(position, cluster, unmap));
+    await this.#each(at, at + length, own ? 'none' : 'empty', (position, cluster) =>
+      this.#zeroEntry(position, unmap, own || this.#below(cluster * image.geometry.clusterSize)),
+    );
     return 'done';
   }
 
@@ -45,13 +48,13 @@ export class Eraser {
     // There is no zero flag in version 2: what is below would come to light again.
     if (image.header.version < 3 && image.backing !== null) return 'unsupported';
     if (image.dataIsRaw) await image.data.discard(at, length);
-    else await this.#each(at, at + length, false, (position, cluster) => this.#discardEntry(position, cluster));
+    else await this.#each(at, at + length, 'empty', (position, cluster) => this.#discardEntry(position, cluster));
     return 'done';
   }
 
-  /** Takes the mapping of a range away altogether: what is below is seen again. For resizing. */
+  /** Takes the mapping of a range away altogether: what is below is seen again. For resizing and emptying. */
   async unmap(at: Offset, end: Offset): Promise<void> {
-    await this.#each(at, end, true, (entry) => this.#clear(entry, false, 'other'));
+    await this.#each(at, end, 'all', (entry) => this.#clear(entry, false, 'other'));
   }
 
   #below(at: Offset): boolean {
@@ -59,14 +62,15 @@ export class Eraser {
     return backing !== null && at < backing.length;
   }
 
-  /** Runs `change` for every cluster of a range. `skip`: places without an L2 table are left alone. */
-  async #each(at: Offset, end: Offset, skip: boolean, change: Change): Promise<void> {
+  /** Runs `change` for every cluster of a range. `skip`: which places without an L2 table are left alone: all, or those
+   *  with nothing below. */
+  async #each(at: Offset, end: Offset, skip: 'all' | 'empty' | 'none', change: Change): Promise<void> {
     const image = this.#image;
     const { clusterSize, tableEntries, entryBytes } = image.geometry;
     const last = Math.ceil(end / clusterSize) - 1;
     for (let cluster = at / clusterSize; cluster <= last; ) {
       const nothing = image.tables[Math.floor(cluster / tableEntries)] === 0;
-      if (nothing && (skip || !this.#below(cluster * clusterSize))) {
+      if (nothing && (skip === 'all' || (skip === 'empty' && !this.#below(cluster * clusterSize)))) {
         cluster += tableEntries - (cluster % tableEntries);
         continue;
       }
@@ -89,7 +93,8 @@ export class Eraser {
     }
   }
 
-  #zeroEntry(position: number, cluster: number, unmap: boolean): void {
+  /** `below`: without a flag of its own it would not stay zeroes. */
+  #zeroEntry(position: number, unmap: boolean, below: boolean): void {
     const image = this.#image;
     const { clusterSize, extended } = image.geometry;
     const { view } = image.l2;
@@ -98,7 +103,6 @@ export class Eraser {
     const flat = image.dataFile !== null;
     const kind = kindOf(high, low, clusterSize - 1, !extended && image.header.version >= 3, flat);
     const host = kind === Kind.COMPRESSED ? 0 : hostOf(high, low);
-    const below = this.#below(cluster * clusterSize);
     if (kind === Kind.ABSENT && !below) {
       // Nothing here and nothing below: zeroes already, but for subclusters, whose bits say nothing else.
       return;

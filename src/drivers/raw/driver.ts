@@ -2,12 +2,15 @@
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Bytes, Offset } from '../../base/units.ts';
 import type { Child, Driver, DriverNode, Mapping, MapReason, OpenContext } from '../../block/driver.ts';
+import { GUARDED_BYTES, HeadGuard } from './head-guard.ts';
 
 export interface RawOptions {
   /** Where the window begins in the file. Default 0. */
   readonly offset?: Bytes;
   /** How long it is. Default: up to the end of the file. */
   readonly size?: Bytes;
+  /** The format is a guess: see HeadGuard. */
+  readonly guessed?: boolean;
 }
 
 class RawNode implements DriverNode {
@@ -15,11 +18,17 @@ class RawNode implements DriverNode {
   readonly #file: Child;
   readonly #offset: Bytes;
   readonly #size: Bytes | undefined;
+  readonly #guarded: Bytes;
 
-  constructor(file: Child, offset: Bytes, size: Bytes | undefined) {
+  constructor(file: Child, offset: Bytes, size: Bytes | undefined, guard: HeadGuard | undefined) {
     this.#file = file;
     this.#offset = offset;
     this.#size = size;
+    this.#guarded = guard ? GUARDED_BYTES : 0;
+    if (guard) {
+      // What is no data of the file's is written through the guard, which passes flags on.
+      Object.assign(this, { nativeFua: true, pwritev: guard.write.bind(guard) } satisfies Partial<DriverNode>);
+    }
     // Growing is up to the file; a window of a given size cannot.
     if (size !== undefined) (this as DriverNode).grew = undefined as never;
   }
@@ -28,8 +37,9 @@ class RawNode implements DriverNode {
     return this.#size ?? Math.max(0, this.#file.length - this.#offset);
   }
 
-  map(at: Offset, want: Bytes, _why: MapReason, out: Mapping): void {
-    out.data(want, this.#file, at + this.#offset);
+  map(at: Offset, want: Bytes, why: MapReason, out: Mapping): void {
+    if (at < this.#guarded && why === 'write') out.other('opaque', Math.min(want, this.#guarded - at));
+    else out.data(want, this.#file, at + this.#offset);
   }
 
   grew(_end: Offset): void {}
@@ -51,10 +61,11 @@ export const rawDriver: Driver<RawOptions> = {
   options: {
     offset: { type: 'size', help: 'where the image begins in the file, in bytes' },
     size: { type: 'size', help: 'length of the image in bytes (default: to the end of the file)' },
+    guessed: { type: 'boolean', help: 'the format was not given: no write may make it look like another one' },
   },
   probe: () => 1,
   async open(context: OpenContext, options: RawOptions): Promise<DriverNode> {
-    const { offset = 0, size } = options;
+    const { offset = 0, size, guessed = false } = options;
     // Without a window it is a filter; with one the file has parts that are none of this image's business.
     const whole = offset === 0 && size === undefined;
     const file = await context.openChild('file', whole ? 'filtered' : 'data');
@@ -64,7 +75,7 @@ export const rawDriver: Driver<RawOptions> = {
     if (size !== undefined && size > file.length - offset) {
       throw refuse(`size ${size} from offset ${offset} is more than the ${file.length} bytes of the file`);
     }
-    return new RawNode(file, offset, size);
+    return new RawNode(file, offset, size, guessed ? new HeadGuard(context.aio, file, offset) : undefined);
   },
   createOptions: {
     size: { type: 'size', required: true, help: 'bytes of the image' },

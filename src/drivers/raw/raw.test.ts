@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 import { inContext } from '../../aio/testing.ts';
+import { Iov } from '../../base/memory.ts';
 import { BlockBackend } from '../../block/backend.ts';
+import { RequestFlags } from '../../block/driver.ts';
 import { registerDriver } from '../../block/registry.ts';
 import { BlockStatus } from '../../block/status.ts';
 import { bytesOf, registerTestDrivers, testDisk, testIov } from '../../block/testing.ts';
@@ -101,4 +103,48 @@ inContext('a window that does not fit into the file is refused', async (context)
 
 test('raw is what an image is when nobody else wants it', () => {
   assert.equal(rawDriver.probe?.(new Uint8Array(512), 'x.qcow2'), 1);
+});
+
+inContext('a raw image by guess takes every write but the one that would make it another format', async (context) => {
+  const disk = testDisk('raw', 100_000);
+  const qcow2 = Uint8Array.of(0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3);
+  const iov = (bytes: Uint8Array): Iov => {
+    const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(bytes.length)));
+    memory.bytes.set(bytes);
+    return Iov.of(memory);
+  };
+  const whole = new Uint8Array(8192).fill(1);
+  whole.set(qcow2);
+  const blk = await BlockBackend.open(context, { driver: 'raw', guessed: true, file: file('raw') });
+  const refused = { code: 'EPERM', message: /would look like a qcow2 image/ };
+  await assert.rejects(blk.write(0, iov(whole)), refused);
+  await assert.rejects(blk.write(0, iov(qcow2)), refused);
+  assert.ok(disk.bytes.subarray(0, 512).every((byte) => byte === 0));
+  // Half of it and the other half, one after the other and at the same time.
+  const halves = (): Promise<void>[] => [blk.write(0, iov(qcow2.subarray(0, 2))), blk.write(2, iov(qcow2.subarray(2)))];
+  assert.equal((await Promise.allSettled(halves())).filter(({ status }) => status === 'rejected').length, 1);
+  await blk.writeZeroes(0, 2);
+  await blk.write(1, iov(qcow2), RequestFlags.FUA);
+  assert.deepEqual(disk.bytes.slice(0, 9), Uint8Array.of(0, ...qcow2));
+  // The image itself may be zeroed, and what is behind the beginning is nobody's business.
+  await blk.writeZeroes(0, 4096);
+  await blk.write(512, iov(whole));
+  await blk.write(0, iov(whole.slice(8)));
+  assert.deepEqual(disk.bytes.slice(0, 8184), whole.slice(8));
+  await blk.close();
+  const given = await BlockBackend.open(context, { driver: 'raw', file: file('raw') });
+  await given.write(0, iov(qcow2));
+  await given.close();
+});
+
+inContext('the beginning of a window is where the image begins, whatever the blocks are', async (context) => {
+  const disk = testDisk('raw', 16_384);
+  disk.limits = { alignment: 4096, memoryAlignment: 512 };
+  const blk = await BlockBackend.open(context, { driver: 'raw', offset: 1000, guessed: true, file: file('raw') });
+  const memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(4096)));
+  memory.bytes.set([0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe]);
+  await assert.rejects(blk.write(0, Iov.of(memory)), { code: 'EPERM' });
+  await blk.write(24, Iov.of(memory));
+  assert.deepEqual(disk.bytes.slice(1024, 1030), memory.bytes.slice(0, 6));
+  await blk.close();
 });

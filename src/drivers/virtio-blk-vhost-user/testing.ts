@@ -90,10 +90,20 @@ export class QemuBackEnd extends Place {
   async start(): Promise<void> {
     const file = `driver=file,node-name=disk,filename=${this.image},discard=unmap`;
     const way = `writable=on,num-queues=2,addr.type=unix,addr.path=${this.path}`;
-    const args = ['--blockdev', file, '--export', `type=vhost-user-blk,id=e,node-name=disk,${way}`];
+    // Written once the export listens, which its socket being there does not say.
+    const pidfile = join(this.folder, 'pid');
+    rmSync(pidfile, { force: true });
+    const args = [
+      '--pidfile',
+      pidfile,
+      '--blockdev',
+      file,
+      '--export',
+      `type=vhost-user-blk,id=e,node-name=disk,${way}`,
+    ];
     this.#child = spawn('qemu-storage-daemon', args, { stdio: 'ignore' });
     await once(this.#child, 'spawn');
-    for (let tries = 0; !existsSync(this.path); tries++) {
+    for (let tries = 0; !existsSync(pidfile); tries++) {
       if (tries > 500) throw new Error('qemu-storage-daemon does not listen');
       await new Promise((resolve) => setTimeout(resolve, 20));
     }

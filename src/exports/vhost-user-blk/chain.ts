@@ -5,10 +5,12 @@
 import { Iov, type Memory } from '../../base/memory.ts';
 import { MiB } from '../../base/units.ts';
 import { memoryOf } from '../../native/memory.ts';
+import { PackedEntryAt } from '../../proto/vhost-user/inflight.ts';
 import { MAX_QUEUE_SIZE } from '../../proto/virtio-blk/constants.ts';
 import { PACKED_FLAGS_AT } from '../../proto/virtio-blk/packed-ring.ts';
 import { DESCRIPTOR_BYTES, DescriptorFlag } from '../../proto/virtio-blk/split-ring.ts';
 import { copyRuns, type GuestMemory } from './guest-memory.ts';
+import type { PackedInflight } from './packed-inflight.ts';
 import type { PackedRing } from './packed-ring.ts';
 import type { SplitRing } from './split-ring.ts';
 
@@ -96,6 +98,27 @@ export class Chain {
     return ChainResult.BROKEN;
   }
 
+  /** Follows a chain that a back-end before us had taken from a packed ring. A ChainResult. */
+  walkSaved(saved: PackedInflight, entry: number, indirect: boolean): number {
+    this.#clear();
+    this.id = saved.idOf(entry);
+    this.slots = saved.countOf(entry);
+    const { view } = saved;
+    for (let left = this.slots, next = entry; left > 0; left--, next = saved.nextOf(next)) {
+      const at = saved.entryAt(next);
+      const low = view.getInt32(at + PackedEntryAt.ADDRESS, true);
+      const high = view.getInt32(at + PackedEntryAt.ADDRESS + 4, true);
+      const length = view.getInt32(at + PackedEntryAt.LENGTH, true);
+      const flags = view.getUint16(at + PackedEntryAt.FLAGS, true);
+      if ((flags & DescriptorFlag.INDIRECT) !== 0) {
+        if (!indirect || this.slots > 1) return ChainResult.BROKEN;
+        return this.#walkTable(high, low, length);
+      }
+      this.#visit(high, low, length, (flags & DescriptorFlag.WRITE) !== 0);
+    }
+    return this.#result();
+  }
+
   /** Tables of packed rings are read from end to end. */
   #walkTable(high: number, low: number, length: number): number {
     if (!this.#enter(high, low, length)) return ChainResult.BROKEN;
@@ -110,10 +133,14 @@ export class Chain {
   }
 
   #reset(ring: SplitRing | PackedRing): void {
-    this.readable.reset();
-    this.writable.reset();
+    this.#clear();
     this.#view = ring.table;
     this.#at = ring.tableAt;
+  }
+
+  #clear(): void {
+    this.readable.reset();
+    this.writable.reset();
     this.#wrong = false;
     this.#answerable = false;
   }

@@ -15,6 +15,7 @@ import { configSpace } from './config.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { cannotShrink, copyRuns, GuestMemory, guestAddressOf } from './guest-memory.ts';
 import { InflightQueue } from './inflight.ts';
+import { PackedInflight } from './packed-inflight.ts';
 import { BlkQueue } from './queue.ts';
 
 export interface BlkDeviceOptions {
@@ -46,7 +47,8 @@ function idOf(serial: string): Uint8Array {
 export class BlkDevice {
   readonly context: AioContext;
   readonly backend: AioBackend;
-  readonly blk: BlockBackend;
+  /** Another one shows the disk from here when that moves to another thread; nothing is in flight then. */
+  blk: BlockBackend;
   readonly writable: boolean;
   readonly blockBytes: Bytes;
   readonly guest = new GuestMemory();
@@ -128,7 +130,7 @@ export class BlkDevice {
 
   /** Takes the area of the requests in flight; the caller closes `fd`. Throws BlockError. */
   setInflight(fd: number, area: InflightArea): void {
-    const need = area.queues * inflightRegionBytes(area.queueSize);
+    const need = area.queues * inflightRegionBytes(area.queueSize, this.packed);
     if (area.length < need) {
       throw new BlockError(Errno.EINVAL, `Could not map the inflight area: ${area.length} bytes are not ${need}`);
     }
@@ -143,11 +145,12 @@ export class BlkDevice {
   }
 
   /** The part of queue `index`; null when there is no area, or none for a queue like that. */
-  inflightOf(index: number, size: number): InflightQueue | null {
+  inflightOf(index: number, size: number): InflightQueue | PackedInflight | null {
     const inflight = this.#inflight;
     if (!inflight || index >= inflight.area.queues || size !== inflight.area.queueSize) return null;
-    const at = inflight.window.skip + index * inflightRegionBytes(size);
-    return new InflightQueue(inflight.window.view, at, size);
+    const at = inflight.window.skip + index * inflightRegionBytes(size, this.packed);
+    const { view } = inflight.window;
+    return this.packed ? new PackedInflight(view, at, size) : new InflightQueue(view, at, size);
   }
 
   #map(fd: number, { offset, length }: LogArea, limit: Bytes, what: string): Window {

@@ -5,6 +5,7 @@ import {
   InflightAt,
   InflightDescriptorAt,
 } from '../../proto/vhost-user/inflight.ts';
+import type { SplitRing } from './split-ring.ts';
 
 const TWO_32 = 0x1_0000_0000;
 
@@ -21,10 +22,16 @@ export class InflightQueue {
   }
 
   /**
-   * What was in flight when the last back-end ended, oldest first, `usedIndex` being what the driver was shown. The
-   * memory is the front-end's: whatever it holds, the answer is a list of different heads.
+   * What was in flight when the last back-end ended, oldest first; `ring`, which says what the driver was shown, goes
+   * on where that was. The memory is the front-end's: whatever it holds, the answer is a list of different heads.
    */
-  recover(usedIndex: number): number[] {
+  recover(ring: SplitRing): number[] {
+    const heads = this.#recover(ring.usedIndex);
+    ring.lastAvail = (ring.usedIndex + heads.length) & 0xffff;
+    return heads;
+  }
+
+  #recover(usedIndex: number): number[] {
     const { USED, LAST_BATCH } = InflightAt;
     if (this.#u16(InflightAt.VERSION) !== INFLIGHT_VERSION || this.#u16(InflightAt.COUNT) !== this.#size) {
       this.#clear(usedIndex);
@@ -52,14 +59,15 @@ export class InflightQueue {
     return found.map((entry) => entry.head);
   }
 
-  /** A request was taken. */
-  begin(head: number): void {
+  /** A request was taken; what it goes by here. */
+  begin(head: number): number {
     const at = this.#descriptor(head);
     const counter = this.#counter++;
     const high = Math.floor(counter / TWO_32);
     this.#view.setUint32(at + InflightDescriptorAt.COUNTER, counter - high * TWO_32, true);
     this.#view.setUint32(at + InflightDescriptorAt.COUNTER + 4, high, true);
     this.#view.setUint8(at + InflightDescriptorAt.INFLIGHT, 1);
+    return head;
   }
 
   /** It is done, and belongs to the batch that is shown next. */
@@ -70,7 +78,7 @@ export class InflightQueue {
   }
 
   /** The batch of `count` was shown. */
-  commit(count: number, usedIndex: number): void {
+  shown(count: number, usedIndex: number): void {
     let head = this.#u16(InflightAt.LAST_BATCH);
     for (let i = 0; i < count && head < this.#size; i++) {
       const at = this.#descriptor(head);

@@ -9,6 +9,7 @@ import {
   EVENT_BYTES,
   EventFlag,
   isAvailable,
+  isUsed,
   PACKED_FLAGS_AT,
   PackedFlag,
   packedParts,
@@ -69,6 +70,28 @@ export class PackedRing {
 
   static aligned({ descriptors, avail, used }: RingSpans): boolean {
     return descriptors.at % 16 === 0 && avail.at % 4 === 0 && used.at % 4 === 0;
+  }
+
+  get usedWrap(): number {
+    return this.#usedWrap;
+  }
+
+  /** True when the driver was shown an element at `index` in the round of `wrap`. */
+  shows(index: number, wrap: number): boolean {
+    const local = this.#local;
+    if (local) this.#check(pull(this.spans.descriptors, local, 0, this.size * DESCRIPTOR_BYTES));
+    return isUsed(Atomics.load(this.#words, index * 8 + 7), wrap);
+  }
+
+  /** Goes on where another back-end was: what it has shown, and how many descriptors it had taken beyond that. */
+  resume(usedIndex: number, usedWrap: number, taken: number): void {
+    this.usedIndex = usedIndex;
+    this.#usedWrap = usedWrap;
+    this.#fill = usedIndex;
+    this.#fillWrap = usedWrap;
+    this.lastAvail = usedIndex;
+    this.#availWrap = usedWrap;
+    this.take(taken);
   }
 
   /** Where it is, for the next start. */

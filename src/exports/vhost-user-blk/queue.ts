@@ -17,6 +17,7 @@ import { availBytes, DESCRIPTOR_BYTES, usedBytes } from '../../proto/virtio-blk/
 import { Chain, ChainResult, MAX_CHAIN_BYTES } from './chain.ts';
 import type { BlkDevice } from './device.ts';
 import type { InflightQueue } from './inflight.ts';
+import { PackedInflight } from './packed-inflight.ts';
 import { PackedRing } from './packed-ring.ts';
 import { BlkRequest, type RequestOwner } from './request.ts';
 import { type RingSpans, SplitRing } from './split-ring.ts';
@@ -41,7 +42,7 @@ export class BlkQueue implements Poller, RequestOwner {
   addresses: VringAddress | undefined;
   #enabled = false;
   #ring: Ring | null = null;
-  #inflight: InflightQueue | null = null;
+  #inflight: InflightQueue | PackedInflight | null = null;
   #requests: (BlkRequest | undefined)[] = [];
   #kick: FdWatch | null = null;
   #call: FdSignal | null = null;
@@ -53,7 +54,7 @@ export class BlkQueue implements Poller, RequestOwner {
   #broken = false;
   /** A chain waits for memory that others hold. */
   #stalled = false;
-  /** Heads that a back-end before us had taken. */
+  /** What a back-end before us had taken: heads, or first entries of chains of a packed ring. */
   #replay: number[] = [];
   #idle: Gate | undefined;
 
@@ -124,12 +125,10 @@ export class BlkQueue implements Poller, RequestOwner {
     this.#broken = false;
     this.#paused = false;
     this.#requests = new Array(this.size).fill(undefined);
-    // What a packed ring had in flight cannot be told from the ring: a restart of ours loses it.
-    this.#inflight = ring.packed ? null : device.inflightOf(this.index, this.size);
-    if (this.#inflight) {
-      this.#replay = this.#inflight.recover(ring.usedIndex);
-      ring.lastAvail = (ring.usedIndex + this.#replay.length) & 0xffff;
-    }
+    const inflight = device.inflightOf(this.index, this.size);
+    this.#inflight = inflight;
+    // Both are of the layout that the device has.
+    if (inflight) this.#replay = inflight.recover(ring as SplitRing & PackedRing);
     device.context.pollers.push(this);
     return undefined;
   }
@@ -217,11 +216,11 @@ export class BlkQueue implements Poller, RequestOwner {
     return this.#enabled && !this.#paused && !this.#broken && !this.#stalled && this.#device.blk.quiesce === 0;
   }
 
-  /** Begins the chain at `head`; false when it has to wait, or the queue is broken. */
-  #begin(ring: Ring, head: number): boolean {
+  /** Begins the chain at `head`, or what `again` says; false when it has to wait, or the queue is broken. */
+  #begin(ring: Ring, head: number, again = false): boolean {
     const chain = this.#chain;
-    const indirect = (this.#device.features & RingFeature.INDIRECT_DESC) !== 0;
-    const result = ring.packed ? chain.walkPacked(ring, indirect) : chain.walk(ring, head, indirect);
+    const saved = again && ring.packed;
+    const result = this.#walk(ring, head, saved);
     if (result === ChainResult.BROKEN) return this.#fail(`the chain at ${head} is broken`);
     const { id } = chain;
     if (id >= ring.size) return this.#fail(`the chain at ${head} has the id ${id}`);
@@ -232,7 +231,7 @@ export class BlkQueue implements Poller, RequestOwner {
     if (this.#device.guest.guarded && !this.#hasRoom(chain.readable.length + chain.writable.length)) return false;
     request.busy = true;
     this.#busy++;
-    this.#inflight?.begin(id);
+    if (this.#inflight) request.entry = saved ? head : this.#mark(this.#inflight, ring, chain);
     request.begin(chain, result === ChainResult.GOOD);
     if (request.busy) {
       request.heldBytes = request.asideBytes;
@@ -241,12 +240,24 @@ export class BlkQueue implements Poller, RequestOwner {
     return true;
   }
 
+  #walk(ring: Ring, head: number, saved: boolean): number {
+    const chain = this.#chain;
+    const indirect = (this.#device.features & RingFeature.INDIRECT_DESC) !== 0;
+    if (!ring.packed) return chain.walk(ring, head, indirect);
+    if (saved) return chain.walkSaved(this.#inflight as PackedInflight, head, indirect);
+    return chain.walkPacked(ring, indirect);
+  }
+
+  #mark(inflight: InflightQueue | PackedInflight, ring: Ring, { id, slots }: Chain): number {
+    return inflight instanceof PackedInflight ? inflight.begin(ring as PackedRing, id, slots) : inflight.begin(id);
+  }
+
   /** Begins what a back-end before us had begun; true when that was anything. */
   #beginReplay(ring: Ring): boolean {
     if (this.#replay.length === 0) return false;
     let begun = false;
     ring.begin();
-    while (this.#replay.length > 0 && !this.#broken && this.#begin(ring, this.#replay[0]!)) {
+    while (this.#replay.length > 0 && !this.#broken && this.#begin(ring, this.#replay[0]!, true)) {
       this.#replay.shift();
       begun = true;
     }
@@ -264,7 +275,7 @@ export class BlkQueue implements Poller, RequestOwner {
     this.#aside -= request.heldBytes;
     request.heldBytes = 0;
     this.#stalled = false;
-    this.#inflight?.stage(request.id);
+    this.#inflight?.stage(request.entry);
     this.#ring!.stage(request.id, request.usedBytes, request.slots);
     if (this.#busy === 0 && this.#idle) {
       this.#idle.open();
@@ -274,8 +285,10 @@ export class BlkQueue implements Poller, RequestOwner {
 
   #publish(ring: Ring): void {
     const count = ring.staged;
+    const inflight = this.#inflight;
+    if (inflight instanceof PackedInflight) inflight.showing();
     const interrupt = ring.publish();
-    this.#inflight?.commit(count, ring.usedIndex);
+    inflight?.shown(count, ring.usedIndex);
     const { log } = this.#device;
     if (log !== null && this.addresses && (this.addresses.flags & VRING_LOG) !== 0) {
       log.mark(this.addresses.log, ring.packed ? ring.size * DESCRIPTOR_BYTES : usedBytes(ring.size));

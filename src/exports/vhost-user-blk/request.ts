@@ -35,6 +35,8 @@ export class BlkRequest extends BlockRequest {
   readonly id: number;
   /** Places of a packed ring that it took. */
   slots = 1;
+  /** What it goes by in the area of requests in flight. */
+  entry = 0;
   readonly #owner: RequestOwner;
   readonly #device: BlkDevice;
   busy = false;

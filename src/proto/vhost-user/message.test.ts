@@ -83,7 +83,7 @@ test('a payload that is cut, or whose count does not fit, or whose number is too
 });
 
 test('the regions of requests in flight lie on cache lines of their own', () => {
-  assert.equal(inflightRegionBytes(128), 2112);
-  assert.equal(inflightRegionBytes(1) % 64, 0);
+  assert.equal(inflightRegionBytes(128, false), 2112);
+  assert.equal(inflightRegionBytes(1, false) % 64, 0);
   assert.equal(InflightAt.DESCRIPTORS, 16);
 });

@@ -41,3 +41,6 @@ export const SEGMENT_UNMAP = 1;
 
 /** The most descriptors of a queue that vhost-user allows. */
 export const MAX_QUEUE_SIZE = 1024;
+/** Of a device, unless something else is said: as many as anybody gives a guest processors. One that is not used costs
+ *  nothing. */
+export const DEFAULT_QUEUES = 64;

@@ -1,22 +1,15 @@
 /** Connections to the servers of one node: those that are idle are used again; through the proxy where there is one. */
 import { connect, isIP, type Socket } from 'node:net';
-import { Connection, type ConnectionOwner, type Exchange, HttpError, type OnRead } from './connection.ts';
+import { Errno } from '../../base/errors.ts';
+import { Connection, type ConnectionOwner, type OnRead } from './connection.ts';
+import { type Exchange, Refusal, type Transport } from './exchange.ts';
 import { HeadReader, NOT_HTTP } from './head.ts';
 import type { HttpSettings } from './settings.ts';
 
 /** The server, where it redirects to, the proxy, and one more. */
 const SESSIONS_MAX = 4;
 
-/** The proxy has not made the connection, and says this. */
-export class ProxyError extends Error {
-  readonly status: number;
-  constructor(status: number) {
-    super(`the proxy answered ${status}`);
-    this.status = status;
-  }
-}
-
-export class Transport implements ConnectionOwner {
+export class HttpTransport implements Transport, ConnectionOwner {
   readonly #settings: HttpSettings;
   /** All of them, by what they lead to: an origin. */
   readonly #origins = new Map<Connection, string>();
@@ -29,7 +22,6 @@ export class Transport implements ConnectionOwner {
     this.#settings = settings;
   }
 
-  /** Begins a GET. As many at a time as the caller likes. Nothing is told before this returns. */
   get(url: URL, headers: Readonly<Record<string, string>>, exchange: Exchange): Connection {
     const connection = this.#take(url);
     const { proxy } = this.#settings;
@@ -99,9 +91,9 @@ export class Transport implements ConnectionOwner {
       const { head } = reader;
       if (head === undefined) return;
       if (typeof head === 'string' || more > 0)
-        connection.fail(new HttpError(typeof head === 'string' ? head : NOT_HTTP));
+        connection.fail(new Refusal(Errno.EIO, typeof head === 'string' ? head : NOT_HTTP));
       else if (head.status < 200) reader.begin(true);
-      else if (head.status >= 300) connection.fail(new ProxyError(head.status));
+      else if (head.status >= 300) connection.fail(refused(head.status));
       else {
         socket.off('data', answered);
         const secure = this.#secure(url, { socket });
@@ -126,6 +118,10 @@ export class Transport implements ConnectionOwner {
   close(): void {
     for (const connection of [...this.#origins.keys()]) connection.cut();
   }
+}
+
+function refused(status: number): Refusal {
+  return new Refusal(status === 407 ? Errno.EACCES : Errno.EIO, `the proxy answered ${status}`);
 }
 
 function requestHead(method: string, target: string, headers: Readonly<Record<string, string>>): string {
