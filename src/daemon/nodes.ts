@@ -98,6 +98,24 @@ export class Nodes {
     this.#names.set(thread, new Set(names));
   }
 
+  /** Makes nodes what their options say: all of them, or none. */
+  async reopen(changes: readonly BlockdevOptions[]): Promise<void> {
+    const threads = new Set<IOThread>();
+    for (const options of changes) {
+      const name = options['node-name'];
+      if (name === undefined) throw new QmpError('node-name not specified');
+      const thread = this.find(name);
+      if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
+      threads.add(thread);
+    }
+    if (threads.size > 1) throw new QmpError('The nodes are in different IOThreads');
+    for (const thread of threads) {
+      const resolved = withObjects(changes, this.#objects());
+      const { names } = await thread.call('node-reopen', { changes: resolved });
+      this.#names.set(thread, new Set(names));
+    }
+  }
+
   /** All that is known of every node. */
   async list(): Promise<NodeInfo[]> {
     const lists = await Promise.all(this.threads.map((thread) => thread.call('node-list', undefined)));

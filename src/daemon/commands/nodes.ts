@@ -9,6 +9,7 @@ const SECTOR = 512;
 export function nodeCommands({ nodes }: Daemon): Handlers {
   return {
     'blockdev-add': (options) => nodes.add(options as unknown as BlockdevOptions),
+    'blockdev-reopen': ({ options }) => nodes.reopen(options as unknown as readonly BlockdevOptions[]),
     'blockdev-del': ({ 'node-name': name }) => nodes.delete(name),
     block_resize: async ({ device, 'node-name': name, size }) => {
       const thread = nodes.lookup(name, device);
