@@ -71,9 +71,9 @@ export class BlockNode {
   /** What it enforces on itself by padding: the driver's own alignment. A format without one leaves it to the child. */
   alignment = 1;
   readOnly: boolean;
-  readonly noFlush: boolean;
-  readonly discardUnmap: boolean;
-  readonly detectZeroes: 'off' | 'on' | 'unmap';
+  noFlush = false;
+  discardUnmap = false;
+  detectZeroes: 'off' | 'on' | 'unmap' = 'off';
 
   firstTracked: Tracked | null = null;
   lastTracked: Tracked | null = null;
@@ -101,6 +101,12 @@ export class BlockNode {
     this.aio = aio;
     this.common = common;
     this.readOnly = common['read-only'] ?? false;
+    this.takeManner();
+  }
+
+  /** Takes requests as its options say by now. Drained, once it is open. */
+  takeManner(): void {
+    const { common } = this;
     this.noFlush = common.cache?.['no-flush'] ?? false;
     this.discardUnmap = common.discard === 'unmap';
     this.detectZeroes = common['detect-zeroes'] ?? 'off';

@@ -26,7 +26,7 @@ import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
 import { Nodes } from './nodes.ts';
-import { iothreadType, mainLoopType } from './objects/iothread.ts';
+import { iothreadOf, iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
 import { Transactions } from './transactions.ts';
 import { versionInfo } from './version.ts';
@@ -75,7 +75,12 @@ export class Daemon implements Dispatcher {
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home);
-    this.exports = new Exports(this.nodes, this.nbd, (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }));
+    this.exports = new Exports(
+      this.nodes,
+      this.nbd,
+      (id) => iothreadOf(this.objects, id),
+      (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }),
+    );
     this.bitmaps = new Bitmaps(this.nodes);
     this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs);
     this.#commands = commandTable(this);

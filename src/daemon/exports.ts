@@ -1,8 +1,9 @@
 /** Block exports of a daemon, by their ids. */
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Disk } from '../lib/disk.ts';
+import type { IOThread } from '../lib/iothread.ts';
 import { serveVhostUser } from '../lib/vhost-user.ts';
-import { QmpError } from '../qmp/errors.ts';
+import { QmpError, qmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import { descriptorOf } from './chardev/socket.ts';
 import type { NbdListeners } from './nbd-listeners.ts';
@@ -28,11 +29,13 @@ interface Entry {
 export class Exports {
   readonly #nodes: Nodes;
   readonly #nbd: NbdListeners;
+  readonly #iothread: (id: string) => IOThread;
   readonly #onDeleted: (id: string) => void;
   readonly #byId = new Map<string, Entry>();
 
-  constructor(nodes: Nodes, nbd: NbdListeners, onDeleted: (id: string) => void) {
+  constructor(nodes: Nodes, nbd: NbdListeners, iothread: (id: string) => IOThread, onDeleted: (id: string) => void) {
     this.#nodes = nodes;
+    this.#iothread = iothread;
     this.#nbd = nbd;
     this.#onDeleted = onDeleted;
   }
@@ -44,6 +47,7 @@ export class Exports {
     if (this.#byId.size >= EXPORTS_MAX) throw new QmpError(`There are ${EXPORTS_MAX} block exports already`);
     this.#nodes.lookup(node);
     if (options.type === 'nbd') this.#checkNbd(options);
+    await this.#place(options);
     const disk = await this.#nodes.disk(node, { name: node, writable, writethrough });
     try {
       const take = options.type === 'nbd' ? await this.#addNbd(options, disk) : await vhostUser(options, disk);
@@ -51,6 +55,17 @@ export class Exports {
     } catch (error) {
       await disk.close();
       throw error;
+    }
+  }
+
+  /** Has the node in the thread that is asked for; where it cannot go there it stays, unless that is not wanted. */
+  async #place({ iothread, 'node-name': node, 'fixed-iothread': fixed = false }: ExportOptions): Promise<void> {
+    if (iothread === undefined) return;
+    const thread = this.#iothread(iothread);
+    try {
+      await this.#nodes.move(node, thread);
+    } catch (error) {
+      if (fixed || !qmpError(error)) throw error;
     }
   }
 

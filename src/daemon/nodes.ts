@@ -29,6 +29,8 @@ export class Nodes {
   /** Names of nodes, by the thread they are in. */
   readonly #names = new Map<IOThread, ReadonlySet<string>>();
 
+  /** What the nodes that were added were made of. */
+  readonly #options = new Map<string, BlockdevOptions>();
   readonly #onEvent: NodeEvents;
   readonly #objects: () => ObjectStore;
 
@@ -87,15 +89,84 @@ export class Nodes {
     this.#assertNames(tree);
     const thread = this.#threadFor(tree) ?? where;
     const resolved = withObjects(options, this.#objects());
-    const { names } = await thread.call('node-add', { options: resolved, policy: this.#policy });
-    this.#names.set(thread, new Set(names));
+    await this.#open(thread, resolved);
+    this.#options.set(String(name), resolved);
   }
 
   async delete(name: string): Promise<void> {
     const thread = this.find(name);
     if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
+    await this.#close(thread, name);
+    this.#options.delete(name);
+  }
+
+  /**
+   * Takes a node that nobody uses to another thread, with the nodes that it refers to: they are closed there and opened
+   * here. Where they cannot be opened they are put back.
+   */
+  async move(name: string, to: IOThread): Promise<void> {
+    const from = this.lookup(name);
+    if (from === to) return;
+    const moved = this.#withReferences(name);
+    await this.#assertMovable(name, moved);
+    for (const one of moved) await this.#close(from, one);
+    const opened: string[] = [];
+    try {
+      for (const one of [...moved].reverse()) {
+        await this.#open(to, this.#options.get(one)!);
+        opened.push(one);
+      }
+    } catch (error) {
+      for (const one of opened.reverse()) await this.#close(to, one);
+      for (const one of [...moved].reverse()) await this.#open(from, this.#options.get(one)!);
+      throw error;
+    }
+  }
+
+  /** The node and those it refers to, each before what it refers to. */
+  #withReferences(name: string): string[] {
+    const options = this.#options.get(name);
+    if (!options) throw new QmpError(`Node ${name} is not owned by the monitor`);
+    const below = references(options as unknown as Tree).flatMap((child) => this.#withReferences(child));
+    return [...new Set([name, ...below])];
+  }
+
+  async #assertMovable(name: string, moved: readonly string[]): Promise<void> {
+    const list = await this.list();
+    const parents = list.filter((node) => node.children.some((child) => moved.includes(child.node)));
+    const used = list.some((node) => moved.includes(node.name) && node.backends.length > 0);
+    const above = parents.some((parent) => !moved.includes(parent.name));
+    if (used || above) throw new QmpError(`Cannot change iothread of active block backend: node '${name}' is in use`);
+    const lost = list.find((node) => moved.includes(node.name) && node.bitmaps.some(({ persistent }) => !persistent));
+    if (lost) throw new QmpError(`Node '${lost.name}' has bitmaps that are kept nowhere`);
+  }
+
+  async #open(thread: IOThread, options: BlockdevOptions): Promise<void> {
+    const { names } = await thread.call('node-add', { options, policy: this.#policy });
+    this.#names.set(thread, new Set(names));
+  }
+
+  async #close(thread: IOThread, name: string): Promise<void> {
     const { names } = await thread.call('node-del', { node: name });
     this.#names.set(thread, new Set(names));
+  }
+
+  /** Makes nodes what their options say: all of them, or none. */
+  async reopen(changes: readonly BlockdevOptions[]): Promise<void> {
+    const threads = new Set<IOThread>();
+    for (const options of changes) {
+      const name = options['node-name'];
+      if (name === undefined) throw new QmpError('node-name not specified');
+      const thread = this.find(name);
+      if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
+      threads.add(thread);
+    }
+    if (threads.size > 1) throw new QmpError('The nodes are in different IOThreads');
+    for (const thread of threads) {
+      const resolved = withObjects(changes, this.#objects());
+      const { names } = await thread.call('node-reopen', { changes: resolved });
+      this.#names.set(thread, new Set(names));
+    }
   }
 
   /** All that is known of every node. */

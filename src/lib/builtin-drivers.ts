@@ -11,7 +11,8 @@ import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
 import { throttleDriver } from '../drivers/throttle/driver.ts';
 import { virtioBlkVhostUserDriver } from '../drivers/virtio-blk-vhost-user/driver.ts';
 
-/** Makes the drivers that come along known in this thread. Idempotent. */
+/** Makes the drivers that come along known in this thread, all of them: needed-drivers.ts has them one by one.
+ *  Idempotent. */
 export function builtinDrivers(): void {
   registerDriver(nullDriver, 'null-aio');
   registerDriver(fileDriver);

@@ -95,7 +95,14 @@ export interface NodeAmendMessage extends NodeMessage {
   readonly changes: Readonly<Record<string, unknown>>;
 }
 
+export interface NodeReopenMessage {
+  /** Of each its `node-name`, and children by the names of nodes. */
+  readonly changes: readonly BlockdevOptions[];
+}
+
 export interface NodeMethods {
+  /** All of them, or none. */
+  'node-reopen'(args: NodeReopenMessage): NodeNames;
   /** Takes an internal snapshot away; answers what it was. */
   'node-snapshot-delete'(args: NodeSnapshotMessage): SnapshotInfo;
   'node-amend'(args: NodeAmendMessage): void;

@@ -15,6 +15,7 @@ type Handlers = { readonly [M in keyof Methods]: (args: Parameters<Methods[M]>[0
 const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-add': true,
   'node-del': true,
+  'node-reopen': true,
   'node-list': true,
   'node-resize': true,
   'node-threshold': true,

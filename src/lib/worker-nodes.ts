@@ -3,6 +3,7 @@ import type { CoMutex } from '../aio/co-mutex.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
+import { changeNodes } from '../block/change.ts';
 import { BlockChild } from '../block/child.ts';
 import { assertUnclaimed } from '../block/claims.ts';
 import { drain } from '../block/drain.ts';
@@ -19,6 +20,7 @@ import type {
   NodeDiskMessage,
   NodeMethods,
   NodeNames,
+  NodeReopenMessage,
   NodeResizeMessage,
   NodeThresholdMessage,
   ThresholdEvent,
@@ -47,6 +49,7 @@ export class WorkerNodes {
     this.handlers = {
       'node-add': (args) => this.#add(args),
       'node-del': ({ node }) => this.#delete(node),
+      'node-reopen': (args) => this.#reopen(args),
       'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
       'node-resize': (args) => this.#resize(args),
       'node-threshold': async (args) => this.#setThreshold(args),
@@ -108,6 +111,17 @@ export class WorkerNodes {
     assertUnclaimed(node);
     using _drained = await drain(node);
     return await body(node);
+  }
+
+  async #reopen({ changes }: NodeReopenMessage): Promise<NodeNames> {
+    using _turn = await this.#control.lock();
+    await changeNodes(
+      changes.map((options) => ({
+        node: nodeByName(options['node-name']!),
+        options: options as unknown as NodeOptions,
+      })),
+    );
+    return this.#names();
   }
 
   #names(): NodeNames {

@@ -44,6 +44,31 @@ test('a program adds nodes, exports them and watches jobs by typed calls', needs
   await peer('qemu-img', 'compare', `${directory}/a.qcow2`, `${directory}/b.qcow2`);
 });
 
+test('a node goes to the thread that its export asks for, and back', needs('qemu-img', 'qemu-io'), async (t) => {
+  const directory = scratch(t);
+  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/a.qcow2`, '4M');
+  await using daemon = await Daemon.start();
+  await daemon.run('object-add', { 'qom-type': 'iothread', id: 'io1' });
+  await daemon.run('blockdev-add', { driver: 'file', 'node-name': 'f', filename: `${directory}/a.qcow2` });
+  await daemon.run('blockdev-add', { driver: 'qcow2', 'node-name': 'a', file: 'f' });
+  const path = join(directory, 'nbd');
+  await daemon.run('nbd-server-start', { addr: { type: 'unix', data: { path } } });
+  const entry = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true, iothread: 'io1' } as const;
+  await assert.rejects(
+    daemon.run('block-export-add', { ...entry, iothread: 'nowhere' }),
+    /Cannot find iothread nowhere/,
+  );
+  await daemon.run('block-export-add', entry);
+  assert.equal(daemon.nodes.find('a')?.name, 'io1');
+  await peer('qemu-io', '-f', 'raw', '-c', 'write -P 7 0 1M', '-c', 'read -P 7 0 1M', `nbd+unix:///a?socket=${path}`);
+  await assert.rejects(daemon.run('object-del', { id: 'io1' }), /in use/);
+  await assert.rejects(daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: null }), /in use/);
+  await daemon.run('block-export-del', { id: 'e' });
+  await daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: null });
+  assert.equal(daemon.nodes.find('a')?.name, 'main-loop');
+  await daemon.run('object-del', { id: 'io1' });
+});
+
 async function drive(t: TestContext, command: readonly string[]): Promise<void> {
   const path = join(scratch(t), 'qmp');
   const [program, ...first] = command;

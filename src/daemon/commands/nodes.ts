@@ -1,14 +1,20 @@
 import type { BlockdevOptions } from '../../lib/options.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Daemon } from '../daemon.ts';
+import { iothreadOf } from '../objects/iothread.ts';
 import { snapshotInfo } from './query.ts';
 import type { Handlers } from './table.ts';
 
 const SECTOR = 512;
 
-export function nodeCommands({ nodes }: Daemon): Handlers {
+export function nodeCommands({ nodes, objects }: Daemon): Handlers {
   return {
     'blockdev-add': (options) => nodes.add(options as unknown as BlockdevOptions),
+    'blockdev-reopen': ({ options }) => nodes.reopen(options as unknown as readonly BlockdevOptions[]),
+    'x-blockdev-set-iothread': ({ 'node-name': name, iothread }) => {
+      nodes.lookup(name);
+      return nodes.move(name, iothread === null ? nodes.home : iothreadOf(objects, iothread));
+    },
     'blockdev-del': ({ 'node-name': name }) => nodes.delete(name),
     block_resize: async ({ device, 'node-name': name, size }) => {
       const thread = nodes.lookup(name, device);

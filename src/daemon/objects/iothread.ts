@@ -2,6 +2,8 @@
 import { BlockError, Errno } from '../../base/errors.ts';
 import { IOThread } from '../../lib/iothread.ts';
 import { ObjectKind, type ObjectType } from '../../lib/objects/object-type.ts';
+import type { ObjectStore } from '../../lib/objects/store.ts';
+import { QmpError } from '../../qmp/errors.ts';
 import type { Nodes } from '../nodes.ts';
 
 export const IOTHREAD = new ObjectKind<IOThread>('iothread', 'an iothread');
@@ -47,6 +49,15 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
       await thread.stop();
     },
   };
+}
+
+/** The thread of that name. */
+export function iothreadOf(objects: ObjectStore, id: string): IOThread {
+  try {
+    return objects.get(id, IOTHREAD);
+  } catch (error) {
+    throw new QmpError(`Cannot find iothread ${id}`, 'GenericError', error);
+  }
 }
 
 /** `main-loop`: there is one anyway, and the context decides what these would say. */

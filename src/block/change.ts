@@ -1,0 +1,104 @@
+/** What can be changed of an open node: whether it is read-only, what is below it, how it takes requests. */
+import { BlockError, Errno } from '../base/errors.ts';
+import { assertUnclaimed } from './claims.ts';
+import { layerOf } from './copy-up.ts';
+import { drain } from './drain.ts';
+import type { CommonOptions } from './driver.ts';
+import { type NodeOptions, removeBacking, replaceChild } from './graph.ts';
+import type { BlockNode } from './node.ts';
+import { COMMON_OPTIONS, ownOptions } from './options.ts';
+import { giveBacking } from './overlay.ts';
+import { nodeByName } from './registry.ts';
+import { setReadOnly } from './reopen.ts';
+
+/** Common options that take effect at once; what is not given goes back to its default. */
+type Manner = Pick<CommonOptions, 'discard' | 'detect-zeroes' | 'cache'>;
+
+/** How a node is to be. */
+export interface NodeChange {
+  readonly node: BlockNode;
+  readonly options: NodeOptions;
+}
+
+/**
+ * Makes every node what its options say, or, where one of them cannot be, leaves all as they were. `backing` and
+ * `file` are names of nodes; a child that is not named stays. EINVAL for an option that cannot change.
+ */
+export async function changeNodes(changes: readonly NodeChange[]): Promise<void> {
+  for (const change of changes) assertChangeable(change);
+  const undo: (() => Promise<void>)[] = [];
+  try {
+    for (const { node, options } of changes) await change(node, options, undo);
+  } catch (error) {
+    for (const step of undo.reverse()) await step();
+    throw error;
+  }
+}
+
+function refuse(node: BlockNode, why: string): BlockError {
+  return new BlockError(Errno.EINVAL, `Could not change node '${node.name}': ${why}`);
+}
+
+function assertChangeable({ node, options }: NodeChange): void {
+  assertUnclaimed(node);
+  const { driver, common } = node;
+  if (options.driver !== common.driver) throw refuse(node, `its driver is '${common.driver}', not '${options.driver}'`);
+  ownOptions(driver, options);
+  const before = common as unknown as Readonly<Record<string, unknown>>;
+  for (const name of new Set([...Object.keys(before), ...Object.keys(options)])) {
+    const given = (options as Readonly<Record<string, unknown>>)[name];
+    const common = Object.hasOwn(COMMON_OPTIONS, name) || name === 'cache';
+    const child = Object.hasOwn(driver.children ?? {}, name);
+    // What the file driver was given to find the same file again is nobody else's to say.
+    if (common || child || name === 'identity' || name === 'fd') continue;
+    if (JSON.stringify(given) !== JSON.stringify(before[name])) throw refuse(node, `option '${name}' cannot change`);
+  }
+  const direct = options.cache?.direct ?? false;
+  if (direct !== (common.cache?.direct ?? false)) throw refuse(node, "option 'cache.direct' cannot change");
+}
+
+async function change(node: BlockNode, options: NodeOptions, undo: (() => Promise<void>)[]): Promise<void> {
+  for (const name of ['file', 'backing']) {
+    const wanted = (options as Readonly<Record<string, unknown>>)[name];
+    if (typeof wanted === 'string' || wanted === null) await setChild(node, name, wanted, undo);
+  }
+  const readOnly = options['read-only'] ?? false;
+  if (readOnly !== node.readOnly) {
+    await setReadOnly(node, readOnly);
+    undo.push(() => setReadOnly(node, !readOnly));
+  }
+  const before: Manner = node.common;
+  await setManner(node, options);
+  undo.push(() => setManner(node, before));
+}
+
+async function setManner(node: BlockNode, { discard, 'detect-zeroes': detectZeroes, cache }: Manner): Promise<void> {
+  using _drained = await drain(node);
+  const { discard: _d, 'detect-zeroes': _z, cache: _c, ...rest } = node.common;
+  node.common = {
+    ...rest,
+    ...(discard ? { discard } : {}),
+    ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}),
+    ...(cache ? { cache } : {}),
+  };
+  node.takeManner();
+}
+
+/** Has the node of that name below `node`, or none; `undo` puts back what was there. */
+async function setChild(node: BlockNode, name: string, wanted: string | null, undo: (() => Promise<void>)[]) {
+  const child = node.children.find((one) => one.name === name);
+  const to = wanted === null ? undefined : nodeByName(wanted);
+  const before = child?.node;
+  if (to === before) return;
+  if (child && before && to) {
+    assertUnclaimed(layerOf(before));
+    await replaceChild(child, to);
+    undo.push(() => replaceChild(child, before));
+  } else if (child && before) {
+    await removeBacking(child);
+    undo.push(async () => void (await giveBacking(node, before)));
+  } else if (to && name === 'backing' && node.impl.takeBacking) {
+    const given = await giveBacking(node, to);
+    undo.push(() => removeBacking(given));
+  } else throw refuse(node, `it cannot have a '${name}'`);
+}
