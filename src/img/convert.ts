@@ -7,7 +7,7 @@ import { layerOf } from '../block/copy-up.ts';
 import type { CopySource } from '../jobs/block-copy.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
 import type { Abortable } from '../lib/abort.ts';
-import { copyBitmaps } from './bitmap-copy.ts';
+import { checkBitmaps, copyBitmaps } from './bitmap-copy.ts';
 import type { CreationOptions } from './creation-options.ts';
 import { NewFile } from './new-file.ts';
 import { offloadOf } from './offload.ts';
@@ -60,6 +60,7 @@ export async function convert(context: AioContext, options: ConvertOptions): Pro
     sources.push({ blk, from: 0, length: blk.length, at: size });
     size += alignUp(blk.length, SECTOR);
   }
+  if (options.bitmaps) checkBitmaps(sources[0]!.blk, options.bitmaps.onBroken);
   const { name } = options.target;
   const wanted = options.create?.(size);
   if (wanted === undefined) {
@@ -106,7 +107,7 @@ async function copyInto(
     onProgress: options.onProgress,
   });
   await runJob(job, options);
-  if (options.bitmaps) await copyBitmaps(sources[0]!.blk, target, options.bitmaps);
+  if (options.bitmaps) await copyBitmaps(sources[0]!.blk, target);
 }
 
 /** ENOTSUP where nothing can be stored compressed. */

@@ -37,6 +37,13 @@ for name, field in zip(sys.argv[1::2], sys.argv[2::2]):
     open(name + '.mutant', 'wb').write(mutant)
 `;
 
+/** In use: the flags of b0 are 12 bytes before its name, behind which the rest of its entry is. */
+const BREAK_BITMAP = `
+image = bytearray(open('broken-bits.qcow2', 'rb').read())
+image[image.index(bytes([0, 2, 0, 0, 0, 0]) + b'b0') - 3] |= 1
+open('broken-bits.qcow2', 'wb').write(image)
+`;
+
 export const FIXTURE: Fixture = {
   commands: [
     ['qemu-img', 'create', '-q', '-f', 'raw', 'base.raw', '1M'],
@@ -69,6 +76,8 @@ export const FIXTURE: Fixture = {
     ['qemu-img', 'bitmap', '--add', 'bits.qcow2', 'b0'],
     ['qemu-img', 'bitmap', '--add', '--disable', '-g', '32k', 'bits.qcow2', 'b1'],
     ['qemu-io', '-f', 'qcow2', '-c', 'write -P 9 0 128k', 'bits.qcow2'],
+    ['cp', 'bits.qcow2', 'broken-bits.qcow2'],
+    ['python3', '-c', BREAK_BITMAP],
     ['qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'data_file=ext.raw,data_file_raw=on', 'ext.qcow2', '1M'],
     ['qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'extended_l2=on,compression_type=zstd', 'sub.qcow2', '4M'],
     ['qemu-io', '-f', 'qcow2', '-c', 'write -P 10 2k 6k', '-c', 'write -c -P 11 64k 64k', 'sub.qcow2'],

@@ -134,6 +134,8 @@ export const CONVERT_LINES: readonly Line[] = [
   },
   'convert --bitmaps --skip-broken-bitmaps -O qcow2 bits.qcow2 x',
   'convert --skip-broken-bitmaps -O qcow2 bits.qcow2 x',
+  'convert --bitmaps -O qcow2 broken-bits.qcow2 x',
+  'convert --bitmaps --skip-broken-bitmaps -O qcow2 broken-bits.qcow2 x',
   `convert ${SECRET} --image-opts driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s x`,
   'convert luks.qcow2 x',
   'convert -q -O qcow2 base.raw x',

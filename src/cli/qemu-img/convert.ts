@@ -177,9 +177,17 @@ function salvaging(terminal: Terminal, silent: boolean): NonNullable<ConvertOpti
   };
 }
 
+const BROKEN_HINT = "\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it\n";
+
 function bitmapsOf(line: VerbLine, terminal: Terminal): NonNullable<ConvertOptions['bitmaps']> {
-  if (!line.has(own.skipBroken)) return {};
-  return { onBroken: (name) => terminal.err(`qemu-img: warning: Skipping inconsistent bitmap '${name}'\n`) };
+  if (line.has(own.skipBroken)) {
+    return { onBroken: (name) => terminal.err(`qemu-img: warning: Skipping inconsistent bitmap '${name}'\n`) };
+  }
+  return {
+    onBroken(name) {
+      throw new Failure(`Cannot copy inconsistent bitmap '${name}'`, 1, BROKEN_HINT);
+    },
+  };
 }
 
 /** What -o, -B and -F say of the new image; the sources are open. */
