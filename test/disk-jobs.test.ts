@@ -64,9 +64,15 @@ for (const copyMode of ['background', 'write-blocking'] as const) {
     let atReady: Buffer | undefined;
     const onReady = async (): Promise<'cancel'> => {
       atReady = await content(disk);
+      // A bitmap is the disk's, whatever a job has put over it for a while.
+      await disk.bitmaps.add('during');
       return 'cancel';
     };
     await disk.mirror(copy, { copyMode, onReady });
+    assert.deepEqual(
+      (await disk.bitmaps.list()).map(({ name }) => name),
+      ['during'],
+    );
     await disk.write(pattern(512, 99), 0, 512, 0);
     await peer('qemu-img', 'compare', '-f', 'raw', '-F', 'raw', copy, copy);
     const left = await open(copy, { format: 'raw' });

@@ -113,9 +113,11 @@ test('info, check and the list of snapshots of an image on a server', { timeout:
     blockplane('create', url, '20G'),
     blockplane('info', 'ftp://me:hush@127.0.0.1:1/x'),
     blockplane('check', '-r', 'all', url),
+    blockplane('info', 'ftps://me:hush@127.0.0.1:1/x'),
   ]);
   assert.ok(wrong.every(({ code }) => code !== 0));
   assert.match(wrong[3].stderr, /ftp:.*connection refused/i);
+  assert.match(wrong[5].stderr, /ftps:.*connection refused/i);
   for (const { stdout, stderr } of [info, check, ...wrong]) assert.doesNotMatch(stdout + stderr, /hush/);
 });
 

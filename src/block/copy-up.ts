@@ -31,6 +31,13 @@ export function layerOf(root: BlockNode): BlockNode {
   return node;
 }
 
+/** What `root` is to its users: itself, or what is below the filters that jobs have put over it. */
+export function explicitNode(root: BlockNode): BlockNode {
+  let node = root;
+  while (node.implicit && node.filtered) node = node.filtered.node;
+  return node;
+}
+
 /** The number of a layer in what `root` shows, as in BlockStatus: 1 is the active one. 0 where it is none of them. A
  *  filter belongs to the layer that it shows. */
 export function layerNumber(root: BlockNode, isLayer: (node: BlockNode) => boolean): number {

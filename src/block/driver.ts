@@ -411,6 +411,17 @@ export interface OptionSpec {
   readonly help: string;
 }
 
+/** A node's part in a throttle group. */
+export interface ThrottleMember {
+  /** True where requests of that direction may have to wait. */
+  limits(write: boolean): boolean;
+  /** Waits until a request may go. */
+  take(write: boolean, length: Bytes): MaybePromise<void>;
+  /** Nobody waits while the node is drained. */
+  drain(drained: boolean): void;
+  leave(): void;
+}
+
 export interface OpenContext {
   readonly aio: AioContext;
   readonly nodeName: string;
@@ -422,6 +433,8 @@ export interface OpenContext {
   grace(): MaybePromise<void>;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
+  /** Puts the node into a throttle group of this thread, until it leaves. ENOENT. */
+  joinThrottle(group: string): ThrottleMember;
   /** Calls `visit` with each dirty range of a bitmap of the node of that name. ENOENT, EINVAL (inconsistent). */
   dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
   /** To be called when `length` has changed by itself: everybody above is told. */

@@ -15,6 +15,7 @@ import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
 import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
+import { throttleGroup } from './throttle-group.ts';
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
@@ -76,6 +77,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     },
     grace: () => node.grace(),
     quiet: kickDrain,
+    joinThrottle: (group) => throttleGroup(group).join(node.aio),
     dirtyRanges,
     resized: () => node.resized(),
     openChild,

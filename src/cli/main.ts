@@ -1,26 +1,13 @@
 #!/usr/bin/env node
 /** The `blockplane` command. Verbs load what they need when they are called, so that it starts quickly. */
-import { readFileSync, realpathSync } from 'node:fs';
+import { realpathSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { programOf } from './programs.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import type { EarlyThread } from './serve.ts';
+import { packageVersion } from './version.ts';
 
 const EXIT_USAGE = 2;
-
-function version(): string {
-  // Beside src or above dist/src: wherever the package begins.
-  for (let at = new URL('.', import.meta.url), up = 0; up < 6; up++, at = new URL('..', at)) {
-    try {
-      const text = readFileSync(new URL('package.json', at), 'utf8');
-      const { name, version } = JSON.parse(text) as { readonly name?: string; readonly version?: string };
-      if (name === PROGRAM && version) return version;
-    } catch {
-      // Not here.
-    }
-  }
-  return 'unknown';
-}
 
 /**
  * A thread takes as long to start as the command line to be read, so the two are done side by side. Only where it is
@@ -60,7 +47,7 @@ export async function main(argv: readonly string[], called?: string): Promise<nu
     .description(
       'Block storage for Node.js: disk images, made, mended and served over NBD, each in an I/O thread of its own',
     )
-    .version(version())
+    .version(packageVersion())
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, `${PROGRAM}: `)) });
   const ended = (code: number): void => {

@@ -4,6 +4,7 @@
  */
 import { deflateRaw, deflateRawSync, inflateRaw, inflateRawSync, constants as zlib } from 'node:zlib';
 import { type Bytes, KiB } from '../base/units.ts';
+import { type Deflate, nativeDeflate } from './deflate.ts';
 import { zstd, zstdFrameLength } from './zstd.ts';
 
 export type CompressionType = 'zlib' | 'zstd';
@@ -23,7 +24,9 @@ export function compress(type: CompressionType, from: Uint8Array, to: Uint8Array
     return;
   }
   const options = { windowBits: WINDOW_BITS };
-  if (from.length <= SMALL) done(put(deflateRawSync(from, options), to));
+  const native = nativeFor(from, to);
+  if (native) native.compress(from, to, done);
+  else if (from.length <= SMALL) done(put(deflateRawSync(from, options), to));
   else deflateRaw(from, options, (error, result) => done(error ? -1 : put(result, to)));
 }
 
@@ -37,6 +40,11 @@ export function decompress(type: CompressionType, from: Uint8Array, to: Uint8Arr
     return;
   }
   const options = { ...INFLATE, maxOutputLength: to.length };
+  const native = nativeFor(from, to);
+  if (native) {
+    native.decompress(from, to, whole);
+    return;
+  }
   if (to.length > SMALL) {
     inflateRaw(from, options, (error, result) => whole(error ? -1 : put(result, to)));
     return;
@@ -48,6 +56,13 @@ export function decompress(type: CompressionType, from: Uint8Array, to: Uint8Arr
     // Whatever it is, it is not such a stream.
   }
   whole(length);
+}
+
+/** For blocks that are worth handing over, in memory that does not move. */
+function nativeFor(from: Uint8Array, to: Uint8Array): Deflate | undefined {
+  if (Math.max(from.length, to.length) <= SMALL) return undefined;
+  const shared = from.buffer instanceof SharedArrayBuffer && to.buffer instanceof SharedArrayBuffer;
+  return shared ? nativeDeflate() : undefined;
 }
 
 function put(result: Uint8Array, to: Uint8Array): number {

@@ -52,12 +52,13 @@ export class BackingFormatMissing extends BlockError {
   }
 }
 
+/** Only its size is wanted: who writes to it does not matter. */
 async function lookBelow(
   context: AioContext,
   name: string,
   { format, objects }: { readonly format: string | undefined; readonly objects: ObjectStore | undefined },
 ): Promise<{ readonly size: number; readonly format: string }> {
-  return await withImage(context, { name, format }, { objects }, (blk) => ({
+  return await withImage(context, { name, format }, { objects, forceShare: true }, (blk) => ({
     size: blk.length,
     format: blk.root?.driver.name ?? 'raw',
   }));

@@ -75,7 +75,8 @@ async function extentAt(root: BlockNode, start: Offset, want: Bytes, end: Offset
       layer = below;
       continue;
     }
-    const { data, zero, child, at } = status;
+    const { data, child, at } = status;
+    const zero = status.zero && (!data || isSparse(layer));
     // What is left of the last sector is like what is before it.
     if (start + length === root.length) length = Math.max(length, end - start);
     if (!decided)
@@ -85,6 +86,20 @@ async function extentAt(root: BlockNode, start: Offset, want: Bytes, end: Offset
     const file = depth === 0 || child.name === 'data-file' ? fileOf(child.node) : image;
     return { start, length, depth, present: true, zero, data, offset: at, file };
   }
+}
+
+/**
+ * Whether a hole under a format's data counts as zeroes: where the file takes up much less room than it has clusters,
+ * since then they were given places in advance. Elsewhere a cluster that was written in part would come in pieces.
+ */
+function isSparse(layer: BlockNode): boolean {
+  const cluster = layer.limits.zeroAlignment;
+  const file = layer.children.find(({ name }) => name === 'file')?.node;
+  const info = file?.impl.info?.();
+  if (file === undefined || info === undefined || info instanceof Promise || cluster === 0) return true;
+  if (layer.driver.name === 'raw' || typeof info.allocated !== 'number') return true;
+  const real = Math.floor(info.allocated / cluster);
+  return Math.ceil(file.length / cluster) >= Math.max((real * 10) / 9, real + 2);
 }
 
 /** What the file below an image is called: as the image calls it, where that is what is open. */

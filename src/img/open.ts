@@ -6,6 +6,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
+import { PERM_ALL } from '../block/driver.ts';
 import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
@@ -61,14 +62,12 @@ const FOLLOWED: ReferencePolicy = { references: 'all', allowDirectories: [] };
 /** Opens an image and what it names. The message of what is thrown begins "Could not open 'NAME'". Home thread. */
 export async function openImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<BlockBackend> {
   const { tree } = await findImage(context, spec, how);
-  const { perm, shared } = how;
+  // Formats keep others from writing by themselves; who works on a raw image knows what he does.
+  const { perm, shared = PERM_ALL } = how;
   const policy = FOLLOWED;
   const message = { options: tree, name: spec.name, writethrough: isWritethrough(how.cache), probed: false, policy };
   try {
-    return await openTree(context, message, {
-      ...(perm === undefined ? {} : { perm }),
-      ...(shared === undefined ? {} : { shared }),
-    });
+    return await openTree(context, message, { shared, ...(perm === undefined ? {} : { perm }) });
   } catch (error) {
     throw openFailure(spec, error);
   }
@@ -187,7 +186,10 @@ function nbdLocation(name: string): FoundTree {
 
 /** The format that the first bytes are of. */
 async function probe(context: AioContext, tree: FoundTree): Promise<string> {
-  await using head = await NodeHead.open(context, { ...tree, driver: 'raw' } as unknown as BlockdevOptions);
+  await using head = await NodeHead.open(context, { ...tree, driver: 'raw' } as unknown as BlockdevOptions, {
+    // Who writes meanwhile is a matter for whoever opens it then.
+    shared: PERM_ALL,
+  });
   const format = (await head.magic()) ?? 'raw';
   if (!FORMATS.has(format)) throw new BlockError(Errno.ENOTSUP, `Unknown driver '${format}'`);
   return format;

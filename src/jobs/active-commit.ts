@@ -55,6 +55,11 @@ export class ActiveCommitJob extends MirrorJob {
     return commitGranularity(this.#chain.layers);
   }
 
+  /** A filter would lie between layers that it needs together. */
+  protected override get followsWrites(): boolean {
+    return false;
+  }
+
   protected override layers(): number {
     return this.#chain.layers.length;
   }

@@ -6,9 +6,10 @@
  * concludes: jobs of one transaction that are made within one drained section are of one moment.
  */
 import { BlockError, Errno } from '../base/errors.ts';
-import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import { alignDown, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
+import { layerOf } from '../block/copy-up.ts';
 import type { DirtyBitmap, Thaw } from '../block/dirty-bitmap.ts';
 import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
@@ -21,6 +22,8 @@ import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 
 const STATUS_BYTES: Bytes = GiB;
+/** At once, of what reads as zeroes. */
+const ZERO_BYTES: Bytes = 64 * MiB;
 const WORKERS_DEFAULT = 64;
 const WORKERS_MAX = 1024;
 
@@ -62,6 +65,7 @@ export class BackupJob extends BlockJob {
   #bitmap: { readonly bitmap: DirtyBitmap; readonly thaw: Thaw } | undefined;
   /** What there was to copy when the job was made. */
   #whole: Bytes = 0;
+  readonly #status = new BlockStatus();
 
   private constructor(source: BlockNode, target: BlockNode, options: BackupJobOptions) {
     super(source.aio, options);
@@ -75,11 +79,11 @@ export class BackupJob extends BlockJob {
     checkOptions(source, target, options);
     const job = new BackupJob(source, target, options);
     try {
-      job.claim([source, target]);
+      job.claim([source, target].flatMap((node) => [node, layerOf(node)]));
       await job.#open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }
@@ -95,6 +99,7 @@ export class BackupJob extends BlockJob {
       ...{ file: this.#source.name, target: this.#target.name },
       ...{ 'on-cbw-error': onCbwError, 'cbw-timeout': cbwTimeoutSeconds },
     });
+    this.#filter.implicit = true;
     this.#kept = this.#filter.impl.pointInTime!;
     if (this.#options.compress) this.#kept.writeFlags = RequestFlags.COMPRESSED;
     using _drained = await drain(this.#source);
@@ -103,6 +108,7 @@ export class BackupJob extends BlockJob {
       const dirty = this.#bitmap.bitmap;
       if (this.#options.sync === 'bitmap') this.#kept.keepOnly((visit) => dirty.eachRange(visit));
     }
+    this.beFairTo(this.#source);
     await replaceNode(this.#source, this.#filter, (parent) => parent !== this.#from);
     this.#whole = this.#kept.remaining;
     this.#follow();
@@ -163,10 +169,12 @@ export class BackupJob extends BlockJob {
     const { maxChunk = 0 } = this.#options;
     const most = Math.max(maxChunk || MiB, this.#kept.unit);
     try {
-      for (let next = this.#kept.next(0, most); next.length > 0 && !parts.failed; ) {
-        await this.paced(next.length);
-        await parts.add(this.#piece(next.at, next.length));
-        next = this.#kept.next(next.at + next.length, most);
+      for (let next = this.#kept.next(0, ZERO_BYTES); next.length > 0 && !parts.failed; ) {
+        const length = await this.#pieceLength(next.at, next.length, most);
+        if (this.guestsAreThere) await parts.settle();
+        await this.paced(length);
+        await parts.add(this.#piece(next.at, length));
+        next = this.#kept.next(next.at + length, ZERO_BYTES);
       }
     } finally {
       await parts.settle();
@@ -175,6 +183,15 @@ export class BackupJob extends BlockJob {
     // What is left is on its way: the guest waits for it, too.
     if (this.#kept.next(0, most).length === 0) await this.#kept.copy(0, this.#from.length);
     this.#follow();
+  }
+
+  /** Zeroes are done in larger pieces. */
+  async #pieceLength(at: Offset, want: Bytes, most: Bytes): Promise<Bytes> {
+    const status = this.#status;
+    const pending = this.#from.blockStatus(at, want, status);
+    if (pending !== undefined) await pending;
+    const whole = alignDown(status.length, this.#kept.unit);
+    return status.zero && whole > most ? whole : Math.min(want, most);
   }
 
   async #piece(at: Offset, length: Bytes): Promise<void> {

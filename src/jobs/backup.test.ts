@@ -320,6 +320,7 @@ test('D3 nothing of a backup is in flight while all nodes are drained, and it en
       await settle(n % 5);
       using _drained = await drainAll(context, allNodes());
       assert.ok(allNodes().every(({ inFlight }) => inFlight === 0));
+      await settle(1);
       const { current } = backup;
       await settle(n % 3);
       assert.equal(backup.current, current);

@@ -2,8 +2,9 @@
  *  errors. */
 import type { AioContext } from '../aio/context.ts';
 import { type BlockError, Errno } from '../base/errors.ts';
-import type { Bytes } from '../base/units.ts';
+import { type Bytes, MiB, type Nanoseconds } from '../base/units.ts';
 import { type BackendUser, BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
+import { BlockChild } from '../block/child.ts';
 import { claim } from '../block/claims.ts';
 import type { BlockNode } from '../block/node.ts';
 import { Job, type JobOptions } from './job.ts';
@@ -27,6 +28,14 @@ export interface BlockJobOptions extends JobOptions {
   /** Told of every error of an image that it works on. */
   readonly onError?: ((job: Job, event: JobErrorEvent) => void) | undefined;
 }
+
+/** Guests that have asked for something in this time are there. */
+const GUEST_NS: Nanoseconds = 100_000_000;
+/** While guests are there, after so many bytes the job rests twice as long as these took: a third of the time is its
+ *  own. At most 20 ms, so that it comes to its end whatever they do. */
+const REST_BYTES: Bytes = MiB;
+const REST_FACTOR = 2;
+const REST_NS_MAX: Nanoseconds = 20_000_000;
 
 /** Before what failed is tried again. */
 const RETRY_NS = 100_000_000;
@@ -58,6 +67,12 @@ export abstract class BlockJob extends Job {
   readonly #blks: BlockBackend[] = [];
   readonly #claims: Disposable[] = [];
   #retry = false;
+  #guests: BlockNode | undefined;
+  #guestRequests = 0;
+  #guestsUntil: Nanoseconds = 0;
+  /** When it went on after its last rest, and what it has begun since. */
+  #begun: Nanoseconds = 0;
+  #sinceRest: Bytes = 0;
   #ioStatus: 'ok' | 'failed' | 'nospace' = 'ok';
 
   constructor(context: AioContext, options: BlockJobOptions) {
@@ -113,6 +128,12 @@ export abstract class BlockJob extends Job {
     await this.letGo();
   }
 
+  /** It could not be made; what matters is why. */
+  protected async undo(): Promise<void> {
+    this.withdraw();
+    await this.clean().catch(() => undefined);
+  }
+
   /** An image has failed. True: go on, as far as {@link paced} lets it. */
   protected failed(policy: ErrorPolicy, operation: 'read' | 'write', error: BlockError): boolean {
     const noSpace = error.errno === Errno.ENOSPC;
@@ -131,12 +152,46 @@ export abstract class BlockJob extends Job {
     this.#ioStatus = 'ok';
   }
 
-  /** {@link pausePoint}, a little later where something has failed. */
+  /** Those who use `node`, besides itself, are guests that it is fair to. */
+  protected beFairTo(node: BlockNode): void {
+    this.#guests = node;
+    this.#guestRequests = this.#countRequests();
+  }
+
+  /** While it is true, one piece at a time is enough. */
+  protected get guestsAreThere(): boolean {
+    return this.context.now() < this.#guestsUntil;
+  }
+
+  #countRequests(): number {
+    let count = 0;
+    const visit = (node: BlockNode): void => {
+      for (const parent of node.parents) {
+        if (parent instanceof BlockChild) visit(parent.parent);
+        else if (parent instanceof BlockBackend && !this.#blks.includes(parent)) count += parent.stats.requests;
+      }
+    };
+    if (this.#guests && !this.#guests.closed) visit(this.#guests);
+    return count;
+  }
+
+  /** {@link pausePoint}, a little later where something has failed, or guests are there: then what was
+   *  done is followed by a time that is theirs. */
   protected async paced(length: Bytes): Promise<void> {
     if (this.#retry) {
       this.#retry = false;
       await this.idle(RETRY_NS);
     }
+    const now = this.context.now();
+    const requests = this.#countRequests();
+    if (requests !== this.#guestRequests) this.#guestsUntil = now + GUEST_NS;
+    this.#guestRequests = requests;
+    if (this.#sinceRest >= REST_BYTES) {
+      if (this.guestsAreThere) await this.idle(Math.min((now - this.#begun) * REST_FACTOR, REST_NS_MAX));
+      this.#sinceRest = 0;
+      this.#begun = this.context.now();
+    }
     await this.pausePoint(length);
+    this.#sinceRest += length;
   }
 }

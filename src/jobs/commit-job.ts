@@ -111,7 +111,7 @@ export class CommitJob extends BlockJob {
       await job.#open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }
@@ -127,6 +127,7 @@ export class CommitJob extends BlockJob {
     const shared = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     this.#target = await this.use(node, { perm, shared, readOnly: false, allies: this.#chain.edges });
     this.total = this.#source.length;
+    this.beFairTo(this.#overlay);
   }
 
   protected async run(): Promise<void> {
@@ -141,6 +142,7 @@ export class CommitJob extends BlockJob {
       bufferBytes: BUFFER_DEFAULT,
       unmap: true,
       before: (bytes) => this.paced(bytes),
+      oneByOne: () => this.guestsAreThere,
       onDone: (bytes) => {
         this.current += bytes;
       },

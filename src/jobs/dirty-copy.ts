@@ -16,7 +16,7 @@ import { Gate, type MaybePromise } from '../aio/op.ts';
 import { BlockError, ioError } from '../base/errors.ts';
 import type { Memory } from '../base/memory.ts';
 import { PagedBits } from '../base/paged-bits.ts';
-import { alignDown, alignUp, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import { alignDown, alignUp, type Bytes, GiB, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
@@ -28,6 +28,10 @@ const PIECE_BYTES: Bytes = MiB;
 const ZERO_BYTES: Bytes = 256 * MiB;
 /** Looked at at once, before there is a look at whether to go on. */
 const STATUS_BYTES: Bytes = GiB;
+/** What is copied rather than passed over: one request more costs as much. */
+const GAP_BYTES: Bytes = 64 * KiB;
+/** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
+const FRAGMENT_BYTES: Bytes = 256 * KiB;
 export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
 
 export interface DirtyCopyOptions {
@@ -37,6 +41,8 @@ export interface DirtyCopyOptions {
   readonly bufferBytes: Bytes;
   /** Zeroes may deallocate in the target. */
   readonly unmap: boolean;
+  /** One piece at a time, for now. Default: as many as there is memory for. */
+  readonly oneByOne?: (() => boolean) | undefined;
   /** `length` bytes are about to be begun. May wait; throws to end the copy. */
   readonly before: (length: Bytes) => MaybePromise<void>;
   /** So many bytes more are done. */
@@ -50,6 +56,8 @@ class Piece extends BlockRequest {
   readonly place: number;
   /** `at` and `length` of the whole piece do not change from its beginning to its end. */
   busy = false;
+  /** Bytes of it that were dirty. */
+  owed: Bytes = 0;
 
   constructor(copy: DirtyCopy, place: number) {
     super();
@@ -193,7 +201,8 @@ export class DirtyCopy {
 
   /** The next dirty range that nothing stands against; undefined where something has to end first. */
   #next(): Range | undefined {
-    if (this.#busy === this.#pieces.length) return undefined;
+    const most = this.#options.oneByOne?.() ? 1 : this.#pieces.length;
+    if (this.#busy >= most) return undefined;
     return this.#find(this.#cursor, this.length) ?? this.#find(0, this.#cursor);
   }
 
@@ -205,11 +214,23 @@ export class DirtyCopy {
       if (bit >= last) return undefined;
       const at = bit * granularity;
       if (!this.#taken(at, granularity)) {
-        const end = this.#bits.next(bit, Math.min(last, bit + ZERO_BYTES / granularity), false) * granularity;
-        return { at, end: Math.min(end, this.length) };
+        return { at, end: Math.min(this.#endOfRun(bit, last) * granularity, this.length) };
       }
     }
     return undefined;
+  }
+
+  /** Where the dirty run ends that begins with `bit`. Little that is clean in between is copied along. */
+  #endOfRun(bit: number, last: number): number {
+    const { granularity } = this;
+    const most = Math.min(last, bit + ZERO_BYTES / granularity);
+    let end = this.#bits.next(bit, most, false);
+    for (;;) {
+      const near = Math.min(most, end + GAP_BYTES / granularity + 1);
+      const next = this.#bits.next(end, near, true);
+      if (next >= near) return end;
+      end = this.#bits.next(next, most, false);
+    }
   }
 
   /** Somebody is at it. */
@@ -229,9 +250,10 @@ export class DirtyCopy {
     // May interleave: others can have taken a part of it meanwhile, or cut the end off.
     if (this.#failure !== undefined) return;
     const whole = alignDown(status.length, granularity);
-    const zero = status.zero && (whole > 0 || range.at + status.length >= this.length);
-    const most = zero ? whole || granularity : Math.min(alignUp(status.length, granularity), this.#pieceBytes);
-    let length = Math.min(most, range.end - range.at);
+    const enough = Math.min(FRAGMENT_BYTES, range.end - range.at);
+    const zero = status.zero && status.length >= enough;
+    const data = alignUp(Math.max(status.length, FRAGMENT_BYTES), granularity);
+    let length = Math.min(zero ? whole || granularity : Math.min(data, this.#pieceBytes), range.end - range.at);
     while (length > granularity && this.#taken(range.at, length)) length -= granularity;
     if (this.#taken(range.at, length)) return;
     const piece = this.#pieces.find(({ busy }) => !busy);
@@ -239,11 +261,13 @@ export class DirtyCopy {
   }
 
   #start(piece: Piece, at: Offset, length: Bytes, zero: boolean): void {
+    const before = this.#bits.count;
     this.#bits.unset(Math.floor(at / this.granularity), Math.ceil((at + length) / this.granularity) - 1);
     this.#cursor = at + length;
     this.#left -= length;
     this.#busy++;
-    this.#busyBytes += length;
+    piece.owed = Math.min(length, (before - this.#bits.count) * this.granularity);
+    this.#busyBytes += piece.owed;
     piece.busy = true;
     piece.at = at;
     piece.length = length;
@@ -267,8 +291,8 @@ export class DirtyCopy {
     }
     piece.busy = false;
     this.#busy--;
-    this.#busyBytes -= piece.length;
-    if (error === 0) this.#options.onDone(piece.length);
+    this.#busyBytes -= piece.owed;
+    if (error === 0) this.#options.onDone(piece.owed);
     else {
       this.mark(piece.at, piece.length);
       const failure = errorOf(piece, error);

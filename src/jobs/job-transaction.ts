@@ -16,6 +16,12 @@ export class JobTransaction {
     this.#jobs.push(job);
   }
 
+  /** @internal One that could not be made after all. */
+  remove(job: Job): void {
+    const index = this.#jobs.indexOf(job);
+    if (index >= 0) this.#jobs.splice(index, 1);
+  }
+
   /** @internal One of them has done its work. */
   done(): void {
     if (this.#failing) this.#endFailed();

@@ -5,8 +5,10 @@ import { Gate } from '../aio/op.ts';
 import { Sim } from '../aio/sim/sim.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
+import { CreateJob } from './create-job.ts';
 import { Job, type JobOptions } from './job.ts';
 import { TRANSITIONS, VERBS } from './job-states.ts';
+import { JobTransaction } from './job-transaction.ts';
 
 class TestJob extends Job {
   readonly type = 'test';
@@ -134,6 +136,176 @@ test('J1 what is asked of a job in a state that does not accept it is refused', 
       assert.throws(() => job[verb](), { errno: Errno.EINVAL, message: /it is concluded, which does not accept/ });
     }
     assert.throws(() => job.setSpeed(1), { errno: Errno.EINVAL });
+  }));
+
+class ReadyJob extends TestJob {
+  readonly gentle: boolean;
+
+  constructor(context: AioContext, gentle: boolean, options: JobOptions) {
+    super(context, [], options);
+    this.gentle = gentle;
+  }
+
+  protected override canComplete(): boolean {
+    return true;
+  }
+
+  protected override endsGently(): boolean {
+    return this.gentle;
+  }
+
+  protected override async run(): Promise<void> {
+    await super.run();
+    this.becomeReady();
+    while (!this.completing && !this.endingGently) await this.idle();
+  }
+}
+
+test('J1 one that is ready completes, rests in standby, and may be cancelled and end well', () =>
+  inSim(async (context) => {
+    const { seen, options } = watched();
+    const job = new ReadyJob(context, true, options);
+    assert.throws(() => job.complete(), { errno: Errno.EINVAL, message: /created, which does not accept complete/ });
+    job.start();
+    await job.readyOrEnded;
+    job.pause();
+    job.stop();
+    job.go();
+    await context.yield();
+    job.resume();
+    job.complete();
+    assert.throws(() => job.dismiss(), { errno: Errno.EINVAL });
+    await job.ended;
+    assert.equal(job.error, undefined);
+    assert.deepEqual(seen.slice(0, 3), ['created', 'running', 'ready']);
+    assert.deepEqual(seen.slice(-3), ['waiting', 'pending', 'concluded']);
+    job.dismiss();
+    assert.equal(job.status, 'null');
+    for (const [gentle, force, errno] of [
+      [true, false, undefined],
+      [true, true, Errno.ECANCELED],
+      [false, false, Errno.ECANCELED],
+    ] as const) {
+      const one = new ReadyJob(context, gentle, { id: 'one' });
+      one.start();
+      await one.readyOrEnded;
+      one.cancel(force);
+      assert.throws(() => one.complete(), { errno: Errno.EINVAL });
+      await one.ended;
+      assert.deepEqual([one.error?.errno, one.status], [errno, 'null']);
+    }
+  }));
+
+/** Notes its last steps. */
+class StepJob extends TestJob {
+  readonly notes: string[];
+  readonly fails: boolean;
+
+  constructor(
+    context: AioContext,
+    notes: string[],
+    steps: readonly (Bytes | Gate)[],
+    options: JobOptions,
+    fails = false,
+  ) {
+    super(context, steps, options);
+    this.notes = notes;
+    this.fails = fails;
+  }
+
+  protected override async prepare(): Promise<void> {
+    this.notes.push(`prepare ${this.id}`);
+    if (this.fails) throw new BlockError(Errno.EIO, 'Could not: test');
+  }
+
+  protected override async clean(): Promise<void> {
+    this.notes.push(`clean ${this.id} ${this.error?.errno ?? 'well'}`);
+  }
+}
+
+test('J2 the last steps of a transaction wait for all of its jobs, and for who finalizes', () =>
+  inSim(async (context) => {
+    const notes: string[] = [];
+    const gate = new Gate();
+    const transaction = new JobTransaction();
+    const a = new StepJob(context, notes, [1], { id: 'a', transaction, autoDismiss: false });
+    const b = new StepJob(context, notes, [gate], { id: 'b', transaction, autoFinalize: false });
+    a.start();
+    b.start();
+    await context.yield();
+    assert.equal(a.status, 'waiting');
+    assert.throws(() => a.finalize(), { errno: Errno.EINVAL });
+    gate.open();
+    while (b.status !== 'pending') await context.yield();
+    assert.deepEqual([a.status, notes], ['pending', []]);
+    a.finalize();
+    await Promise.all([a.ended, b.ended]);
+    assert.deepEqual(notes, ['prepare a', 'prepare b', 'clean a well', 'clean b well']);
+    assert.deepEqual([a.status, b.status], ['concluded', 'null']);
+  }));
+
+test('J2 where one of a transaction fails or is cancelled, at whatever point, all others are given up', () =>
+  inSim(async (context) => {
+    for (const how of [
+      'fails',
+      'cancel running',
+      'cancel waiting',
+      'cancel pending',
+      'prepare fails',
+      'cancel created',
+    ]) {
+      const notes: string[] = [];
+      const gate = new Gate();
+      const transaction = new JobTransaction();
+      const options = { transaction, autoDismiss: false, autoFinalize: false };
+      const steps = how === 'fails' ? [new BlockError(Errno.EIO, 'Could not: test')] : [1];
+      const a = new StepJob(context, notes, steps as never, { id: 'a', ...options }, how === 'prepare fails');
+      const b = new StepJob(context, notes, [gate, 1], { id: 'b', ...options });
+      const gone = new StepJob(context, notes, [1], { id: 'gone', ...options });
+      (gone as unknown as { withdraw(): void }).withdraw();
+      b.start();
+      if (how !== 'cancel created') a.start();
+      if (how === 'cancel running' || how === 'cancel created') a.cancel();
+      await context.yield();
+      if (how === 'cancel waiting') a.cancel();
+      gate.open();
+      if (how.includes('p') && !how.includes('created'))
+        while (b.status !== 'pending' && !b.cancelled) await context.yield();
+      if (how === 'cancel pending') b.cancel();
+      if (how === 'prepare fails') b.finalize();
+      await Promise.all([a.ended, b.ended]);
+      const failure = how.includes('fails') ? Errno.EIO : Errno.ECANCELED;
+      assert.deepEqual([a.error?.errno, b.error?.errno], [failure, Errno.ECANCELED], how);
+      assert.ok(!notes.some((note) => note.includes('well') || note === 'prepare b'), `${how}: ${notes}`);
+      assert.deepEqual([a.status, b.status], ['concluded', 'concluded'], how);
+    }
+  }));
+
+test('making and amending are jobs of one step: done, failed, or cancelled before it begins', () =>
+  inSim(async (context) => {
+    let made = 0;
+    const make = async (): Promise<void> => void made++;
+    const create = new CreateJob(context, make, { id: 'c', autoDismiss: false });
+    create.start();
+    await create.ended;
+    assert.deepEqual(
+      [create.type, made, create.current, create.total, create.status],
+      ['create', 1, 1, 1, 'concluded'],
+    );
+    const fail = async (): Promise<void> => {
+      throw new BlockError(Errno.ENOSPC, 'Could not: test');
+    };
+    const amend = new CreateJob(context, fail, { id: 'a' }, 'amend');
+    amend.start();
+    await amend.ended;
+    assert.deepEqual([amend.type, amend.error?.errno, amend.current], ['amend', Errno.ENOSPC, 0]);
+    const paused = new CreateJob(context, make, { id: 'p' });
+    paused.pause();
+    paused.start();
+    await context.yield();
+    paused.cancel();
+    await paused.ended;
+    assert.deepEqual([made, paused.error?.errno], [1, Errno.ECANCELED]);
   }));
 
 test('a job does not go faster than its speed, and at once as fast as it is told', () =>

@@ -183,6 +183,11 @@ export abstract class Job {
   /** Comes at the end in any case, `error` says how that is. Lets go of everything. */
   protected async clean(): Promise<void> {}
 
+  /** It could not be made: the others of its transaction do not wait for it. */
+  protected withdraw(): void {
+    this.#transaction.remove(this);
+  }
+
   /** True where one that is ready may be cancelled and end well. */
   protected endsGently(): boolean {
     return false;
@@ -245,7 +250,8 @@ export abstract class Job {
   /** Waits until somebody wants something else of it: a verb, the end of a drained section; at most `ns`. */
   protected async idle(ns?: Nanoseconds): Promise<void> {
     await this.pausePoint(0);
-    await this.#rest(ns);
+    // May interleave: it may have been told in between, and nobody wakes it again.
+    if (!this.#completing && !this.#gentle && !this.#cancelled) await this.#rest(ns);
     await this.pausePoint(0);
   }
 

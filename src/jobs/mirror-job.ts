@@ -4,12 +4,13 @@
  * in the same way, to a layer below it (active-commit.ts). See docs/JOBS.md.
  *
  * - `background`: what is written to the source is noted, and copied later. `write-blocking`: a filter writes it to
- *   both.
+ *   both. The first becomes the second where more is written than is copied, so that it ends.
  * - The last step is taken with the source drained: what is left is copied, the target is flushed, then the users move.
  */
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
+import { layerOf } from '../block/copy-up.ts';
 import { type Drained, drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
@@ -27,7 +28,7 @@ const BUFFER_MAX: Bytes = 256 * MiB;
 /** Between two rounds once it is ready: what is written again and again is copied once in it. */
 const ROUND_NS = 100_000_000;
 /** Rounds that do not get nearer to the end before the rest is copied while the guest waits. */
-const ROUNDS = 4;
+const ROUNDS = 3;
 
 export type CopyMode = 'background' | 'write-blocking';
 
@@ -101,7 +102,10 @@ export class MirrorJob extends BlockJob {
     if (source.length !== target.length) {
       throw refusal(`the source has ${source.length} bytes, the target ${target.length}`);
     }
-    return MirrorJob.opened(new MirrorJob(source, target, options), [source, target]);
+    return MirrorJob.opened(
+      new MirrorJob(source, target, options),
+      [source, target].flatMap((node) => [node, layerOf(node)]),
+    );
   }
 
   protected static async opened<J extends MirrorJob>(job: J, nodes: Iterable<BlockNode>): Promise<J> {
@@ -110,7 +114,7 @@ export class MirrorJob extends BlockJob {
       await job.open();
       return job;
     } catch (error) {
-      await job.clean().catch(() => undefined);
+      await job.undo();
       throw error;
     }
   }
@@ -131,6 +135,7 @@ export class MirrorJob extends BlockJob {
     const shared = PERM_ALL;
     this.from = await this.use(this.#source, { readOnly: true, perm: Perm.CONSISTENT_READ, shared });
     this.to = await this.use(this.#target, { readOnly: false, shared, ...this.targetPermissions() });
+    this.beFairTo(this.#source);
     this.total = this.from.length;
     const granularity = checkedGranularity(this.#options.granularity ?? this.defaultGranularity());
     this.#copy = new DirtyCopy(this.from, this.to, this.from.length, {
@@ -138,6 +143,8 @@ export class MirrorJob extends BlockJob {
       bufferBytes: Math.max(this.#bufferBytes, granularity),
       unmap: this.#options.unmap ?? true,
       before: (bytes) => this.#before(bytes),
+      // While the guest waits there is nobody to be fair to.
+      oneByOne: () => this.guestsAreThere && this.#drained === undefined,
       onDone: (bytes) => {
         this.current += bytes;
         this.#follow();
@@ -179,6 +186,11 @@ export class MirrorJob extends BlockJob {
     while (!(await this.#finish()));
   }
 
+  /** It may become write-blocking by itself. */
+  protected get followsWrites(): boolean {
+    return true;
+  }
+
   /** Before anything is copied. */
   protected async prepareTarget(): Promise<void> {}
 
@@ -205,6 +217,7 @@ export class MirrorJob extends BlockJob {
     };
     const filter = await this.#openFilter(side);
     this.#filter = filter;
+    filter.implicit = true;
     using _drained = await drain(this.#source);
     await replaceNode(this.#source, filter, (parent) => parent !== this.from);
     this.#unwatch();
@@ -271,6 +284,8 @@ export class MirrorJob extends BlockJob {
       if (left === 0 || (left <= this.#bufferBytes && stuck > 0)) return;
       stuck = left < least * 0.9 ? stuck : stuck + 1;
       if (stuck >= ROUNDS && left <= 4 * this.#bufferBytes) return;
+      // More is written than is copied: from here on only what is dirty now has to be.
+      if (stuck >= ROUNDS && this.followsWrites) this.#copyMode = 'write-blocking';
       least = Math.min(least, left);
     }
   }

@@ -8,9 +8,11 @@ import { nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
+import { throttleDriver } from '../drivers/throttle/driver.ts';
 import { virtioBlkVhostUserDriver } from '../drivers/virtio-blk-vhost-user/driver.ts';
 
-/** Makes the drivers that come along known in this thread. Idempotent. */
+/** Makes the drivers that come along known in this thread, all of them: needed-drivers.ts has them one by one.
+ *  Idempotent. */
 export function builtinDrivers(): void {
   registerDriver(nullDriver, 'null-aio');
   registerDriver(fileDriver);
@@ -22,6 +24,7 @@ export function builtinDrivers(): void {
   registerDriver(copyOnReadDriver);
   registerDriver(copyBeforeWriteDriver);
   registerDriver(snapshotAccessDriver);
+  registerDriver(throttleDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
   registerDriver(ftpDriver);

@@ -13,8 +13,10 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   http: async () => (await import('../drivers/http/driver.ts')).httpDriver,
   https: async () => (await import('../drivers/http/driver.ts')).httpsDriver,
   ftp: async () => (await import('../drivers/http/driver.ts')).ftpDriver,
-  ftps: async () => (await import('../drivers/http/driver.ts')).ftpDriver,
+  ftps: async () => (await import('../drivers/http/driver.ts')).ftpsDriver,
   'copy-on-read': async () => (await import('../drivers/copy-on-read/driver.ts')).copyOnReadDriver,
+  'copy-before-write': async () => (await import('../drivers/copy-before-write/driver.ts')).copyBeforeWriteDriver,
+  'snapshot-access': async () => (await import('../drivers/snapshot-access/driver.ts')).snapshotAccessDriver,
   'virtio-blk-vhost-user': async () =>
     (await import('../drivers/virtio-blk-vhost-user/driver.ts')).virtioBlkVhostUserDriver,
 };

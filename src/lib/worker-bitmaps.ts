@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { BlockError, Errno } from '../base/errors.ts';
 import { KiB } from '../base/units.ts';
+import { explicitNode } from '../block/copy-up.ts';
 import type { DirtyBitmap, NodeBitmaps } from '../block/dirty-bitmap.ts';
 import { nodeByName } from '../block/registry.ts';
 import type {
@@ -24,7 +25,7 @@ export function bitmapHandlers(disks: WorkerDisks): Handlers {
   const of = (disk: number | string): NodeBitmaps => {
     if (typeof disk === 'string') return nodeByName(disk).bitmaps;
     const { root } = disks.blk(disk);
-    if (root) return root.bitmaps;
+    if (root) return explicitNode(root).bitmaps;
     throw new BlockError(Errno.ENOMEDIUM, `Could not use disk ${disk}: there is no medium`);
   };
   return {

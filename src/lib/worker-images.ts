@@ -29,10 +29,17 @@ export async function checkFile(context: AioContext, message: CheckImageMessage)
     const options = probed ? await probe(context, message.options, name) : message.options;
     const { file } = options as { readonly file?: BlockdevOptions };
     if (!file) throw new BlockError(Errno.ENOTSUP, `Could not check '${name}': it is not in a file`);
-    return await checkImage(context, options.driver, { file: node(file) }, fix);
+    return await checkImage(context, options.driver, { file: node(withSettings(file, options)) }, fix);
   } catch (error) {
     throw ofImage(error, name);
   }
+}
+
+/** What the file's node would inherit from the one that is not opened. */
+function withSettings(file: BlockdevOptions, top: BlockdevOptions): BlockdevOptions {
+  const { cache } = top;
+  const shared = top['force-share'] ? { 'force-share': true, 'read-only': true } : {};
+  return { ...(cache ? { cache } : {}), ...shared, ...file };
 }
 
 function node(options: BlockdevOptions): NodeOptions {

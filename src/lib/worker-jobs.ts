@@ -3,7 +3,7 @@
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { layerOf } from '../block/copy-up.ts';
+import { explicitNode, layerOf } from '../block/copy-up.ts';
 import { releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import { CopyJob, wholeOf } from '../jobs/copy-job.ts';
@@ -163,7 +163,7 @@ function optionsOf(type: string, number: number): Pick<JobOptions, 'id' | 'autoD
 }
 
 function rootOf(blk: BlockBackend): BlockNode {
-  if (blk.root) return blk.root;
+  if (blk.root) return explicitNode(blk.root);
   throw new BlockError(Errno.ENOMEDIUM, `Could not use ${blk.describe}: it has no medium`);
 }
 

@@ -158,7 +158,8 @@ export function wordsOf(line: string): string[] {
   return [...line.matchAll(/(?:'[^']*'|[^\s'])+/g)].map(([word]) => word.replaceAll("'", ''));
 }
 
-function runTheirs(words: readonly string[], cwd: string): Outcome {
+/** Debian's, in a folder. */
+export function runTheirs(words: readonly string[], cwd: string): Outcome {
   const { status, stdout, stderr } = spawnSync(peerPath('qemu-img')!, words, { cwd, encoding: 'utf8' });
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit: status };
 }
@@ -168,7 +169,8 @@ async function spawnOurs(words: readonly string[], cwd: string): Promise<Outcome
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit: code };
 }
 
-async function runHere(words: readonly string[]): Promise<Outcome> {
+/** Ours, in this process and its current directory. */
+export async function runHere(words: readonly string[]): Promise<Outcome> {
   let [stdout, stderr] = ['', ''];
   const exit = await runOurs(words, {
     out: (text) => {
@@ -181,7 +183,7 @@ async function runHere(words: readonly string[]): Promise<Outcome> {
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit };
 }
 
-async function inFolder<T>(folder: string, body: () => Promise<T>): Promise<T> {
+export async function inFolder<T>(folder: string, body: () => Promise<T>): Promise<T> {
   const before = process.cwd();
   process.chdir(folder);
   try {

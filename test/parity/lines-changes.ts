@@ -97,7 +97,9 @@ export const MEASURE_LINES: readonly Line[] = [
   ...['0', '513', '1M', '1G', '1T', '1000T', 'x'].map((size) => `measure -O qcow2 --size ${size}`),
   'measure -O raw --size 513',
   'measure --output json --size 1G -O qcow2',
-  ...['empty', 'data', 'top', 'ov', 'snap', 'bits', 'sub', 'ext'].map((name) => `measure -O qcow2 ${name}.qcow2`),
+  ...['empty', 'data', 'top', 'ov', 'snap', 'bits', 'sub', 'ext', 'partly', 'places'].map(
+    (name) => `measure -O qcow2 ${name}.qcow2`,
+  ),
   'measure -O qcow2 base.raw',
   'measure -O qcow2 v2.img',
   'measure -O qcow2 odd.raw',

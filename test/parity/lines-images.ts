@@ -57,7 +57,7 @@ export const MAP_LINES: readonly Line[] = [
     'base.raw',
     'odd.raw',
     'v2.img',
-    ...['empty', 'data', 'ov', 'top', 'sub', 'ext', 'snap', 'bits'].map((name) => `${name}.qcow2`),
+    ...['empty', 'data', 'ov', 'top', 'sub', 'ext', 'snap', 'bits', 'partly', 'places'].map((name) => `${name}.qcow2`),
   ].flatMap((name) => (name === 'sub.qcow2' ? [`map ${name}`] : [`map ${name}`, `map --output=json ${name}`])),
   { line: 'map --output=json sub.qcow2', differs: 'Subclusters in map', except: ['stdout'] },
   'map -f raw data.qcow2',

@@ -62,6 +62,10 @@ const REASONS: readonly (readonly [pattern: RegExp, text: (match: RegExpExecArra
   [/option '(?:encrypt\.)?([\w-]+)' is '(.*)', not one of/, ([, name, value]) => notAccepted(name!, value!)],
   [/'size' is [\d.e+]+; it must be less than 2\^53/, () => TOO_LARGE],
   [/'size' is [\d.e+]+, not a number of bytes up to/, () => TOO_LARGE],
+  [
+    /^Could not open '(.*)': (Failed to get .* lock); is another process using it\?$/s,
+    ([, path, what]) => `${what}\nIs another process using the image [${path}]?`,
+  ],
   [/'backing-file' is an empty name/, () => 'Expected backing file name, got empty string'],
 ];
 

@@ -1,7 +1,6 @@
 /** `--daemonize`: another process goes on in the background, and this one ends once it is ready. */
 import { spawn } from 'node:child_process';
-import { fstatSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
+import { fstatSync, realpathSync } from 'node:fs';
 import { Gate } from '../../aio/op.ts';
 
 /** Says to the new process what it is. */
@@ -16,7 +15,8 @@ export function startedBy(environment: NodeJS.ProcessEnv): boolean {
 
 /** Answers the exit code of this process. */
 export async function daemonize(argv: readonly string[]): Promise<number> {
-  const main = fileURLToPath(new URL(`../main.${import.meta.url.endsWith('.ts') ? 'ts' : 'js'}`, import.meta.url));
+  // Not under the name it was called, which may be a link and a program's.
+  const main = realpathSync(process.argv[1]!);
   const passed = Array.from({ length: FD_LAST - FD_FIRST + 1 }, (_, i) =>
     isOpen(argv, FD_FIRST + i) ? FD_FIRST + i : 'ignore',
   );

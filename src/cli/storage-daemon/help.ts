@@ -1,20 +1,7 @@
-import { readFileSync } from 'node:fs';
+import { packageVersion } from '../version.ts';
 
 export function versionText(name: string): string {
   return `${name} version ${packageVersion()} (blockplane)\n`;
-}
-
-/** Beside src or above dist/src: wherever the package begins. */
-function packageVersion(): string {
-  for (let at = new URL('.', import.meta.url), up = 0; up < 8; up++, at = new URL('..', at)) {
-    try {
-      const { name, version } = JSON.parse(readFileSync(new URL('package.json', at), 'utf8')) as Record<string, string>;
-      if (name === 'blockplane' && version) return version;
-    } catch {
-      // Not here.
-    }
-  }
-  return 'unknown';
 }
 
 export function helpText(name: string): string {

@@ -15,7 +15,7 @@ import { Gate } from '../../aio/op.ts';
 import { BlockError, Errno, ioError } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { PagedBits } from '../../base/paged-bits.ts';
-import { alignDown, alignUp, type Bytes, MiB, type Offset } from '../../base/units.ts';
+import { alignDown, alignUp, type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import {
   type BlockStatus,
   type Child,
@@ -27,6 +27,8 @@ import {
 
 const COPY_BYTES: Bytes = MiB;
 const POOL_BYTES: Bytes = 16 * MiB;
+/** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
+const FRAGMENT_BYTES: Bytes = 256 * KiB;
 const GUEST_SLOTS = 16;
 /** Zeroes need no memory. */
 const ZERO_BYTES: Bytes = 64 * MiB;
@@ -85,6 +87,8 @@ export class Snapshot implements PointInTime {
   readonly #guestSlots: Slots;
   #slots: Slots | undefined;
   #copyingBytes = 0;
+  /** Of a backup: each is in flight from its beginning to its end. */
+  #copies = 0;
   #broken: BlockError | undefined;
   #waiting: Gate[] = [];
 
@@ -115,7 +119,7 @@ export class Snapshot implements PointInTime {
   }
 
   get busy(): boolean {
-    return this.#copying.size > 0;
+    return this.#copying.size > 0 || this.#copies > 0;
   }
 
   break(error: BlockError): void {
@@ -153,13 +157,19 @@ export class Snapshot implements PointInTime {
     return { at: first * unit, length: Math.min(last * unit, this.#length) - first * unit };
   }
 
-  copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
+  async copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
     this.#slots ??= new Slots(
       this.#aio,
       Math.max(COPY_BYTES, this.unit),
       Math.max(1, POOL_BYTES / Math.max(COPY_BYTES, this.unit)),
     );
-    return this.#copy(at, length, this.#slots);
+    this.#copies++;
+    try {
+      return await this.#copy(at, length, this.#slots);
+    } finally {
+      this.#copies--;
+      if (!this.busy) this.#quiet();
+    }
   }
 
   /** True where a write has to wait for nothing. */
@@ -217,13 +227,13 @@ export class Snapshot implements PointInTime {
     try {
       const zeroes = await this.#file.zeroes(at, range.end - at);
       const whole = at + zeroes >= range.end ? range.end - at : alignDown(Math.max(zeroes, 0), unit);
-      if (whole > 0) {
+      if (whole >= Math.min(FRAGMENT_BYTES, range.end - at)) {
         operation = 'write';
-        await this.#target.writeZeroes(at, whole, RequestFlags.MAY_UNMAP);
+        await this.#zero(at, whole);
         done = whole;
         return undefined;
       }
-      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.abs(zeroes), unit));
+      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.max(Math.abs(zeroes), FRAGMENT_BYTES), unit));
       const iov = slots.iov(place, length);
       await this.#file.read(at, iov);
       operation = 'write';
@@ -235,6 +245,15 @@ export class Snapshot implements PointInTime {
       return { operation, error };
     } finally {
       this.#release(range, done);
+    }
+  }
+
+  /** Of the target, what does not read as zeroes already. */
+  async #zero(from: Offset, length: Bytes): Promise<void> {
+    for (let at = from; at < from + length; ) {
+      const zeroes = await this.#target.zeroes(at, from + length - at);
+      if (zeroes < 0) await this.#target.writeZeroes(at, -zeroes, RequestFlags.MAY_UNMAP);
+      at += Math.abs(zeroes);
     }
   }
 
@@ -255,7 +274,7 @@ export class Snapshot implements PointInTime {
       this.#pending.set(from / this.unit, Math.ceil(range.end / this.unit) - 1);
     }
     this.#wake();
-    if (this.#copying.size === 0) this.#quiet();
+    if (!this.busy) this.#quiet();
   }
 
   async read(at: Offset, iov: Iov): Promise<void> {

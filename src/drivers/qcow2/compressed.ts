@@ -8,13 +8,17 @@ import type { AioContext } from '../../aio/context.ts';
 import { Gate } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
-import { type Bytes, MiB, type Offset } from '../../base/units.ts';
+import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import type { Child } from '../../block/driver.ts';
 import { type CompressionType, compress, decompress } from '../../codec/compression.ts';
 import { kernelBytes } from './metadata-io.ts';
 
 /** SEMANTICS T4. */
 const TASKS = 4;
+/** Neighbours in the file are read at once, up to this. */
+const READ_BYTES = 512 * KiB;
+/** Memory of so many such reads is kept: 8 MiB. */
+const READS_KEPT = 16;
 /** Decompressed bytes that are kept; at least one cluster for each task. */
 const CACHE_BYTES = 4 * MiB;
 
@@ -22,6 +26,15 @@ interface Entry {
   readonly offset: Offset;
   readonly length: Bytes;
   readonly plain: Promise<Uint8Array>;
+}
+
+/** What is wanted of a compressed cluster: `iov.length` bytes from `inside` on go into `iov`. */
+export interface Wanted {
+  /** Of its compressed bytes in the file. */
+  readonly offset: Offset;
+  readonly length: Bytes;
+  readonly inside: Bytes;
+  readonly iov: Iov;
 }
 
 export interface CompressedOptions {
@@ -39,6 +52,9 @@ export class CompressedClusters {
   /** Used last comes last. A few: looking through them is cheap. */
   readonly #entries: Entry[] = [];
   readonly #room = new CoQueue();
+  /** Memory for compressed bytes, of a cluster each and of several: used again, since what is new has to be cleared. */
+  readonly #small: Uint8Array[] = [];
+  readonly #large: Uint8Array[] = [];
   #running = 0;
 
   constructor(options: CompressedOptions) {
@@ -52,17 +68,70 @@ export class CompressedClusters {
     return this.#running;
   }
 
-  /** Fills `iov` from byte `inside` of the cluster whose compressed bytes are at `offset`. EIO for damaged ones. */
-  async read(offset: Offset, length: Bytes, inside: Bytes, iov: Iov): Promise<void> {
+  /** Fills what is wanted. EIO for damaged clusters. Nothing is in use any more when it ends, well or not. */
+  async read(wanted: readonly Wanted[]): Promise<void> {
+    const parts: Promise<void>[] = [];
+    for (let first = 0; first < wanted.length; ) {
+      const count = this.#neighbours(wanted, first);
+      parts.push(count === 0 ? this.#readKept(wanted[first]!) : this.#readRun(wanted.slice(first, first + count)));
+      first += Math.max(1, count);
+    }
+    const failure = (await Promise.allSettled(parts)).find(({ status }) => status === 'rejected');
+    if (failure) throw (failure as PromiseRejectedResult).reason;
+  }
+
+  /** How many from `first` on are read at once, and not kept: whole clusters that follow each other in the file. */
+  #neighbours(wanted: readonly Wanted[], first: number): number {
+    const begin = wanted[first]!.offset;
+    let count = 0;
+    for (let end = begin; first + count < wanted.length; count++) {
+      const { offset, length, iov } = wanted[first + count]!;
+      // Whole sectors are read: the next cluster may begin within the last one.
+      const follows = count === 0 || (offset <= end && offset >= begin);
+      if (!follows || offset + length - begin > READ_BYTES || !this.#isDirect(offset, iov)) break;
+      end = Math.max(end, offset + length);
+    }
+    return count;
+  }
+
+  /** Goes where it is wanted, and is not kept. */
+  #isDirect(offset: Offset, iov: Iov): boolean {
+    return (
+      iov.count === 1 && iov.length === this.#options.clusterSize && !this.#entries.some((e) => e.offset === offset)
+    );
+  }
+
+  async #readKept({ offset, length, inside, iov }: Wanted): Promise<void> {
     const plain = await this.#plain(offset, length);
     iov.copyFrom(plain.subarray(inside, inside + iov.length));
   }
 
-  /** The compressed bytes of a cluster; undefined where they would not be fewer. */
+  async #readRun(run: readonly Wanted[]): Promise<void> {
+    const from = run[0]!.offset;
+    const bytes = Math.max(...run.map(({ offset, length }) => offset + length)) - from;
+    const memory = this.#large.pop() ?? kernelBytes(READ_BYTES);
+    const packed = await this.#readPacked(from, memory.subarray(0, bytes));
+    const parts = run.map(({ offset, length, iov }) => {
+      const at = offset - from;
+      return this.#unpack(offset, packed.subarray(at, at + length), iov.run(0));
+    });
+    const failure = (await Promise.allSettled(parts)).find(({ status }) => status === 'rejected');
+    if (this.#large.length < READS_KEPT) this.#large.push(memory);
+    if (failure) throw (failure as PromiseRejectedResult).reason;
+  }
+
+  /** The compressed bytes of a cluster, to be given back; undefined where they would not be fewer. */
   async pack(plain: Uint8Array): Promise<Uint8Array | undefined> {
-    const packed = kernelBytes(plain.length - 1);
-    const length = await this.#task((done) => compress(this.#type, plain, packed, done));
-    return length < 0 ? undefined : packed.subarray(0, length);
+    const memory = this.#small.pop() ?? kernelBytes(plain.length - 1);
+    const length = await this.#task((done) => compress(this.#type, plain, memory, done));
+    if (length >= 0) return memory.subarray(0, length);
+    this.giveBack(memory);
+    return undefined;
+  }
+
+  /** What {@link pack} answered is not needed any more. */
+  giveBack(packed: Uint8Array): void {
+    if (this.#small.length * this.#options.clusterSize < CACHE_BYTES) this.#small.push(new Uint8Array(packed.buffer));
   }
 
   /** The range of the file is going to hold something else. */
@@ -91,15 +160,24 @@ export class CompressedClusters {
   }
 
   async #decompress(offset: Offset, length: Bytes): Promise<Uint8Array> {
-    const { aio, file, clusterSize } = this.#options;
-    if (!Number.isSafeInteger(offset + length) || offset >= file.length) {
+    const plain = kernelBytes(this.#options.clusterSize);
+    await this.#unpack(offset, await this.#readPacked(offset, kernelBytes(length)), plain);
+    return plain;
+  }
+
+  /** Reads from the file; zeroes beyond its end. */
+  async #readPacked(offset: Offset, packed: Uint8Array): Promise<Uint8Array> {
+    const { aio, file } = this.#options;
+    if (!Number.isSafeInteger(offset + packed.length) || offset >= file.length) {
       throw new BlockError(Errno.EIO, `Could not read a compressed cluster: ${offset} is beyond the end of the file`);
     }
-    const packed = kernelBytes(length);
-    const plain = new Uint8Array(clusterSize);
     await file.read(offset, Iov.of(aio.backend.memory(packed)));
+    return packed;
+  }
+
+  async #unpack(offset: Offset, packed: Uint8Array, plain: Uint8Array): Promise<void> {
     const result = await this.#task((done) => decompress(this.#type, packed, plain, done));
-    if (result === clusterSize) return plain;
+    if (result === plain.length) return;
     throw new BlockError(Errno.EIO, `Could not read a compressed cluster: its bytes at ${offset} are damaged`);
   }
 

@@ -4,10 +4,11 @@
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import { Iov } from '../../base/memory.ts';
-import { type Bytes, type Offset, SECTOR } from '../../base/units.ts';
+import { type Bytes, MiB, type Offset, SECTOR } from '../../base/units.ts';
 import { Mapping, type MaybePromise } from '../../block/driver.ts';
 import { decodeCompressed } from '../../proto/qcow2/compressed-entry.ts';
 import { Crypt } from '../../proto/qcow2/constants.ts';
+import type { Wanted } from './compressed.ts';
 import type { Image } from './image.ts';
 import { Lookup } from './lookup.ts';
 import { kernelBytes } from './metadata-io.ts';
@@ -17,18 +18,23 @@ import type { Writer } from './write.ts';
 
 /** One read or write through the cipher at a time is as long as this. */
 const PIECE = 256 * 1024;
+/** Compressed clusters that are worked on together by one request. */
+const PACKED_BYTES = MiB;
 
 export class OpaqueIo {
   readonly #image: Image;
   readonly #writer: Writer;
   readonly #lookup: Lookup;
   readonly #memory: WorkMemory;
+  /** Compressed clusters of one request. */
+  readonly #together: number;
 
   constructor(image: Image, writer: Writer) {
     this.#image = image;
     this.#writer = writer;
     this.#lookup = new Lookup(image, false);
     this.#memory = new WorkMemory(image.aio);
+    this.#together = Math.max(1, Math.floor(PACKED_BYTES / image.geometry.clusterSize));
   }
 
   /** See NodeIo.preadv. */
@@ -57,9 +63,9 @@ export class OpaqueIo {
       const what = `clusters of ${clusterSize} bytes, not ${iov.length} bytes at ${at}`;
       throw new BlockError(Errno.EINVAL, `Could not write compressed clusters to the image: it has ${what}`);
     }
-    for (let done = 0; done < iov.length; done += clusterSize) {
-      const part = iov.slice(done, Math.min(clusterSize, iov.length - done));
-      await this.#writeCluster(at + done, part);
+    const most = this.#together * clusterSize;
+    for (let done = 0; done < iov.length; done += most) {
+      await this.#writeClusters(at + done, iov.slice(done, Math.min(most, iov.length - done)));
     }
   }
 
@@ -76,13 +82,22 @@ export class OpaqueIo {
 
   async #read(at: Offset, iov: Iov): Promise<void> {
     const mapping = new Mapping();
+    let packed: Wanted[] = [];
     for (let done = 0; done < iov.length; ) {
       const pending = this.#lookup.map(at + done, Math.min(PIECE, iov.length - done), 'read', mapping);
-      if (pending === undefined) {
-        await this.#readPart(at + done, iov.slice(done, mapping.length), mapping);
-        done += mapping.length;
-      } else await pending;
+      if (pending !== undefined) {
+        await pending;
+        continue;
+      }
+      const part = iov.slice(done, mapping.length);
+      if (mapping.kind === 'opaque') packed.push(this.#wanted(at + done, part));
+      else await this.#readPart(at + done, part, mapping);
+      done += mapping.length;
+      if (packed.length < this.#together) continue;
+      await this.#image.compressed.read(packed);
+      packed = [];
     }
+    if (packed.length > 0) await this.#image.compressed.read(packed);
   }
 
   /** What `mapping` says it is, just now. */
@@ -91,8 +106,6 @@ export class OpaqueIo {
     switch (mapping.kind) {
       case 'data':
         return cipher === null ? data.read(mapping.at, iov) : this.#readEncrypted(at, mapping.at, iov);
-      case 'opaque':
-        return this.#readCompressed(at, iov);
       case 'absent':
         return backing === null ? iov.fill(0) : backing.read(at, iov);
       default:
@@ -101,13 +114,14 @@ export class OpaqueIo {
   }
 
   /** Its entry is in the cache: it was found there just now. */
-  #readCompressed(at: Offset, iov: Iov): Promise<void> {
+  #wanted(at: Offset, iov: Iov): Wanted {
     const image = this.#image;
-    const { clusterSize } = image.geometry;
-    const { position } = findEntry(image, Math.floor(at / clusterSize), new EntryPlace());
+    const { position } = findEntry(image, Math.floor(at / image.geometry.clusterSize), new EntryPlace());
     const [high, low] = [image.l2.view.getUint32(position), image.l2.view.getUint32(position + 4)];
-    const { offset, length } = decodeCompressed(high, low, image.header.clusterBits);
-    return image.compressed.read(offset, length, at % clusterSize, iov);
+    return {
+      ...decodeCompressed(high, low, image.header.clusterBits),
+      ...{ inside: at % image.geometry.clusterSize, iov },
+    };
   }
 
   /** Decrypted where it has been read to, if that is one run; through memory of our own otherwise. */
@@ -160,12 +174,35 @@ export class OpaqueIo {
     });
   }
 
-  async #writeCluster(at: Offset, iov: Iov): Promise<void> {
+  /** Compresses them side by side, and stores them in their order. */
+  async #writeClusters(at: Offset, iov: Iov): Promise<void> {
+    const { clusterSize } = this.#image.geometry;
+    const parts: Iov[] = [];
+    for (let done = 0; done < iov.length; done += clusterSize) {
+      parts.push(iov.slice(done, Math.min(clusterSize, iov.length - done)));
+    }
+    const packed = parts.map((part) => this.#image.compressed.pack(this.#whole(part)));
+    // None of them is left behind when one before it fails.
+    const settled = Promise.allSettled(packed);
+    try {
+      for (const [i, part] of parts.entries()) await this.#storeCluster(at + i * clusterSize, part, await packed[i]);
+    } finally {
+      await settled;
+    }
+  }
+
+  /** The bytes of a cluster, with zeroes behind the end of the disk. */
+  #whole(iov: Iov): Uint8Array {
+    const { clusterSize } = this.#image.geometry;
+    if (iov.count === 1 && iov.length === clusterSize) return iov.run(0);
+    const plain = kernelBytes(clusterSize);
+    iov.copyTo(plain);
+    return plain;
+  }
+
+  async #storeCluster(at: Offset, iov: Iov, packed: Uint8Array | undefined): Promise<void> {
     const image = this.#image;
     const { clusterSize } = image.geometry;
-    const plain = new Uint8Array(clusterSize);
-    iov.copyTo(plain);
-    const packed = await image.compressed.pack(plain);
     if (packed === undefined) return this.#storePlain(at, iov);
     const cluster = at / clusterSize;
     const { allocation, host } = await this.#writer.reservePacked(cluster, packed.length);
@@ -177,6 +214,7 @@ export class OpaqueIo {
     } finally {
       if (!linked) this.#writer.freePacked(host, packed.length);
       image.allocations.end(allocation);
+      image.compressed.giveBack(packed);
     }
   }
 
