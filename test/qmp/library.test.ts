@@ -99,6 +99,26 @@ async function drive(t: TestContext, command: readonly string[]): Promise<void> 
   assert.equal((await events.next()).done, true);
 }
 
+test('clients of one monitor take turns', { timeout: 60_000 }, async (t) => {
+  const path = join(scratch(t), 'qmp');
+  await using daemon = await Daemon.start();
+  const addr = { type: 'unix', data: { path } } as const;
+  await daemon.run('chardev-add', { id: 'c', backend: { type: 'socket', data: { addr, server: true } } });
+  daemon.addMonitor('c');
+  const first = await QmpClient.connect({ path });
+  const turns: string[] = [];
+  const second = QmpClient.connect({ path }).then((client) => {
+    turns.push('second');
+    return client;
+  });
+  await first.execute('query-version', {});
+  turns.push('first');
+  first.close();
+  await (await second).execute('query-version', {});
+  assert.deepEqual(turns, ['first', 'second']);
+  (await second).close();
+});
+
 test('the client drives our daemon', { timeout: 60_000 }, (t) =>
   drive(t, [process.execPath, MAIN, 'qemu-storage-daemon']),
 );
