@@ -9,6 +9,13 @@ import { packageVersion } from './version.ts';
 
 const EXIT_USAGE = 2;
 
+const PROGRAMS_HELP = `
+Programs with command lines of their own ('blockplane PROGRAM --help'), also when blockplane is called by their name:
+  daemon           a storage daemon that QMP drives, with the options of qemu-storage-daemon; that name works, too
+  qemu-img         stands in for qemu-img
+  qemu-nbd         stands in for qemu-nbd
+  vhost-user-blk   a back-end by the conventions of the vhost-user specification`;
+
 /**
  * A thread takes as long to start as the command line to be read, so the two are done side by side. Only where it is
  * plain which thread will be wanted; `serve` checks.
@@ -48,6 +55,7 @@ export async function main(argv: readonly string[], called?: string): Promise<nu
       'Block storage for Node.js: disk images, made, mended and served over NBD, each in an I/O thread of its own',
     )
     .version(packageVersion())
+    .addHelpText('after', PROGRAMS_HELP)
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, `${PROGRAM}: `)) });
   const ended = (code: number): void => {

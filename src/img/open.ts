@@ -43,9 +43,8 @@ export interface OpenHow {
   readonly snapshot?: string | undefined;
   /** Without the images below it. */
   readonly alone?: boolean | undefined;
-  /** What it needs and lets others do; see BlockBackendOptions. */
-  readonly perm?: number | undefined;
-  readonly shared?: number | undefined;
+  /** Others may write to a raw image meanwhile: for looking at it only. */
+  readonly shareWrites?: boolean | undefined;
 }
 
 /** A tree that can be opened, with the format that it was found to have where nobody said it. */
@@ -62,12 +61,10 @@ const FOLLOWED: ReferencePolicy = { references: 'all', allowDirectories: [] };
 /** Opens an image and what it names. The message of what is thrown begins "Could not open 'NAME'". Home thread. */
 export async function openImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<BlockBackend> {
   const { tree } = await findImage(context, spec, how);
-  // Formats keep others from writing by themselves; who works on a raw image knows what he does.
-  const { perm, shared = PERM_ALL } = how;
   const policy = FOLLOWED;
   const message = { options: tree, name: spec.name, writethrough: isWritethrough(how.cache), probed: false, policy };
   try {
-    return await openTree(context, message, { shared, ...(perm === undefined ? {} : { perm }) });
+    return await openTree(context, message, how.shareWrites ? { shared: PERM_ALL } : {});
   } catch (error) {
     throw openFailure(spec, error);
   }

@@ -31,10 +31,10 @@ export interface BlockJobOptions extends JobOptions {
 
 /** Guests that have asked for something in this time are there. */
 const GUEST_NS: Nanoseconds = 100_000_000;
-/** While guests are there, after so many bytes the job rests twice as long as these took: a third of the time is its
- *  own. At most 20 ms, so that it comes to its end whatever they do. */
+/** While guests are there, after so many bytes the job rests three times as long as these took: a quarter of the time
+ *  is its own. At most 20 ms, so that it comes to its end whatever they do. */
 const REST_BYTES: Bytes = MiB;
-const REST_FACTOR = 2;
+const REST_FACTOR = 3;
 const REST_NS_MAX: Nanoseconds = 20_000_000;
 
 /** Before what failed is tried again. */

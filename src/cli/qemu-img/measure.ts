@@ -74,7 +74,7 @@ function empty(options: CreationOptions, line: VerbLine): Measurement {
 
 async function ofImage(options: CreationOptions, line: VerbLine, file: string): Promise<Measurement> {
   const snapshot = snapshotName(line.value(SNAPSHOT));
-  const how = { forceShare: line.has(Option.forceShare), objects: line.objects, snapshot };
+  const how = { forceShare: line.has(Option.forceShare), shareWrites: true, objects: line.objects, snapshot };
   return await withLocalContext((context) =>
     measureImage(context, imageSpec(line, file), options, how).catch((error: unknown) => {
       if (!(error instanceof BlockError)) throw error;
