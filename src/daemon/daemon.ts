@@ -74,7 +74,7 @@ export class Daemon implements Dispatcher {
       mainLoopType as ObjectType,
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
-    this.nbd = new NbdListeners(home);
+    this.nbd = new NbdListeners(home, this.objects);
     this.exports = new Exports(
       this.nodes,
       this.nbd,

@@ -2,6 +2,9 @@
 import type { IOThread } from '../lib/iothread.ts';
 import { listenOf } from '../lib/listen.ts';
 import { type DiskExport, NbdService } from '../lib/nbd.ts';
+import type { ObjectStore } from '../lib/objects/store.ts';
+import { serverTlsOf } from '../lib/objects/tls.ts';
+import { tlsMessage } from '../lib/tls-options.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import { addressText, descriptorOf, portOf } from './chardev/socket.ts';
@@ -13,21 +16,21 @@ const SERVERS_MAX = 16;
 
 export class NbdListeners {
   readonly #home: IOThread;
+  readonly #objects: ObjectStore;
   /** By their address. */
   readonly #servers = new Map<string, NbdService>();
   readonly #exports = new Map<string, DiskExport>();
 
-  constructor(home: IOThread) {
+  /** `objects`: where credentials are. */
+  constructor(home: IOThread, objects: ObjectStore) {
     this.#home = home;
+    this.#objects = objects;
   }
 
   async start(options: ServerOptions): Promise<void> {
     const key = addressText(options.addr);
     if (this.#servers.has(key)) throw new QmpError('NBD server already running');
     if (this.#servers.size >= SERVERS_MAX) throw new QmpError(`${SERVERS_MAX} NBD servers are running already`);
-    for (const creds of ['tls-creds', 'tls-authz'] as const) {
-      if (options[creds] !== undefined) throw new QmpError(`'${creds}' is not supported`);
-    }
     const server = await NbdService.start(
       [this.#home],
       [],
@@ -37,7 +40,7 @@ export class NbdListeners {
         maxConnections: options['max-connections'],
         handshakeSeconds: options['handshake-max-seconds'],
         byteBudget: undefined,
-        tls: undefined,
+        tls: this.#tls(options),
       },
       undefined,
     );
@@ -48,6 +51,12 @@ export class NbdListeners {
       throw error;
     }
     this.#servers.set(key, server);
+  }
+
+  #tls({ 'tls-creds': creds, 'tls-authz': authz }: ServerOptions) {
+    if (creds !== undefined) return tlsMessage(serverTlsOf(this.#objects, creds, authz));
+    if (authz === undefined) return undefined;
+    throw new QmpError('TLS authorization is not permitted without TLS credentials');
   }
 
   assertRunning(): void {

@@ -1,7 +1,7 @@
 /** The daemon in a program, and the client of monitors. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Daemon, QmpClient, QmpError } from '../../src/daemon/index.ts';
@@ -98,6 +98,43 @@ async function drive(t: TestContext, command: readonly string[]): Promise<void> 
   await qmp.execute('quit', {});
   assert.equal((await events.next()).done, true);
 }
+
+test('a server asks its clients for the key of its credentials', needs('qemu-img'), async (t) => {
+  const directory = scratch(t);
+  writeFileSync(join(directory, 'keys.psk'), 'qemu:0102030405060708090a0b0c0d0e0f10\n');
+  await using daemon = await Daemon.start();
+  await daemon.run('object-add', { 'qom-type': 'tls-creds-psk', id: 't', dir: directory, endpoint: 'server' });
+  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 1048576 });
+  const addr = { type: 'inet', data: { host: '127.0.0.1', port: '0' } } as const;
+  await assert.rejects(daemon.run('nbd-server-start', { addr, 'tls-creds': 'nowhere' }), /'nowhere'/);
+  const unix = { type: 'unix', data: { path: join(directory, 'nbd') } } as const;
+  await daemon.run('nbd-server-start', { addr: unix, 'tls-creds': 't' });
+  await daemon.run('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'n' });
+  const image = `driver=nbd,server.type=unix,server.path=${directory}/nbd,export=n`;
+  const object = `tls-creds-psk,id=c,dir=${directory},endpoint=client,username=qemu`;
+  await peer('qemu-img', 'info', '--object', object, '--image-opts', `${image},tls-creds=c,tls-hostname=x`);
+  await assert.rejects(peer('qemu-img', 'info', '--image-opts', image));
+});
+
+test('clients of one monitor take turns', { timeout: 60_000 }, async (t) => {
+  const path = join(scratch(t), 'qmp');
+  await using daemon = await Daemon.start();
+  const addr = { type: 'unix', data: { path } } as const;
+  await daemon.run('chardev-add', { id: 'c', backend: { type: 'socket', data: { addr, server: true } } });
+  daemon.addMonitor('c');
+  const first = await QmpClient.connect({ path });
+  const turns: string[] = [];
+  const second = QmpClient.connect({ path }).then((client) => {
+    turns.push('second');
+    return client;
+  });
+  await first.execute('query-version', {});
+  turns.push('first');
+  first.close();
+  await (await second).execute('query-version', {});
+  assert.deepEqual(turns, ['first', 'second']);
+  (await second).close();
+});
 
 test('the client drives our daemon', { timeout: 60_000 }, (t) =>
   drive(t, [process.execPath, MAIN, 'qemu-storage-daemon']),

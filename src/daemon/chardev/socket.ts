@@ -18,11 +18,16 @@ export interface SocketSettings {
   readonly reconnect: number;
 }
 
+/** Clients that wait for their turn. */
+const WAITING_MAX = 8;
+
 export class SocketChardev implements Chardev {
   readonly #settings: SocketSettings;
   #server: Server | undefined;
   #frontend: CharFrontend | undefined;
   #socket: Socket | undefined;
+  /** Clients that come after this one. */
+  readonly #waiting: Socket[] = [];
   #link: StreamLink | undefined;
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
@@ -66,6 +71,7 @@ export class SocketChardev implements Chardev {
     this.#closed = true;
     clearTimeout(this.#timer);
     this.#server?.close();
+    for (const socket of this.#waiting.splice(0)) socket.destroy();
     this.#socket?.destroy();
     const { addr, server } = this.#settings;
     if (!server || addr.type !== 'unix') return;
@@ -78,9 +84,7 @@ export class SocketChardev implements Chardev {
 
   async #listen(): Promise<void> {
     const { addr } = this.#settings;
-    // Who is not served yet waits in the kernel's queue: a pool of one.
     const server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
-    server.maxConnections = 1;
     this.#server = server;
     const outcome = new Gate<NodeJS.ErrnoException | undefined>();
     server.once('error', (error) => outcome.open(error));
@@ -94,11 +98,11 @@ export class SocketChardev implements Chardev {
   }
 
   #accept(socket: Socket): void {
-    if (this.#socket) {
-      socket.destroy();
-      return;
-    }
-    this.#use(socket);
+    if (!this.#socket) this.#use(socket);
+    else if (this.#waiting.length < WAITING_MAX) {
+      socket.on('error', () => undefined);
+      this.#waiting.push(socket);
+    } else socket.destroy();
   }
 
   async #connect(): Promise<void> {
@@ -137,6 +141,8 @@ export class SocketChardev implements Chardev {
       socket.destroy();
       this.#link = undefined;
       this.#socket = undefined;
+      const next = this.#waiting.shift();
+      if (next) this.#use(next);
       if (!this.#settings.server && this.#settings.reconnect > 0) this.#retry();
     });
     socket.resume();
