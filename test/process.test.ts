@@ -68,6 +68,7 @@ test('the package can be imported by its name, with what it promises for drivers
     blockplane: ['BlockError', 'Disk', 'IOThread', 'NbdService', 'customNode', 'open', 'serveNbd'],
     'blockplane/driver': ['BlockError', 'Errno', 'Gate', 'Iov', 'Mapping', 'RequestFlags', 'WaitOp'],
     'blockplane/conformance': ['driverConformance', 'openImage'],
+    'blockplane/daemon': ['Daemon', 'QmpClient'],
   };
   for (const [name, names] of Object.entries(wanted)) {
     const has = await load(name);
@@ -89,6 +90,10 @@ test('the packed package holds everything that its files import', { timeout: 60_
       const file = join(dirname(path), from!).replace(/(?<!\.d)\.ts$/, '.d.ts');
       assert.ok(packed.has(file), `${path} imports ${from}, which is not packed`);
     }
+  }
+  const { exports } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { exports: object };
+  for (const target of Object.values(exports).flatMap((entry: string | object) => Object.values(Object(entry)))) {
+    if (String(target).startsWith('./')) assert.ok(packed.has(String(target).slice(2)), `${target} is not packed`);
   }
   for (const name of ['README.md', 'LICENSE', 'dist/bundle/worker.js', 'dist/bundle/iothread-worker.js']) {
     assert.ok(packed.has(name), name);

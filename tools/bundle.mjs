@@ -13,6 +13,7 @@ const ENTRIES = {
   index: 'index.js',
   'driver-api': 'lib/driver-api.js',
   conformance: 'lib/conformance.js',
+  daemon: 'daemon/index.js',
 };
 
 /** Makes dist/bundle from dist/src. Throws with the bundler's complaint. */
