@@ -10,6 +10,7 @@ const SECRETS: Readonly<Record<string, string>> = {
   'password-secret': 'password',
   'cookie-secret': 'cookie',
   'proxy-password-secret': 'proxy-password',
+  'bearer-token-secret': 'bearer-token',
 };
 
 /**

@@ -179,12 +179,14 @@ test('options that name secrets have them in their place; what names none stays 
     encrypt: { 'key-secret': 'key', format: 'luks' },
     backing: { driver: 'qcow2', 'encrypt.key-secret': 'key', file: 'node' },
     children: [plain, { driver: 'https', url: 'u', 'password-secret': 'word', 'cookie-secret': undefined }],
+    file: { driver: 'https', url: 'u', 'bearer-token-secret': 'word' },
   };
   assert.deepEqual(withObjects(tree, objects), {
     driver: 'qcow2',
     encrypt: { key: 'abc', format: 'luks' },
     backing: { driver: 'qcow2', 'encrypt.key': 'abc', file: 'node' },
     children: [plain, { driver: 'https', url: 'u', password: 'word', 'cookie-secret': undefined }],
+    file: { driver: 'https', url: 'u', 'bearer-token': 'word' },
   });
   assert.equal(withObjects(plain, objects), plain);
   assert.equal(withObjects('name', objects), 'name');
