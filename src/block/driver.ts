@@ -405,10 +405,17 @@ export interface CommonOptions {
 /** One option of a driver's own: the single source for validation, types of messages and help. A secret is a string
  *  that no message shows. */
 export interface OptionSpec {
-  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node';
+  /** 'group': a throttle group, by name or shared. */
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node' | 'group';
   readonly values?: readonly string[];
   readonly required?: boolean;
   readonly help: string;
+}
+
+/** A throttle group that another thread has. */
+export interface SharedThrottle {
+  readonly name: string;
+  readonly memory: SharedArrayBuffer;
 }
 
 /** A node's part in a throttle group. */
@@ -433,8 +440,8 @@ export interface OpenContext {
   grace(): MaybePromise<void>;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
-  /** Puts the node into a throttle group of this thread, until it leaves. ENOENT. */
-  joinThrottle(group: string): ThrottleMember;
+  /** Puts the node into a throttle group, of this thread by name or of another, until it leaves. ENOENT, EEXIST. */
+  joinThrottle(group: string | SharedThrottle): ThrottleMember;
   /** Calls `visit` with each dirty range of a bitmap of the node of that name. ENOENT, EINVAL (inconsistent). */
   dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
   /** To be called when `length` has changed by itself: everybody above is told. */

@@ -1,7 +1,7 @@
 /** Checks the options of a node against what its driver takes. */
 import { BlockError, Errno } from '../base/errors.ts';
 import { isOffset } from '../base/units.ts';
-import type { Driver, OptionSpec } from './driver.ts';
+import type { Driver, OptionSpec, SharedThrottle } from './driver.ts';
 
 /** Options that every node takes. */
 export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
@@ -99,10 +99,18 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
     case 'secret':
       if (typeof value !== 'string') throw fail(`option '${name}' is not a string`);
       return;
+    case 'group':
+      if (typeof value !== 'string' && !isSharedThrottle(value)) throw wrong('the name of a throttle group');
+      return;
     default:
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');
   }
+}
+
+function isSharedThrottle(value: unknown): boolean {
+  const { name, memory } = Object(value) as Partial<SharedThrottle>;
+  return typeof name === 'string' && memory instanceof SharedArrayBuffer;
 }
 
 function checkChild(driver: Driver, name: string, value: unknown): void {

@@ -8,7 +8,7 @@ import type { Timer } from '../aio/timers.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Fifo } from '../base/fifo.ts';
 import type { Bytes, Nanoseconds } from '../base/units.ts';
-import type { MaybePromise, ThrottleMember } from './driver.ts';
+import type { MaybePromise, SharedThrottle, ThrottleMember } from './driver.ts';
 import { checkLimits, type ThrottleLimits } from './throttle-limits.ts';
 import { ThrottleState } from './throttle-state.ts';
 
@@ -17,10 +17,15 @@ const LOOK_NS: Nanoseconds = 100_000_000;
 
 const groups = new Map<string, ThrottleGroup>();
 
-/** ENOENT where there is none in this thread. */
-export function throttleGroup(name: string): ThrottleGroup {
+/**
+ * By name, ENOENT where there is none in this thread; or one that others have, which is known here as long as nodes of
+ * this thread are in it: EEXIST where there is another of its name.
+ */
+export function throttleGroup(which: string | SharedThrottle): ThrottleGroup {
+  const { name, memory } = typeof which === 'string' ? { name: which, memory: undefined } : which;
   const group = groups.get(name);
-  if (group) return group;
+  if (group && (memory === undefined || group.memory === memory)) return group;
+  if (memory !== undefined) return ThrottleGroup.attach(name, memory, true);
   throw new BlockError(Errno.ENOENT, `Could not find throttle group '${name}'`);
 }
 
@@ -153,11 +158,13 @@ export class ThrottleGroup {
   readonly name: string;
   readonly #state: ThrottleState;
   readonly #halls = new Map<AioContext, Hall>();
+  readonly #whileUsed: boolean;
   #users = 0;
 
-  private constructor(name: string, state: ThrottleState) {
+  private constructor(name: string, state: ThrottleState, whileUsed: boolean) {
     this.name = name;
     this.#state = state;
+    this.#whileUsed = whileUsed;
     groups.set(name, this);
   }
 
@@ -167,13 +174,14 @@ export class ThrottleGroup {
     assertFree(name);
     const state = new ThrottleState();
     state.limits = limits;
-    return new ThrottleGroup(name, state);
+    return new ThrottleGroup(name, state, false);
   }
 
-  /** The group of another thread, by its {@link memory}. EEXIST. */
-  static attach(name: string, memory: SharedArrayBuffer): ThrottleGroup {
+  /** The group of another thread, by its {@link memory}. `whileUsed`: until the last node of this thread has left it.
+   *  EEXIST. */
+  static attach(name: string, memory: SharedArrayBuffer, whileUsed = false): ThrottleGroup {
     assertFree(name);
-    return new ThrottleGroup(name, new ThrottleState(memory));
+    return new ThrottleGroup(name, new ThrottleState(memory), whileUsed);
   }
 
   /** What {@link attach} needs in another thread. */
@@ -195,9 +203,9 @@ export class ThrottleGroup {
     }
   }
 
-  /** Nodes of this thread that are in it. */
+  /** Nodes of all threads that are in it. */
   get users(): number {
-    return this.#users;
+    return this.#state.users;
   }
 
   /** @internal By a node's driver, through its OpenContext. */
@@ -208,15 +216,18 @@ export class ThrottleGroup {
       this.#halls.set(context, hall);
     }
     this.#users++;
+    this.#state.addUsers(1);
     return new Member(this.#state, hall, () => {
-      this.#users--;
+      this.#state.addUsers(-1);
+      if (--this.#users === 0 && this.#whileUsed) groups.delete(this.name);
     });
   }
 
-  /** EBUSY while nodes of this thread are in it. */
+  /** EBUSY while nodes are in it. */
   delete(): void {
-    if (this.#users > 0) {
-      throw new BlockError(Errno.EBUSY, `Could not delete throttle group '${this.name}': ${this.#users} nodes use it`);
+    const { users } = this;
+    if (users > 0) {
+      throw new BlockError(Errno.EBUSY, `Could not delete throttle group '${this.name}': ${users} nodes use it`);
     }
     groups.delete(this.name);
   }

@@ -3,7 +3,8 @@
  * through fills a bucket, time empties it at the rate `avg`; one that is over full makes the next wait.
  *
  * Shared words, all changed under the lock only: the lock, a count of changes of the limits, then as numbers the time
- * of the last look, `iopsSize`, and for each rate avg, max, length, level and level of the burst. Whoever holds the
+ * of the last look, `iopsSize`, and for each rate avg, max, length, level and level of the burst. At the end, changed
+ * by everybody: the count of nodes in the group. Whoever holds the
  * lock holds it for some arithmetic, and waits for nothing; a thread that is ended in the midst of that leaves it
  * taken, so after `STEAL_SPINS` it is taken over.
  */
@@ -22,7 +23,10 @@ const LENGTH = 2;
 const LEVEL = 3;
 const BURST = 4;
 const FIELDS = 5;
-const BYTES = (FIRST + RATES.length * FIELDS) * 8;
+const NUMBERS = FIRST + RATES.length * FIELDS;
+/** In words of 4 bytes. */
+const USERS = NUMBERS * 2;
+const BYTES = (USERS + 2) * 4;
 /** Some milliseconds: a hundred thousand times as long as it is ever held. */
 const STEAL_SPINS = 1_000_000;
 /** Contexts count time from when their thread began, and the group's is the same for all. */
@@ -41,8 +45,17 @@ export class ThrottleState {
   /** Without `memory` a new one, without limits. */
   constructor(memory = new SharedArrayBuffer(BYTES)) {
     this.memory = memory;
-    this.#words = new Int32Array(memory, 0, 2);
-    this.#numbers = new Float64Array(memory);
+    this.#words = new Int32Array(memory);
+    this.#numbers = new Float64Array(memory, 0, NUMBERS);
+  }
+
+  /** Nodes in the group, in all threads. */
+  get users(): number {
+    return Atomics.load(this.#words, USERS);
+  }
+
+  addUsers(count: number): void {
+    Atomics.add(this.#words, USERS, count);
   }
 
   /** Counts the changes of the limits. */

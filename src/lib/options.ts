@@ -103,6 +103,13 @@ export interface NullOptions extends NodeOptions {
   readonly 'read-zeroes'?: boolean;
 }
 
+/** What goes through it, waits as the throttle group of that id says (docs/THROTTLE.md). */
+export interface ThrottleOptions extends NodeOptions {
+  readonly driver: 'throttle';
+  readonly 'throttle-group': string;
+  readonly file: BlockdevOptions | string;
+}
+
 /** An export of an NBD server. */
 export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
@@ -152,7 +159,8 @@ export type BlockdevOptions =
   | NbdOptions
   | NullOptions
   | HttpOptions
-  | VirtioBlkVhostUserOptions;
+  | VirtioBlkVhostUserOptions
+  | ThrottleOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';

@@ -9,12 +9,13 @@ import type {
   Mapping,
   MapReason,
   OpenContext,
+  SharedThrottle,
   Supported,
   ThrottleMember,
 } from '../../block/driver.ts';
 
 export interface ThrottleOptions {
-  readonly 'throttle-group': string;
+  readonly 'throttle-group': string | SharedThrottle;
 }
 
 class ThrottleNode implements DriverNode {
@@ -85,7 +86,7 @@ export const throttleDriver: Driver<ThrottleOptions> = {
   name: 'throttle',
   role: 'filter',
   children: { file: 'filtered' },
-  options: { 'throttle-group': { type: 'string', required: true, help: 'name of the throttle group' } },
+  options: { 'throttle-group': { type: 'group', required: true, help: 'name of the throttle group' } },
   async open(context: OpenContext, options: ThrottleOptions): Promise<DriverNode> {
     const file = await context.openChild('file', 'filtered');
     if (!file) throw new BlockError(Errno.EINVAL, "Could not open a 'throttle' node: option 'file' is missing");

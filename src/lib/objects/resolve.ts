@@ -2,6 +2,7 @@
 import { BlockError, Errno } from '../../base/errors.ts';
 import { SECRET } from './secret.ts';
 import type { ObjectStore } from './store.ts';
+import { THROTTLE_GROUP } from './throttle.ts';
 import { credentialsOf } from './tls.ts';
 
 /** The last part of an option's name, and what it is with the secret itself. */
@@ -28,6 +29,9 @@ function resolve(value: unknown, objects: ObjectStore | undefined, seen: Map<unk
   seen.set(value, value);
   const entries = Object.entries(value);
   const resolved = entries.map(([name, own]): [string, unknown] => {
+    if (name === 'throttle-group' && typeof own === 'string' && objects) {
+      return [name, { name: own, memory: objects.get(own, THROTTLE_GROUP).memory }];
+    }
     if (name === 'tls-creds' && typeof own === 'string') {
       if (!objects) throw new BlockError(Errno.ENOENT, `No TLS credentials with id '${own}'`);
       return [name, credentialsOf(objects, own, 'client')];

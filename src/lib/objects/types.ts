@@ -9,6 +9,7 @@ import {
 } from './authz.ts';
 import type { ObjectType } from './object-type.ts';
 import { type SecretOptions, secretType } from './secret.ts';
+import { type ThrottleGroupOptions, throttleGroupType } from './throttle.ts';
 import {
   type TlsAnonOptions,
   type TlsPskOptions,
@@ -20,11 +21,12 @@ import {
 
 export const OBJECT_TYPES: readonly ObjectType[] = [
   ...[authzListType, authzListFileType, authzSimpleType],
-  ...[secretType, tlsAnonType, tlsPskType, tlsX509Type],
+  ...[secretType, throttleGroupType, tlsAnonType, tlsPskType, tlsX509Type],
 ];
 
 export type ObjectOptions =
   | SecretOptions
+  | ThrottleGroupOptions
   | TlsX509Options
   | TlsPskOptions
   | TlsAnonOptions
