@@ -9,7 +9,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { run as runOurs } from '../../src/cli/qemu-img/program.ts';
-import { blockplane, peer, peerPath } from '../harness.ts';
+import { blockplane, peer, peerPath, wasTooCoarse } from '../harness.ts';
 
 /** A command line, its words as a shell has them (single quotes), or one that differs. */
 export type Line = string | DifferentLine;
@@ -160,7 +160,9 @@ export function wordsOf(line: string): string[] {
 
 /** Debian's, in a folder. */
 export function runTheirs(words: readonly string[], cwd: string): Outcome {
-  const { status, stdout, stderr } = spawnSync(peerPath('qemu-img')!, words, { cwd, encoding: 'utf8' });
+  const attempt = () => spawnSync(peerPath('qemu-img')!, words, { cwd, encoding: 'utf8' });
+  let { status, stdout, stderr } = attempt();
+  for (let tries = 0; wasTooCoarse(stderr, tries); tries++) ({ status, stdout, stderr } = attempt());
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit: status };
 }
 
