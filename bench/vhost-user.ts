@@ -42,7 +42,8 @@ const ours = (name: string, more: readonly string[]): BackEnd => ({
   name,
   command: (image, format, socket) => [
     process.execPath,
-    ...[MAIN, 'serve', '--format', format, '--vhost-user', socket, ...more, image],
+    ...[MAIN, 'serve', '--vhost-user', socket, ...more, '--image-opts'],
+    `driver=${format},file.driver=file,file.filename=${image},file.locking=off,discard=unmap,file.discard=unmap`,
   ],
 });
 
@@ -51,7 +52,7 @@ const daemon = (name: string, pollMaxNs: string): BackEnd => ({
   command: (image, format, socket) => [
     'qemu-storage-daemon',
     ...['--object', `iothread,id=io0${pollMaxNs}`],
-    ...['--blockdev', `driver=file,node-name=file,filename=${image},aio=io_uring,discard=unmap`],
+    ...['--blockdev', `driver=file,node-name=file,filename=${image},locking=off,aio=io_uring,discard=unmap`],
     ...['--blockdev', `driver=${format},node-name=disk,file=file`],
     '--export',
     `type=vhost-user-blk,id=e,node-name=disk,writable=on,iothread=io0,num-queues=${IDLE_QUEUES}` +
@@ -124,14 +125,21 @@ interface Plan {
   readonly idleMs: number;
 }
 
-async function start(one: BackEnd, format: string, folder: string, bytes: number): Promise<Running> {
-  const raw = join(folder, `${one.name}.raw`);
+/**
+ * One image for all of them, whose clusters are all there: how quickly the page cache can be copied from depends on where
+ * in memory it lies, by half, which would decide between two images.
+ */
+async function makeImage(format: string, folder: string, bytes: number): Promise<string> {
+  const raw = join(folder, 'raw');
   fillImage(raw, bytes);
-  const image = format === 'raw' ? raw : join(folder, `${one.name}.${format}`);
-  if (format !== 'raw') {
-    await run('qemu-img', ['convert', '-O', format, raw, image]);
-    rmSync(raw);
-  }
+  if (format === 'raw') return raw;
+  const image = join(folder, format);
+  await run('qemu-img', ['convert', '-O', format, raw, image]);
+  rmSync(raw);
+  return image;
+}
+
+async function start(one: BackEnd, format: string, folder: string, image: string): Promise<Running> {
   const socket = join(folder, `${one.name}.${format}.sock`);
   const [program, ...args] = one.command(image, format, socket);
   const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
@@ -142,7 +150,8 @@ async function start(one: BackEnd, format: string, folder: string, bytes: number
 /** All loads on images of one format. */
 async function measure(format: string, folder: string, plan: Plan, samples: Samples): Promise<string[]> {
   const running: Running[] = [];
-  for (const one of plan.found) running.push(await start(one, format, folder, plan.bytes));
+  const image = await makeImage(format, folder, plan.bytes);
+  for (const one of plan.found) running.push(await start(one, format, folder, image));
   for (let round = 0; round < plan.rounds; round++) {
     for (const [name, load] of plan.chosen) {
       process.stderr.write(`\rround ${round + 1} of ${plan.rounds}: ${format} ${name}`.padEnd(60));
@@ -164,8 +173,8 @@ async function measure(format: string, folder: string, plan: Plan, samples: Samp
     const verdict = name.startsWith('ours') ? `: bar 0.5%: ${share < 0.005 ? 'held' : 'missed'}` : '';
     idle.push(`${format} ${name}: ${(share * 100).toFixed(2)}% of a processor a queue when idle${verdict}`);
     child.kill();
-    rmSync(join(folder, `${name}.${format}`));
   }
+  rmSync(image);
   return idle;
 }
 
