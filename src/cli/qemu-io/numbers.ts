@@ -1,6 +1,7 @@
 /** Numbers as the commands of qemu-io read and write them. */
 import { KiB } from '../../base/units.ts';
 import { readSize } from '../../img/sizes.ts';
+import { decimals } from '../qemu-img/sizes.ts';
 import { Failed } from './command.ts';
 
 /** The most that one request is for. */
@@ -63,6 +64,6 @@ export function sizeText(bytes: number): string {
     value /= KiB;
     unit++;
   }
-  const digits = value.toFixed(3).replace(/\.000$/, '');
+  const digits = decimals(value, 3).replace(/\.000$/, '');
   return `${digits} ${UNITS[unit]}`;
 }

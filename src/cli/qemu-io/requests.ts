@@ -7,9 +7,8 @@ import { dump, REPORT, report } from './report.ts';
 import type { Session } from './session.ts';
 
 const own = {
-  /** Without effect: what they once chose is the only way now. */
   vmState: { short: 'b' },
-  old: { short: 'a' },
+  /** Without effect: what they choose is the only way here. */
   older: { short: 'p' },
   registered: { short: 'r' },
   show: { short: 'v' },
@@ -39,16 +38,9 @@ interface Expected {
 
 export const read: Command = {
   ...{ name: 'read', alias: 'r', least: 2, most: Number.POSITIVE_INFINITY },
-  form: '[-abCqrv] [-P pattern [-s off] [-l len]] off len',
+  form: '[-bCqrv] [-P pattern [-s off] [-l len]] off len',
   about: 'reads bytes at an offset',
-  options: [
-    quiet,
-    machine,
-    ...[own.old, own.vmState, own.older, own.registered, own.show],
-    own.pattern,
-    own.from,
-    own.length,
-  ],
+  options: [quiet, machine, ...[own.vmState, own.older, own.registered, own.show], own.pattern, own.from, own.length],
   async run(line, session) {
     const [at, bytes] = rangeOf(line, '');
     const pattern = patternOf(line.value(own.pattern));
@@ -294,7 +286,8 @@ function beginningOf(path: string, most: number): Uint8Array {
   try {
     const bytes = new Uint8Array(Math.max(1, most));
     let length = 0;
-    for (let got = -1; got !== 0 && length < bytes.length; length += got) got = readSync(fd, bytes, length, bytes.length - length, null);
+    for (let got = -1; got !== 0 && length < bytes.length; length += got)
+      got = readSync(fd, bytes, length, bytes.length - length, null);
     return bytes.subarray(0, length);
   } finally {
     closeSync(fd);
