@@ -57,11 +57,15 @@ export async function run(command: string, args: readonly string[], input?: stri
   return { code, signal, ...text };
 }
 
+/** qemu-img measures how quick it is at passphrases, and gives up where the clock is too coarse: it is asked again. */
+export function wasTooCoarse(stderr: string, tries: number): boolean {
+  return tries < 30 && stderr.includes('accurate CPU usage');
+}
+
 /** Runs a peer that must succeed; answers its standard output. */
 export async function peer(command: string, ...args: string[]): Promise<string> {
   let { code, signal, stdout, stderr } = await run(command, args);
-  // qemu-img measures how quick it is at passphrases, and gives up where the clock is too coarse.
-  for (let tries = 0; tries < 30 && stderr.includes('accurate CPU usage'); tries++) {
+  for (let tries = 0; wasTooCoarse(stderr, tries); tries++) {
     ({ code, signal, stdout, stderr } = await run(command, args));
   }
   if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code ?? signal}: ${stderr}${stdout}`);

@@ -251,7 +251,7 @@ test('what cannot be said of a remote disk is refused by name', async (t) => {
   await bad({ server, 'reconnect-delay': -1 }, /'reconnect-delay' is -1/);
   await bad({ server, export: 'x'.repeat(5000) }, /'export'/);
   await bad({ server, 'x-dirty-bitmap': 'b0' }, /'x-dirty-bitmap' is 'b0'/);
-  await bad({ server, 'tls-creds': 'tls0' }, /unknown option 'tls-creds'/);
+  await bad({ server, 'tls-creds': 'tls0' }, /No TLS credentials with id 'tls0'/, 'ENOENT');
   await bad({ server, 'tls-creds': { type: 'x509' } }, /'tls-hostname' is missing: a unix socket/);
   await bad({ server, 'tls-creds': { type: 'psk', dir: '/nowhere' } }, /keys.psk' is missing/, 'ENOENT');
   await bad({ server, 'tls-creds': { dir: '/nowhere' } }, /type is 'undefined'/);
