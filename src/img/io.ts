@@ -54,7 +54,9 @@ export class ImageIo {
 
   /** Throws as openImage does. */
   static async open(context: AioContext, spec: ImageSpec, how: IoOpenHow = {}): Promise<ImageIo> {
-    const { tree } = await findImage(context, spec, how.temporary ? { ...how, write: false } : how);
+    const { tree: found, probed } = await findImage(context, spec, how.temporary ? { ...how, write: false } : how);
+    // Nobody who writes to it may make it another format by that.
+    const tree = probed && found.driver === 'raw' ? { ...found, guessed: true } : found;
     using overlay = how.temporary ? await TemporaryOverlay.over(context, tree) : undefined;
     const image = overlay?.tree ?? tree;
     const top = how.copyOnRead ? customNode({ driver: 'copy-on-read', file: image }) : image;
@@ -63,6 +65,11 @@ export class ImageIo {
 
   get length(): Bytes {
     return this.#blk.length;
+  }
+
+  /** The name of its driver. */
+  get format(): string {
+    return imageNode(this.#blk.root!).driver.name;
   }
 
   get readOnly(): boolean {

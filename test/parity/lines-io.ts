@@ -58,6 +58,12 @@ const PROGRAM_LINES: readonly Line[] = [
   "-f raw -c length ''",
   "-c 'read 0 64k' base.raw",
   "-c 'write 0 64k' base.raw",
+  "-c 'write -s data.qcow2 0 512' base.raw",
+  {
+    line: "-c 'write -s data.qcow2 0 64k' base.raw",
+    differs: 'A refused write to a raw image by guess',
+    except: ['files'],
+  },
   "-c 'read 0 64k' data.qcow2",
   '-f qcow2 -c length base.raw',
   ...[io(RAW, 'foo', '', '  ', 'help foo'), io(RAW, 'quit', 'length'), io(RAW, 'foo', 'q', 'length')],

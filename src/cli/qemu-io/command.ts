@@ -1,9 +1,7 @@
 /** What the commands of the qemu-io form are made of. */
 import type { OptionDef } from '../getopt.ts';
-import { VerbLine } from '../qemu-img/verb.ts';
+import type { VerbLine } from '../qemu-img/verb.ts';
 import type { Session } from './session.ts';
-
-export { VerbLine };
 
 export interface Command {
   readonly name: string;

@@ -1,7 +1,8 @@
 /** All commands, and how a line becomes a call of one. */
 import { BlockError } from '../../base/errors.ts';
 import { OptionError, readCommandLine } from '../getopt.ts';
-import { type Command, Failed, formOf, Misused, VerbLine } from './command.ts';
+import { VerbLine } from '../qemu-img/verb.ts';
+import { type Command, Failed, formOf, Misused } from './command.ts';
 import * as image from './image-commands.ts';
 import * as other from './other-commands.ts';
 import * as requests from './requests.ts';

@@ -1,7 +1,8 @@
 /** Reads, writes and discards. */
 import { closeSync, openSync, readSync } from 'node:fs';
 import { BlockError, errnoText } from '../../base/errors.ts';
-import { type Command, Failed, Misused, type VerbLine } from './command.ts';
+import type { VerbLine } from '../qemu-img/verb.ts';
+import { type Command, Failed, Misused } from './command.ts';
 import { assertSectors, lengthOf, lengthsOf, patternOf, sizeOf } from './numbers.ts';
 import { dump, REPORT, report } from './report.ts';
 import type { Session } from './session.ts';

@@ -57,7 +57,9 @@ export class Session {
 
   /** Opens the image anew, in another way; when that fails it is open as it was. */
   async reopen(how: IoOpenHow): Promise<void> {
-    const { spec, how: before } = this.#opened!;
+    const { image, spec: given, how: before } = this.#opened!;
+    // Whatever the content has become since it was looked at.
+    const spec = given.imageOpts ? given : { ...given, format: image.format };
     await this.close();
     try {
       this.#opened = { image: await openOne(this.context, spec, how), spec, how };
