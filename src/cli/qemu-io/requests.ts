@@ -179,7 +179,8 @@ async function readPart(
 }
 
 function isFilled(bytes: Uint8Array, { pattern, from, length }: Expected): boolean {
-  return bytes.subarray(from, from + length).every((byte) => byte === pattern);
+  for (let at = from; at < from + length; at++) if (bytes[at] !== pattern) return false;
+  return true;
 }
 
 async function writePart(
