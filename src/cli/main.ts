@@ -13,6 +13,7 @@ const PROGRAMS_HELP = `
 Programs with command lines of their own ('blockplane PROGRAM --help'), also when blockplane is called by their name:
   daemon           a storage daemon that QMP drives, with the options of qemu-storage-daemon; that name works, too
   qemu-img         stands in for qemu-img
+  qemu-io          stands in for qemu-io
   qemu-nbd         stands in for qemu-nbd
   vhost-user-blk   a back-end by the conventions of the vhost-user specification`;
 

@@ -18,6 +18,7 @@ const PROGRAMS: Readonly<Record<string, () => Promise<Program>>> = {
   daemon: () => storageDaemon('blockplane daemon'),
   'qemu-storage-daemon': () => storageDaemon('qemu-storage-daemon'),
   'qemu-img': () => import('./qemu-img/program.ts'),
+  'qemu-io': () => import('./qemu-io/program.ts'),
   'qemu-nbd': () => import('./qemu-nbd/program.ts'),
   'vhost-user-blk': () => import('./vhost-user-blk.ts'),
 };

@@ -14,7 +14,7 @@ import { needDrivers } from '../lib/needed-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import { openTree } from '../lib/open-tree.ts';
-import { type BlockdevOptions, blockdevOf, type CacheMode, isWritethrough } from '../lib/options.ts';
+import { type BlockdevOptions, blockdevOf, type CacheMode, type Discard, isWritethrough } from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
 import { isNbdUri } from '../lib/uri.ts';
 import { type FoundTree, isJsonName, treeOfJson, treeOfText } from './tree.ts';
@@ -35,6 +35,7 @@ export interface OpenHow {
    *  first bytes of another format changes what the image is taken for the next time. */
   readonly onProbedRaw?: ((name: string) => void) | undefined;
   readonly cache?: CacheMode | undefined;
+  readonly discard?: Discard | undefined;
   /** Whatever locks others hold; for reading only. */
   readonly forceShare?: boolean | undefined;
   /** Objects that options name by their ids. */
@@ -61,6 +62,16 @@ const FOLLOWED: ReferencePolicy = { references: 'all', allowDirectories: [] };
 /** Opens an image and what it names. The message of what is thrown begins "Could not open 'NAME'". Home thread. */
 export async function openImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<BlockBackend> {
   const { tree } = await findImage(context, spec, how);
+  return openFound(context, spec, tree, how);
+}
+
+/** {@link openImage} of a tree that was found for it, or made of that. */
+export async function openFound(
+  context: AioContext,
+  spec: ImageSpec,
+  tree: BlockdevOptions,
+  how: OpenHow = {},
+): Promise<BlockBackend> {
   const policy = FOLLOWED;
   const message = { options: tree, name: spec.name, writethrough: isWritethrough(how.cache), probed: false, policy };
   try {
@@ -134,8 +145,12 @@ async function checkOptions(driver: string, tree: Readonly<Record<string, unknow
 
 /** Without a driver where that has to be found out. */
 async function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): Promise<FoundTree> {
-  const { cache, forceShare } = how;
-  const settings = { readOnly: !how.write, ...(forceShare ? { forceShare } : {}), ...(cache ? { cache } : {}) };
+  const { cache, discard, forceShare } = how;
+  const settings = {
+    ...{ readOnly: !how.write, ...(forceShare ? { forceShare } : {}) },
+    ...(cache ? { cache } : {}),
+    ...(discard ? { discard } : {}),
+  };
   if (format !== undefined && !FORMATS.has(format)) throw new BlockError(Errno.EINVAL, `Unknown driver '${format}'`);
   if (imageOpts) return withSettings(await treeOfText(name), settings);
   if (isJsonName(name)) {

@@ -4,7 +4,9 @@ import { chooseBackend } from '../aio/select.ts';
 import { Iov } from '../base/memory.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
+import { PERM_ALL } from '../block/driver.ts';
 import type { NodeOptions } from '../block/graph.ts';
+import type { BlockNode } from '../block/node.ts';
 import { Head } from './image-head.ts';
 import { needDrivers } from './needed-drivers.ts';
 import { type BlockdevOptions, blockdevOf, type HttpSettings, nameOf } from './options.ts';
@@ -38,6 +40,12 @@ export class NodeHead extends Head {
     await needDrivers(options);
     const blk = await BlockBackend.open(context, options, how);
     return new NodeHead(nameOf(tree), blk, undefined);
+  }
+
+  /** The file in a node that is open; what others do with it is theirs. `path`: what it is called. */
+  static async ofNode(node: BlockNode, path: string): Promise<NodeHead> {
+    const blk = await BlockBackend.open(node.aio, node.name, { readOnly: true, shared: PERM_ALL });
+    return new NodeHead(path, blk, undefined);
   }
 
   /** For a program's thread, which must not be put to sleep: libuv does the waiting. */

@@ -1,14 +1,16 @@
 /**
- * Command lines through two programs: Debian's qemu-img and ours, each in a folder of its own with the same files.
- * What they print, their exit codes and what they leave behind must be the same, unless docs/COMPATIBILITY.md says why
- * not: a line names the entry that does.
+ * Command lines through two programs: Debian's qemu-img or qemu-io and ours, each in a folder of its own with the same
+ * files. What they print, their exit codes and what they leave behind must be the same, unless docs/COMPATIBILITY.md
+ * says why not: a line names the entry that does.
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { run as runOurs } from '../../src/cli/qemu-img/program.ts';
+import { run as runQemuImg } from '../../src/cli/qemu-img/program.ts';
+import type { Terminal } from '../../src/cli/qemu-img/verb.ts';
+import { run as runQemuIo } from '../../src/cli/qemu-io/program.ts';
 import { blockplane, peer, peerPath, wasTooCoarse } from '../harness.ts';
 
 /** A command line, its words as a shell has them (single quotes), or one that differs. */
@@ -41,27 +43,35 @@ export interface Fixture {
   readonly below: Readonly<Record<string, readonly string[]>>;
 }
 
+/** Ours, without a word on the standard input. */
+const PROGRAMS: Readonly<Record<string, (words: readonly string[], terminal: Terminal) => Promise<number>>> = {
+  'qemu-img': runQemuImg,
+  'qemu-io': (words, terminal) => runQemuIo(words, terminal, () => undefined),
+};
+
 export class Parity implements Disposable {
   readonly #root: string;
   readonly #fixture: Fixture;
+  readonly #program: string;
   readonly #names: readonly string[];
   #count = 0;
   /** Lines after which every file was the same to the last byte, and lines in all. */
   identical = 0;
 
-  private constructor(root: string, fixture: Fixture) {
+  private constructor(root: string, fixture: Fixture, program: string) {
     this.#root = root;
     this.#fixture = fixture;
+    this.#program = program;
     this.#names = readdirSync(this.#templates);
   }
 
-  static async of(fixture: Fixture): Promise<Parity> {
+  static async of(fixture: Fixture, program = 'qemu-img'): Promise<Parity> {
     const root = mkdtempSync(join(tmpdir(), 'blockplane-parity-'));
     mkdirSync(join(root, TEMPLATES));
     await inFolder(join(root, TEMPLATES), async () => {
       for (const [program, ...words] of fixture.commands) await peer(program, ...words);
     });
-    return new Parity(root, fixture);
+    return new Parity(root, fixture, program);
   }
 
   get #templates(): string {
@@ -76,8 +86,10 @@ export class Parity implements Disposable {
     let differed = false;
     for (const step of line.split(STEPS)) {
       const words = wordsOf(step);
-      const expected = runTheirs(words, theirs);
-      const got = await (spawned ? spawnOurs(words, ours) : inFolder(ours, () => runHere(words)));
+      const expected = runTheirs(words, theirs, this.#program);
+      const got = await (spawned
+        ? spawnOurs(words, ours, this.#program)
+        : inFolder(ours, () => runHere(words, this.#program)));
       const parts = ['stderr', 'stdout', 'exit'] as const;
       const pick = (from: Outcome): unknown[] =>
         parts.filter((part) => !except.includes(part)).map((part) => withoutRoom(from[part], line.includes(STEPS)));
@@ -143,6 +155,8 @@ function withoutTimes(text: string): string {
     .replaceAll(/("(?:date-n?sec|actual-size)": )\d+/g, '$1N')
     .replaceAll(/"(uuid)": "[^"]*"/g, '"$1": X')
     .replaceAll(/(Run completed in )[\d.]+/g, '$1N')
+    .replaceAll(/^(.*, \d+ ops; ).*$/gm, '$1N')
+    .replaceAll(/^(\d+,\d+),\d+:\d\d:.*$/gm, '$1,N')
     .replaceAll(/("?(?:master-key-)?iters"?: )\d+/g, '$1N');
 }
 
@@ -159,22 +173,22 @@ export function wordsOf(line: string): string[] {
 }
 
 /** Debian's, in a folder. */
-export function runTheirs(words: readonly string[], cwd: string): Outcome {
-  const attempt = () => spawnSync(peerPath('qemu-img')!, words, { cwd, encoding: 'utf8' });
+export function runTheirs(words: readonly string[], cwd: string, program = 'qemu-img'): Outcome {
+  const attempt = () => spawnSync(peerPath(program)!, words, { cwd, encoding: 'utf8' });
   let { status, stdout, stderr } = attempt();
   for (let tries = 0; wasTooCoarse(stderr, tries); tries++) ({ status, stdout, stderr } = attempt());
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit: status };
 }
 
-async function spawnOurs(words: readonly string[], cwd: string): Promise<Outcome> {
-  const { code, stdout, stderr } = await inFolder(cwd, () => blockplane('qemu-img', ...words));
+async function spawnOurs(words: readonly string[], cwd: string, program: string): Promise<Outcome> {
+  const { code, stdout, stderr } = await inFolder(cwd, () => blockplane(program, ...words));
   return { stdout: withoutTimes(stdout), stderr: withoutTimes(stderr), exit: code };
 }
 
 /** Ours, in this process and its current directory. */
-export async function runHere(words: readonly string[]): Promise<Outcome> {
+export async function runHere(words: readonly string[], program = 'qemu-img'): Promise<Outcome> {
   let [stdout, stderr] = ['', ''];
-  const exit = await runOurs(words, {
+  const exit = await PROGRAMS[program]!(words, {
     out: (text) => {
       stdout += text;
     },

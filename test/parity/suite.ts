@@ -10,14 +10,18 @@ import { type Line, Parity } from './harness.ts';
 const TIMEOUT_MS = 600_000;
 
 /** Runs the lines, by group. `spawned`: ours as a process of its own, as those who use it start it. */
-export function paritySuite(groups: Readonly<Record<string, readonly Line[]>>, spawned = false): void {
-  describe('qemu-img: a line does the same in both programs', {
+export function paritySuite(
+  groups: Readonly<Record<string, readonly Line[]>>,
+  spawned = false,
+  program = 'qemu-img',
+): void {
+  describe(`${program}: a line does the same in both programs`, {
     ...needs('qemu-img', 'qemu-io', 'python3'),
     timeout: TIMEOUT_MS,
   }, () => {
     let parity: Parity;
     before(async () => {
-      parity = await Parity.of(FIXTURE);
+      parity = await Parity.of(FIXTURE, program);
     });
     after(() => parity?.[Symbol.dispose]());
     for (const [group, lines] of Object.entries(groups)) {

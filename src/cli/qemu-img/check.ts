@@ -5,7 +5,7 @@ import type { CheckResult } from '../../lib/image-options.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { jsonText } from './json.ts';
 import { failureText } from './messages.ts';
-import { twoDecimals } from './sizes.ts';
+import { decimals } from './sizes.ts';
 import { cacheMode, imageSpec } from './targets.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb } from './verb.ts';
 
@@ -90,7 +90,7 @@ function findings({ corruptions, leaks, checkErrors }: CheckResult): string {
 
 function statistics(result: CheckResult): string {
   const { totalClusters: total, allocatedClusters: allocated } = result;
-  const percent = (part: number, whole: number): string => `${twoDecimals((100 * part) / whole)}%`;
+  const percent = (part: number, whole: number): string => `${decimals((100 * part) / whole, 2)}%`;
   const shares =
     total === 0 || allocated === 0
       ? ''

@@ -112,7 +112,12 @@ function qcow2Lines(path: string, qcow2: Qcow2Info): string[] {
     if (qcow2.backingFormat !== null) lines.push(`backing file format: ${qcow2.backingFormat}`);
   }
   if (snapshots.length > 0) lines.push(`Snapshot list:\n${snapshotTable(snapshots)}`);
-  return [...lines, 'Format specific information:', ...tree(specific(qcow2), 1)];
+  return [...lines, ...specificLines(qcow2)];
+}
+
+/** What only the format has. */
+export function specificLines(qcow2: Qcow2Info): string[] {
+  return ['Format specific information:', ...tree(specific(qcow2), 1)];
 }
 
 /** Names with blanks, a level every four columns. */

@@ -6,6 +6,7 @@ import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '
 import { objectStore } from '../objects.ts';
 import { writeNow } from '../write-now.ts';
 import { failureText } from './messages.ts';
+import { COMPATIBLE_VERSION, warnOfTrace } from './standard-options.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
 const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
@@ -32,8 +33,6 @@ const TRACE: OptionDef = { short: 'T', long: 'trace', argument: 'required' };
 const GLOBAL = [HELP, VERSION, TRACE];
 
 const PROGRAM = 'qemu-img';
-/** What scripts look for to know which options there are. */
-const COMPATIBLE_VERSION = '7.2.22';
 const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
 
 const PROCESS: Terminal = {
@@ -66,7 +65,7 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
       return 0;
     }
   }
-  for (const { value } of options) warnOfTrace(value ?? '', terminal);
+  for (const { value } of options) warnOfTrace(PROGRAM, value ?? '', terminal);
   const [name, ...words] = operands;
   if (name === undefined) throw new Misuse('Not enough arguments');
   if (!Object.hasOwn(VERBS, name)) throw new Misuse(`Command not found: ${name}`);
@@ -98,12 +97,6 @@ function read<D extends OptionDef>(
     const what = error.fault === 'missing' ? 'missing argument for option' : 'unrecognized option';
     throw new Misuse(`${what} '${error.whole}'`);
   }
-}
-
-/** There are no trace events here to be switched on. */
-function warnOfTrace(value: string, terminal: Terminal): void {
-  const [, pattern] = /^(?:enable=)?([^=,]+)$/.exec(value.split(',', 1)[0] ?? '') ?? [];
-  if (pattern !== undefined) terminal.err(`${PROGRAM}: warning: trace event '${pattern}' does not exist\n`);
 }
 
 function versionText(): string {

@@ -21,9 +21,10 @@ function threeDigits(value: number): number {
   return rounded(value * scale) / scale;
 }
 
-/** '3.12' */
-export function twoDecimals(value: number): string {
-  return (rounded(value * 100) / 100).toFixed(2);
+/** '3.12' with two digits. */
+export function decimals(value: number, digits: number): string {
+  const scale = 10 ** digits;
+  return (rounded(value * scale) / scale).toFixed(digits);
 }
 
 /** As C rounds: what is half-way goes to the even number. */

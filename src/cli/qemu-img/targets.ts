@@ -26,15 +26,20 @@ export function warnProbedRaw(terminal: Terminal): (name: string) => void {
 /** The cache mode of an option. */
 export function cacheMode(line: VerbLine, def: typeof Option.cache | typeof Option.sourceCache): CacheMode | undefined {
   const given = line.value(def);
-  // 'off' is an older name of none.
-  const mode = given === 'off' ? 'none' : given;
-  const found = CACHE_MODES.find((one) => one === mode);
+  const found = given === undefined ? undefined : cacheModeOf(given);
   if (given !== undefined && found === undefined) {
     throw new Failure(
       def === Option.cache ? `Invalid cache option: ${given}` : `Invalid source cache option: ${given}`,
     );
   }
   return found;
+}
+
+/** Undefined for what is none. */
+export function cacheModeOf(text: string): CacheMode | undefined {
+  // 'off' is an older name of none.
+  const mode = text === 'off' ? 'none' : text;
+  return CACHE_MODES.find((one) => one === mode);
 }
 
 /** `-l NAME`, `-l snapshot.id=ID`, `-l snapshot.name=NAME`. */
