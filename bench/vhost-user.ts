@@ -80,7 +80,7 @@ interface Sample extends VhostResult {
 type Samples = Map<string, Map<string, Sample[]>>;
 
 function client(socket: string, load: VhostLoad): Promise<{ readonly stdout: string }> {
-  return run(process.execPath, [CLIENT, socket, JSON.stringify(load)], { timeout: 60_000 });
+  return run('taskset', ['-c', '0', process.execPath, CLIENT, socket, JSON.stringify(load)], { timeout: 60_000 });
 }
 
 async function sample(pid: number, socket: string, load: VhostLoad): Promise<Sample> {
@@ -125,10 +125,8 @@ interface Plan {
   readonly idleMs: number;
 }
 
-/**
- * One image for all of them, whose clusters are all there: how quickly the page cache can be copied from depends on where
- * in memory it lies, by half, which would decide between two images.
- */
+/** One image for all of them, whose clusters are all there: how quickly the page cache can be copied from depends on
+ *  where in memory it lies. */
 async function makeImage(format: string, folder: string, bytes: number): Promise<string> {
   const raw = join(folder, 'raw');
   fillImage(raw, bytes);
@@ -141,8 +139,9 @@ async function makeImage(format: string, folder: string, bytes: number): Promise
 
 async function start(one: BackEnd, format: string, folder: string, image: string): Promise<Running> {
   const socket = join(folder, `${one.name}.${format}.sock`);
-  const [program, ...args] = one.command(image, format, socket);
-  const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
+  // Left alone, one back-end may have the client on its processor for a whole run, and another not.
+  const args = ['-c', '1', ...one.command(image, format, socket)];
+  const child = track(spawn('taskset', args, { stdio: ['ignore', 'ignore', 'inherit'] }));
   await until(`${one.name} to listen`, 20_000, () => existsSync(socket));
   return { name: one.name, child, socket };
 }

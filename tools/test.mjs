@@ -17,8 +17,8 @@ const TIER_TIMEOUT_MS = LONG ? 60 * 60_000 : 20 * 60_000;
 /** The tests whose behaviour depends on the backend. */
 const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|channel|drivers|exports|lib|cli)|test)\//;
 
-/** Long runs over many cases in simulated or plain memory, or of command lines and conversations: neither the backend nor
- *  the release of Node matters. */
+/** Long runs over many cases in simulated or plain memory, or of command lines and conversations: neither the backend
+ *  nor the release of Node matters. */
 const ONCE_NAMES =
   'crash|move|interleave|bitmaps-replay|check|check-repair|hostile[a-z-]*|round-trip|encrypted|.*\\.fuzz';
 const ONCE = new RegExp(
