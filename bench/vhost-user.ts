@@ -6,7 +6,7 @@
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -67,6 +67,15 @@ const BACK_ENDS: readonly BackEnd[] = [
   daemon('qsd-quiet', ',poll-max-ns=0'),
 ];
 
+/**
+ * Left alone, one back-end may have the client on its processor for a whole run, and another not: so each side has one
+ * of its own, where there are two.
+ */
+function onProcessor(index: 0 | 1, command: readonly string[]): readonly string[] {
+  if (availableParallelism() < 2 || !hasProgram('taskset')) return command;
+  return ['taskset', '-c', String(index), ...command];
+}
+
 interface Running {
   readonly name: string;
   readonly child: ChildProcess;
@@ -80,7 +89,8 @@ interface Sample extends VhostResult {
 type Samples = Map<string, Map<string, Sample[]>>;
 
 function client(socket: string, load: VhostLoad): Promise<{ readonly stdout: string }> {
-  return run('taskset', ['-c', '0', process.execPath, CLIENT, socket, JSON.stringify(load)], { timeout: 60_000 });
+  const [program, ...args] = onProcessor(0, [process.execPath, CLIENT, socket, JSON.stringify(load)]);
+  return run(program!, args, { timeout: 60_000 });
 }
 
 async function sample(pid: number, socket: string, load: VhostLoad): Promise<Sample> {
@@ -139,9 +149,8 @@ async function makeImage(format: string, folder: string, bytes: number): Promise
 
 async function start(one: BackEnd, format: string, folder: string, image: string): Promise<Running> {
   const socket = join(folder, `${one.name}.${format}.sock`);
-  // Left alone, one back-end may have the client on its processor for a whole run, and another not.
-  const args = ['-c', '1', ...one.command(image, format, socket)];
-  const child = track(spawn('taskset', args, { stdio: ['ignore', 'ignore', 'inherit'] }));
+  const [program, ...args] = onProcessor(1, one.command(image, format, socket));
+  const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
   await until(`${one.name} to listen`, 20_000, () => existsSync(socket));
   return { name: one.name, child, socket };
 }
