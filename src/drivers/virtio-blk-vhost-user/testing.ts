@@ -142,10 +142,10 @@ export interface Client {
 /** A test with our back-end and a client of it. */
 export function onClient(
   title: string,
-  options: BackEndOptions & { readonly client?: ClientOptions },
+  options: BackEndOptions & { readonly client?: ClientOptions; readonly unless?: string | false },
   body: (client: Client) => Promise<void>,
 ): void {
-  test(title, { skip, timeout: 60_000 }, () =>
+  test(title, { skip: skip || (options.unless ?? false), timeout: 60_000 }, () =>
     withContext(async (context) => {
       const end = new OwnBackEnd(context, 4 * 2 ** 20, options);
       await end.start();
