@@ -122,7 +122,8 @@ onClient(
   // It does not end once in some fifteen runs; why is to be found out.
   {
     client: { 'reconnect-delay': 0.2 },
-    unless: process.env.BLOCKPLANE_TEST_TIER !== 'long' && 'it hangs now and then, and why is not known yet: long tier only',
+    unless:
+      process.env.BLOCKPLANE_TEST_TIER !== 'long' && 'it hangs now and then, and why is not known yet: long tier only',
   },
   async (c) => {
     await c.end.stop();
