@@ -14,6 +14,8 @@ const ENTRIES = {
   'driver-api': 'lib/driver-api.js',
   conformance: 'lib/conformance.js',
   daemon: 'daemon/index.js',
+  img: 'img/index.js',
+  'img-thread': 'img/img-thread.js',
 };
 
 /** Makes dist/bundle from dist/src. Throws with the bundler's complaint. */

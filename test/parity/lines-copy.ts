@@ -62,6 +62,7 @@ export const CONVERT_LINES: readonly Line[] = [
   'convert -c base.raw x',
   'convert -c -O qcow2 -o preallocation=metadata base.raw x',
   `convert -c ${SECRET} -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s base.raw x`,
+  `convert ${SECRET} -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 data.qcow2 x`,
   'convert -c -O qcow2 -o encryption=on base.raw x',
   'convert -O qcow2 -B base.raw -F raw ov.qcow2 x',
   'convert -O qcow2 -B ov.qcow2 -F qcow2 top.qcow2 x',
