@@ -1,5 +1,6 @@
 import { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
+import { layerOf } from '../block/copy-up.ts';
 import type { BlockNode } from '../block/node.ts';
 import type { NodeInfo } from './node-messages.ts';
 import { type BlockdevOptions, nameOf } from './options.ts';
@@ -11,6 +12,7 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
   return {
     name: node.name,
     driver: common.driver,
+    layer: layerOf(node).name,
     filename: filenameOf(node),
     readOnly: node.readOnly,
     detectZeroes: node.detectZeroes,

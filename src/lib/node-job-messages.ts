@@ -37,6 +37,7 @@ export interface NodeMirrorMessage extends NodeJobMessage {
   readonly copyMode: CopyMode;
   readonly granularity: Bytes | undefined;
   readonly bufSize: Bytes | undefined;
+  readonly unmap?: boolean;
   readonly onSourceError: ErrorPolicy;
   readonly onTargetError: ErrorPolicy;
 }

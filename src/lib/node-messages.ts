@@ -20,6 +20,10 @@ export interface NodeNames {
   readonly names: readonly string[];
 }
 
+export interface NodeAdded extends NodeNames {
+  readonly node: string;
+}
+
 export interface NodeResizeMessage extends NodeMessage {
   readonly size: Bytes;
 }
@@ -56,6 +60,8 @@ export interface BackendInfo {
 export interface NodeInfo {
   readonly name: string;
   readonly driver: string;
+  /** What decides what it reads as: itself, or the node below it where it is a filter. */
+  readonly layer: string;
   /** Of its file, or of what stands for that. */
   readonly filename: string;
   readonly readOnly: boolean;
@@ -106,7 +112,9 @@ export interface NodeMethods {
   /** Takes an internal snapshot away; answers what it was. */
   'node-snapshot-delete'(args: NodeSnapshotMessage): SnapshotInfo;
   'node-amend'(args: NodeAmendMessage): void;
-  'node-add'(args: NodeAddMessage): NodeNames;
+  'node-add'(args: NodeAddMessage): NodeAdded;
+  /** What was added belongs to those who use it: it goes with the last of them, or at once. */
+  'node-let-go'(args: NodeMessage): NodeNames;
   'node-del'(args: NodeMessage): NodeNames;
   'node-list'(): NodeInfo[];
   'node-resize'(args: NodeResizeMessage): void;

@@ -16,6 +16,7 @@ import { ofImage } from './image-head.ts';
 import type { OpenReply } from './messages.ts';
 import { nodeInfo } from './node-info.ts';
 import type {
+  NodeAdded,
   NodeAddMessage,
   NodeDiskMessage,
   NodeMethods,
@@ -48,6 +49,12 @@ export class WorkerNodes {
     this.#disks = disks;
     this.handlers = {
       'node-add': (args) => this.#add(args),
+      'node-let-go': async ({ node: name }) => {
+        const node = this.#owned.get(name);
+        this.#owned.delete(name);
+        if (node) await releaseNode(node);
+        return this.#names();
+      },
       'node-del': ({ node }) => this.#delete(node),
       'node-reopen': (args) => this.#reopen(args),
       'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
@@ -77,7 +84,7 @@ export class WorkerNodes {
     for (const node of nodes) await releaseNode(node);
   }
 
-  async #add({ options, policy }: NodeAddMessage): Promise<NodeNames> {
+  async #add({ options, policy }: NodeAddMessage): Promise<NodeAdded> {
     const name = nameOf(options);
     let node: BlockNode | undefined;
     try {
@@ -89,16 +96,17 @@ export class WorkerNodes {
       throw ofImage(error, name);
     }
     this.#owned.set(node.name, node);
-    return this.#names();
+    return { node: node.name, ...this.#names() };
   }
 
   async #delete(name: string): Promise<NodeNames> {
-    const node = this.#owned.get(name);
-    if (!node) throw new BlockError(Errno.EPERM, `Node ${nodeByName(name).name} is not owned by the monitor`);
-    if (node.parents.length > 0) {
-      const below = node.parents.every((parent) => parent instanceof BlockChild);
-      throw new BlockError(Errno.EBUSY, `${below ? 'Block device' : 'Node'} ${name} is in use`);
+    const { parents } = nodeByName(name);
+    if (!parents.every((parent) => parent instanceof BlockChild)) {
+      throw new BlockError(Errno.EBUSY, `Node ${name} is in use`);
     }
+    const node = this.#owned.get(name);
+    if (!node) throw new BlockError(Errno.EPERM, `Node ${name} is not owned by the monitor`);
+    if (parents.length > 0) throw new BlockError(Errno.EBUSY, `Block device ${name} is in use`);
     this.#owned.delete(name);
     await releaseNode(node);
     return this.#names();

@@ -55,26 +55,6 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
     },
-    'blockdev-mirror': async (args) => {
-      const { device: node, target, replaces, sync, granularity, 'buf-size': bufSize } = args;
-      const thread = nodes.lookup(undefined, node);
-      if (nodes.lookup(undefined, target) !== thread) {
-        throw new QmpError(`Nodes '${node}' and '${target}' are in different IOThreads`);
-      }
-      if (sync === 'incremental' || sync === 'bitmap') throw new QmpError(`Sync mode '${sync}' not supported`);
-      const more = {
-        sync,
-        replaces,
-        granularity: granularity === 0 ? undefined : granularity,
-        bufSize,
-        copyMode: args['copy-mode'] ?? 'background',
-        onSourceError: errorPolicy(args['on-source-error']),
-        onTargetError: errorPolicy(args['on-target-error']),
-      } as const;
-      await jobs.start(thread, args, (settings) =>
-        thread.call('node-job-mirror', { ...settings, node, target, ...more }),
-      );
-    },
     'blockdev-create': async ({ 'job-id': id, options }) => {
       const { driver, ...given } = options as Readonly<Record<string, unknown>>;
       const { file, 'data-file': dataFile, version, ...rest } = given;

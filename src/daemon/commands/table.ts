@@ -7,6 +7,7 @@ import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
 import { jobCommands } from './jobs.ts';
+import { mirrorCommands } from './mirror.ts';
 import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
@@ -33,6 +34,7 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     exportCommands(daemon),
     bitmapCommands(daemon),
     jobCommands(daemon),
+    mirrorCommands(daemon),
     transactionCommands(daemon),
     unsupportedCommands(),
     objectCommands(daemon),

@@ -9,7 +9,6 @@ export function unsupportedCommands(): Handlers {
       throw new QmpError(`'${what}' is not supported: ${instead}`);
     };
   return {
-    'drive-mirror': refuse('drive-mirror', "add the target with 'blockdev-add' and use 'blockdev-mirror'"),
     'x-blockdev-amend': refuse('x-blockdev-amend', 'amend the image while it is not open'),
     'x-blockdev-change': refuse('x-blockdev-change', 'no driver has children that come and go'),
     'blockdev-set-active': ({ active }) => {
