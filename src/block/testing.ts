@@ -263,7 +263,7 @@ export function bytesOf(iov: Iov): Uint8Array {
 }
 
 /** Waits until `condition` holds; every other thing that is ready runs in between. Bounded by the clock: some conditions
- *  wait for one, and how many turns that are depends on the machine. */
+ *  wait for it, and how many turns that takes depends on the machine. */
 export async function until(condition: () => boolean, what = 'the condition'): Promise<void> {
   for (const begin = performance.now(); !condition(); ) {
     if (performance.now() - begin > UNTIL_MS_MAX) throw new Error(`waited too long for ${what}`);
