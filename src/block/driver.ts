@@ -476,6 +476,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
   /** What `create` takes; its help and validation. */
   readonly createOptions?: Readonly<Record<string, OptionSpec>>;
+  /** Those of them that `amend` changes in an image that is there. */
+  readonly amendOptions?: readonly string[];
   /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked
    *  against `createOptions` before. */
   create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;

@@ -1,6 +1,7 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { MessagePort } from 'node:worker_threads';
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
+import type { PollOptions } from '../aio/poll-policy.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
@@ -285,6 +286,8 @@ export interface Methods
   'vhost-user-stop'(args: VhostUserServiceMessage): VhostUserStats;
   'vhost-user-stats'(args: VhostUserServiceMessage): VhostUserStats;
   stats(): ThreadStats;
+  /** Spins so from now on; what is left out stays. */
+  polling(args: PollOptions): void;
 }
 
 export type Method = keyof Methods;

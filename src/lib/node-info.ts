@@ -18,6 +18,7 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
     detectZeroes: node.detectZeroes,
     direct: common.cache?.direct ?? false,
     noFlush: node.noFlush,
+    active: !node.inactive,
     length: node.length,
     allocated: await allocatedBytes(node),
     threshold: node.writeThreshold,

@@ -68,6 +68,7 @@ export interface NodeInfo {
   readonly detectZeroes: 'off' | 'on' | 'unmap';
   readonly direct: boolean;
   readonly noFlush: boolean;
+  readonly active: boolean;
   readonly length: Bytes;
   /** What it takes of its storage, where that is known. */
   readonly allocated: Bytes | undefined;
@@ -91,6 +92,12 @@ export interface ThresholdEvent {
   readonly end: Offset;
 }
 
+export interface NodeActiveMessage {
+  /** Default: all. */
+  readonly node: string | undefined;
+  readonly active: boolean;
+}
+
 export interface NodeSnapshotMessage extends NodeMessage {
   /** Id or name. */
   readonly which: string;
@@ -112,6 +119,7 @@ export interface NodeMethods {
   /** Takes an internal snapshot away; answers what it was. */
   'node-snapshot-delete'(args: NodeSnapshotMessage): SnapshotInfo;
   'node-amend'(args: NodeAmendMessage): void;
+  'node-set-active'(args: NodeActiveMessage): void;
   'node-add'(args: NodeAddMessage): NodeAdded;
   /** What was added belongs to those who use it: it goes with the last of them, or at once. */
   'node-let-go'(args: NodeMessage): NodeNames;

@@ -29,6 +29,9 @@ const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-job-create': true,
   'node-job-verb': true,
   'node-job-speed': true,
+  'node-job-change': true,
+  'node-job-amend': true,
+  'node-set-active': true,
   'node-jobs': true,
   transaction: true,
 };

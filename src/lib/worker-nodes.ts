@@ -5,17 +5,18 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { changeNodes } from '../block/change.ts';
 import { BlockChild } from '../block/child.ts';
-import { assertUnclaimed } from '../block/claims.ts';
-import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
+import { assertActive, setActive } from '../block/inactive.ts';
 import { truncateNode } from '../block/io.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
+import { alone, amendAlone } from './alone.ts';
 import { ofImage } from './image-head.ts';
 import type { OpenReply } from './messages.ts';
 import { nodeInfo } from './node-info.ts';
 import type {
+  NodeActiveMessage,
   NodeAdded,
   NodeAddMessage,
   NodeDiskMessage,
@@ -61,17 +62,13 @@ export class WorkerNodes {
       'node-resize': (args) => this.#resize(args),
       'node-threshold': async (args) => this.#setThreshold(args),
       'node-snapshot-delete': ({ node, which }) =>
-        this.#alone(node, ({ impl, driver, name }) => {
+        alone(this.#control, node, ({ impl, driver, name }) => {
           if (impl.snapshots) return impl.snapshots.delete(which);
           const why = `the format '${driver.name}' does not support it`;
           throw new BlockError(Errno.ENOTSUP, `Could not use snapshots of node '${name}': ${why}`);
         }),
-      'node-amend': ({ node, changes }) =>
-        this.#alone(node, ({ impl, driver, name }) => {
-          if (impl.amend) return impl.amend(changes);
-          const why = `the format '${driver.name}' does not support it`;
-          throw new BlockError(Errno.ENOTSUP, `Could not amend node '${name}': ${why}`);
-        }),
+      'node-amend': ({ node, changes }) => amendAlone(this.#control, node, changes),
+      'node-set-active': (args) => this.#setActive(args),
       'node-disk': (args) => this.#disk(args),
     };
   }
@@ -112,17 +109,9 @@ export class WorkerNodes {
     return this.#names();
   }
 
-  /** Runs `body` when nothing is in flight on the node, and nothing else changes it as a whole. */
-  async #alone<T>(name: string, body: (node: BlockNode) => T | Promise<T>): Promise<T> {
-    using _turn = await this.#control.lock();
-    const node = nodeByName(name);
-    assertUnclaimed(node);
-    using _drained = await drain(node);
-    return await body(node);
-  }
-
   async #reopen({ changes }: NodeReopenMessage): Promise<NodeNames> {
     using _turn = await this.#control.lock();
+    for (const options of changes) assertActive(nodeByName(options['node-name']!));
     await changeNodes(
       changes.map((options) => ({
         node: nodeByName(options['node-name']!),
@@ -130,6 +119,12 @@ export class WorkerNodes {
       })),
     );
     return this.#names();
+  }
+
+  async #setActive({ node, active }: NodeActiveMessage): Promise<void> {
+    using _turn = await this.#control.lock();
+    const nodes = node === undefined ? roots([...this.#owned.values()]) : [nodeByName(node)];
+    for (const one of nodes) await setActive(one, active);
   }
 
   #names(): NodeNames {
@@ -165,4 +160,9 @@ export class WorkerNodes {
       await BlockBackend.open(context, node, { name, perm, shared, readOnly: !writable, writethrough }),
     );
   }
+}
+
+/** Those that no other node is above of: what is below goes along. */
+function roots(owned: readonly BlockNode[]): BlockNode[] {
+  return owned.filter(({ parents }) => !parents.some((parent) => parent instanceof BlockChild));
 }

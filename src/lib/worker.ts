@@ -51,6 +51,7 @@ export function setup(thread: SetupThread): Furnished {
     'vhost-user-join': async (args) => vhostUser.join(args),
     'vhost-user-stop': ({ service }) => vhostUser.stop(service),
     'vhost-user-stats': async ({ service }) => vhostUser.stats(service),
+    polling: async (options) => thread.context.polling.set(options),
     stats: async () => stats(thread, disks, nbd.services.count + vhostUser.services.count),
   };
   return {

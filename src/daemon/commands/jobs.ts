@@ -1,3 +1,4 @@
+import { driverTable } from '../../block/registry.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Daemon } from '../daemon.ts';
 import { errorPolicy } from '../jobs.ts';
@@ -21,6 +22,7 @@ export function jobCommands(daemon: Daemon): Handlers {
     'block-job-complete': ({ device }) => jobs.do(device, 'complete', 'block-job'),
     'block-job-dismiss': ({ id }) => jobs.do(id, 'dismiss', 'block-job'),
     'block-job-finalize': ({ id }) => jobs.do(id, 'finalize', 'block-job'),
+    'block-job-change': ({ id, ...change }) => jobs.change(id, change),
     ...copyingCommands(daemon),
   };
 }
@@ -54,6 +56,20 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
         onError: errorPolicy(args['on-error']),
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
+    },
+    'x-blockdev-amend': async ({ 'job-id': id, 'node-name': node, options }) => {
+      const { driver, version, ...rest } = options as Readonly<Record<string, unknown>>;
+      const thread = nodes.lookup(node);
+      const there = (await nodes.list()).find((one) => one.name === node)?.driver;
+      if (there !== driver) throw new QmpError("x-blockdev-amend doesn't support changing the block driver");
+      if (!driverTable().get(there ?? '')?.amendOptions) throw new QmpError('Driver does not support x-blockdev-amend');
+      const changes = { ...rest, ...(version === undefined ? {} : { compat: version }) };
+      await jobs.start(
+        thread,
+        { 'job-id': id },
+        (settings) => thread.call('node-job-amend', { ...settings, node, changes }),
+        true,
+      );
     },
     'blockdev-create': async ({ 'job-id': id, options }) => {
       const { driver, ...given } = options as Readonly<Record<string, unknown>>;

@@ -12,7 +12,6 @@ import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
 import { transactionCommands } from './transactions.ts';
-import { unsupportedCommands } from './unsupported.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
 export type Handler<N extends CommandName> = (
@@ -36,7 +35,6 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     jobCommands(daemon),
     mirrorCommands(daemon),
     transactionCommands(daemon),
-    unsupportedCommands(),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));
