@@ -262,8 +262,8 @@ export function bytesOf(iov: Iov): Uint8Array {
   return bytes;
 }
 
-/** Waits until `condition` holds; every other thing that is ready runs in between. Bounded by the clock: some conditions
- *  wait for it, and how many turns that takes depends on the machine. */
+/** Waits until `condition` holds; every other thing that is ready runs in between. Bounded by the clock: some
+ *  conditions wait for it, and how many turns that takes depends on the machine. */
 export async function until(condition: () => boolean, what = 'the condition'): Promise<void> {
   for (const begin = performance.now(); !condition(); ) {
     if (performance.now() - begin > UNTIL_MS_MAX) throw new Error(`waited too long for ${what}`);
