@@ -9,7 +9,7 @@ import { setup } from './worker.ts';
  */
 export function withLocalEngine<T>(body: (engine: Engine) => Promise<T>): Promise<T> {
   return withLocalContext(async (context) => {
-    const { handlers, stop } = setup({ name: 'main', context, emit: () => undefined });
+    const { handlers, stop } = setup({ name: 'main', threadId: 0, context, emit: () => undefined });
     try {
       return await body({
         call: async (method, args) => {

@@ -1,5 +1,4 @@
 /** The disks of an IOThread, by number. */
-import { threadId } from 'node:worker_threads';
 import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -38,14 +37,16 @@ interface OpenDisk {
 
 export class WorkerDisks {
   readonly #context: AioContext;
+  readonly #threadId: number;
   readonly #disks = new Map<number, OpenDisk>();
   /** Disks that have their home in other threads, for users that stay in this one. */
   readonly #guests = new Map<number, BlockBackend>();
   #ids = 0;
   #opening = 0;
 
-  constructor(context: AioContext) {
+  constructor(context: AioContext, threadId: number) {
     this.#context = context;
+    this.#threadId = threadId;
   }
 
   get count(): number {
@@ -134,7 +135,7 @@ export class WorkerDisks {
 
   /** Gives a number to a disk that is open. */
   adopt(blk: BlockBackend): OpenReply {
-    const disk = threadId * NUMBERS + ++this.#ids;
+    const disk = this.#threadId * NUMBERS + ++this.#ids;
     this.#disks.set(disk, { blk, controlMutex: new CoMutex('disk control'), host: undefined });
     const { length: size, readOnly, stats } = blk;
     return { disk, size, readOnly, nodeName: blk.root?.name ?? '', counters: stats.words };
