@@ -294,10 +294,17 @@ export interface PointInTime {
   keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void;
   /** A range need not be kept any more. */
   forget(at: Offset, length: Bytes): void;
+  /** What has to be copied still of a range reads the same in the target: it is done. */
+  settle(at: Offset, length: Bytes): void;
   /** Where the first range is from `from` on that has to be copied, at most `most` bytes of it; length 0 for none. */
   next(from: Offset, most: Bytes): { readonly at: Offset; readonly length: Bytes };
-  /** Copies what has to be of a range; waits for those that do so already. */
-  copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined>;
+  /** A bit for each cluster that has to be copied still, and that nobody has begun with. */
+  readonly bits: PagedBits;
+  /** Clusters that have to be copied are, from here on: who writes to them waits. To be called once, at the end; not
+   *  copied, they have to be copied again. */
+  begin(at: Offset, length: Bytes): (copied: boolean) => void;
+  /** Resolves once nothing is being copied. */
+  settled(): Promise<void>;
   /** Reads what was there; EACCES for what is not kept. */
   read(at: Offset, iov: Iov): Promise<void>;
   status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
