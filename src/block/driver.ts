@@ -19,11 +19,9 @@ import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { BitmapStore } from './bitmap-store.ts';
-
-export type { BitmapPart, BitmapStore, BitmapToStore, StoredBitmap } from './bitmap-store.ts';
-
 import type { BlockStatus } from './status.ts';
 
+export type { BitmapPart, BitmapStore, BitmapToStore, StoredBitmap } from './bitmap-store.ts';
 export type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
