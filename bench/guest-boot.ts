@@ -70,14 +70,14 @@ async function main(): Promise<number> {
   const rounds = given.get('smoke') === true ? 1 : Number(given.get('rounds'));
   console.log(machineLine(['qemu-system-x86_64', 'qemu-storage-daemon']));
   const folder = workFolder();
-  const running: { readonly name: string; readonly socket: string; readonly boots: Boot[] }[] = [];
+  const running: { readonly name: string; readonly socket: string; readonly boots: Boot[]; end(): void }[] = [];
   for (const [name, command] of BACK_ENDS) {
     const [image, socket] = [join(folder, `${name}.raw`), join(folder, `${name}.sock`)];
     fillImage(image, 64 * MIB);
     const [program, ...args] = command(image, socket);
-    track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
+    const child = track(spawn(program!, args, { stdio: ['ignore', 'ignore', 'inherit'] }));
     await until(`${name} to listen`, 20_000, () => existsSync(socket));
-    running.push({ name, socket, boots: [] });
+    running.push({ name, socket, boots: [], end: () => child.kill() });
   }
   for (let round = 0; round < rounds; round++) {
     for (let turn = 0; turn < running.length; turn++) {
@@ -87,6 +87,7 @@ async function main(): Promise<number> {
     process.stderr.write(`\rround ${round + 1} of ${rounds}`);
   }
   process.stderr.write('\n');
+  for (const { end } of running) end();
   const rows = running.map(({ name, boots }) => [
     name,
     ...[boots.map(({ shell }) => shell), boots.map(({ end }) => end)].map((values) => median(values).toFixed(2)),

@@ -28,6 +28,7 @@ const ENTRIES = new Set([
   'src/lib/conformance.ts',
   'src/lib/driver-api.ts',
   'src/daemon/index.ts',
+  'src/img/index.ts',
 ]);
 
 /**

@@ -19,6 +19,8 @@ const ENTRIES = {
   'driver-api': 'lib/driver-api.js',
   conformance: 'lib/conformance.js',
   daemon: 'daemon/index.js',
+  img: 'img/index.js',
+  'img-thread': 'img/img-thread.js',
 };
 const SOURCES = 'dist/src/';
 /** The engine is what these import, and so on. */

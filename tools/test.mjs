@@ -14,6 +14,7 @@ const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const FILE_TIMEOUT_MS = LONG ? 15 * 60_000 : 300_000;
 /** A tier that hangs is ended. */
 const TIER_TIMEOUT_MS = LONG ? 60 * 60_000 : 20 * 60_000;
+const SMOKE_TIMEOUT_MS = 5 * 60_000;
 /** The tests whose behaviour depends on the backend. */
 const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|channel|drivers|exports|lib|cli)|test)\//;
 
@@ -177,15 +178,19 @@ async function onNode24(files) {
 async function smoke() {
   const began = Date.now();
   const counts = { pass: 0, fail: 0, skip: 0 };
+  const failed = [];
   for (const name of benchmarks()) {
     console.log(`\n== bench ${name} --smoke ==`);
     const env = { ...process.env, ...published };
-    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], env, TIER_TIMEOUT_MS);
+    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], env, SMOKE_TIMEOUT_MS);
     if (code === 0) counts.pass += 1;
     else if (code === 77) counts.skip += 1;
-    else counts.fail += 1;
+    else {
+      counts.fail += 1;
+      failed.push(name);
+    }
   }
-  record('bench smoke', began, counts);
+  record('bench smoke', began, counts, failed.length > 0 ? `failed: ${failed.join(', ')}` : '');
 }
 
 function summary() {

@@ -17,6 +17,11 @@ const SMALL = 4 * KiB;
 // Sectors are padded: what follows the end of the stream is left alone, and a missing end is noticed by the length.
 const INFLATE = { finishFlush: zlib.Z_SYNC_FLUSH };
 
+/** ENOTSUP for what cannot be done here. */
+export function assertCodec(type: CompressionType): void {
+  if (type === 'zstd') zstd();
+}
+
 /** Compresses `from` into `to`; -1 where it does not fit: it was not worth it. */
 export function compress(type: CompressionType, from: Uint8Array, to: Uint8Array, done: CodecDone): void {
   if (type === 'zstd') {

@@ -8,6 +8,7 @@ import type { CopySource } from '../jobs/block-copy.ts';
 import { CopyJob } from '../jobs/copy-job.ts';
 import type { Abortable } from '../lib/abort.ts';
 import { checkBitmaps, copyBitmaps } from './bitmap-copy.ts';
+import { localPath } from './create.ts';
 import type { CreationOptions } from './creation-options.ts';
 import { NewFile } from './new-file.ts';
 import { offloadOf } from './offload.ts';
@@ -70,13 +71,21 @@ export async function convert(context: AioContext, options: ConvertOptions): Pro
   }
   const file = await NewFile.create(context, name, wanted, options.targetHow?.objects);
   try {
-    await copyInto(images, sources, options, file.isFile);
+    await copyInto(images, sources, { ...options, target: withKey(options.target, wanted) }, file.isFile);
     await images.close();
   } catch (error) {
     await images.close().catch(() => undefined);
     await file.giveUp();
     throw error;
   }
+}
+
+/** The image that was made, with the key that it was made with. */
+function withKey(target: ImageSpec, made: CreationOptions): ImageSpec {
+  const secret = made.get('encrypt.key-secret');
+  if (secret === undefined) return target;
+  const file = { driver: 'file', filename: localPath(target.name) };
+  return { name: `json:${JSON.stringify({ driver: made.format, 'encrypt.key-secret': secret, file })}` };
 }
 
 /** `fresh`: it reads as zeroes where no backing file says otherwise. */

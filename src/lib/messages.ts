@@ -1,9 +1,11 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { MessagePort } from 'node:worker_threads';
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
+import type { PollOptions } from '../aio/poll-policy.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { HandedOver } from '../exports/nbd/export-list.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
 import type { JobMethods } from './job-messages.ts';
 import type { MoveMethods } from './move-messages.ts';
@@ -135,7 +137,19 @@ export interface ExportMessage {
   readonly bitmaps: readonly string[];
   readonly allocationDepth: boolean;
   readonly multiConn: boolean;
+  /** Its clients are served in its home, not by the server that greets them. */
+  readonly atHome?: boolean;
 }
+
+/** A client that has been greeted, for the server of its export's home ('hand-over'). */
+export interface NbdHandOverEvent extends NbdServiceMessage {
+  readonly token: number;
+  /** Of the thread that tells of it: to be duplicated. */
+  readonly fd: number;
+  readonly handed: HandedOver;
+}
+
+export type NbdAdoptMessage = Omit<NbdHandOverEvent, 'token'>;
 
 /** What a service tells of a client that has come or gone. */
 export interface NbdClientEvent extends NbdServiceMessage {
@@ -277,6 +291,10 @@ export interface Methods
   /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
   'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
   'nbd-add'(args: NbdAddMessage): void;
+  /** Serves a client that another thread's server has greeted; answers when it has gone. */
+  'nbd-adopt'(args: NbdAdoptMessage): void;
+  /** A client that was handed over has gone. */
+  'nbd-over'(args: NbdServiceMessage & { readonly token: number }): void;
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;
   'nbd-stats'(args: NbdServiceMessage): NbdStats;
@@ -285,6 +303,8 @@ export interface Methods
   'vhost-user-stop'(args: VhostUserServiceMessage): VhostUserStats;
   'vhost-user-stats'(args: VhostUserServiceMessage): VhostUserStats;
   stats(): ThreadStats;
+  /** Spins so from now on; what is left out stays. */
+  polling(args: PollOptions): void;
 }
 
 export type Method = keyof Methods;

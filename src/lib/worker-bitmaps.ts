@@ -4,6 +4,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { KiB } from '../base/units.ts';
 import { explicitNode } from '../block/copy-up.ts';
 import type { DirtyBitmap, NodeBitmaps } from '../block/dirty-bitmap.ts';
+import { assertActive } from '../block/inactive.ts';
 import { nodeByName } from '../block/registry.ts';
 import type {
   BitmapChangeMessage,
@@ -28,15 +29,19 @@ export function bitmapHandlers(disks: ThreadDisks): Handlers {
     if (root) return explicitNode(root).bitmaps;
     throw new BlockError(Errno.ENOMEDIUM, `Could not use disk ${disk}: there is no medium`);
   };
+  const changing = (disk: number | string): NodeBitmaps => {
+    if (typeof disk === 'string') assertActive(nodeByName(disk));
+    return of(disk);
+  };
   return {
     'bitmap-list': async ({ disk }) => of(disk).list().map(describeBitmap),
-    'bitmap-add': async ({ disk, name, ...options }) => void (await of(disk).add(name, options)),
-    'bitmap-change': (args) => change(of(args.disk), args),
+    'bitmap-add': async ({ disk, name, ...options }) => void (await changing(disk).add(name, options)),
+    'bitmap-change': (args) => change(changing(args.disk), args),
     'bitmap-merge': async ({ disk, name, sources }) => {
       const found = sources.map((source) =>
         typeof source === 'string' ? source : sharedBitmap(of(source.node), source.name),
       );
-      await of(disk).merge(name, found);
+      await changing(disk).merge(name, found);
     },
     'bitmap-hash': async ({ disk, name }) => hash(sharedBitmap(of(disk), name)),
     'bitmap-extents': async (args) => extents(of(args.disk), args),

@@ -44,6 +44,8 @@ export function setup(thread: SetupThread): Furnished {
     'nbd-start': (args) => nbd.start(args),
     'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
+    'nbd-adopt': (args) => nbd.adopt(args),
+    'nbd-over': async ({ service, token }) => nbd.over(service, token),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
     'nbd-stats': async ({ service }) => nbd.stats(service),
@@ -51,6 +53,7 @@ export function setup(thread: SetupThread): Furnished {
     'vhost-user-join': async (args) => vhostUser.join(args),
     'vhost-user-stop': ({ service }) => vhostUser.stop(service),
     'vhost-user-stats': async ({ service }) => vhostUser.stats(service),
+    polling: async (options) => thread.context.polling.set(options),
     stats: async () => stats(thread, disks, nbd.services.count + vhostUser.services.count),
   };
   return {

@@ -53,6 +53,7 @@ function deviceInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'BlockDev
     image: imageInfo(node, graph, flat),
     cache: { writeback: true, direct: node.direct, 'no-flush': node.noFlush },
     write_threshold: node.threshold,
+    active: node.active,
     ...(node.bitmaps.length === 0 ? {} : { 'dirty-bitmaps': node.bitmaps.map(bitmapInfo) }),
   };
 }

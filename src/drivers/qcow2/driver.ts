@@ -18,7 +18,7 @@ import type {
   Supported,
 } from '../../block/driver.ts';
 import { Incompatible, QCOW2_MAGIC } from '../../proto/qcow2/constants.ts';
-import { amend } from './amend.ts';
+import { AMENDABLE, amend } from './amend.ts';
 import { checkFile, checkImage } from './check.ts';
 import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
@@ -211,6 +211,7 @@ export const qcow2Driver: Driver<Qcow2Options> = {
   children: { file: 'primary', backing: 'cow', 'data-file': 'data' },
   options: optionSpecs,
   createOptions,
+  amendOptions: AMENDABLE,
   probe: (head) => (new DataView(head.buffer, head.byteOffset, head.length).getUint32(0) === QCOW2_MAGIC ? 100 : 0),
   async open(context: OpenContext, options: Qcow2Options): Promise<DriverNode> {
     const image = await openImage(context, options);
