@@ -17,7 +17,7 @@ import type { AioOp } from '../aio/op.ts';
 import type { BlockError } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
-import type { Bytes, Offset } from '../base/units.ts';
+import type { Bytes, Nanoseconds, Offset } from '../base/units.ts';
 import type { BlockStatus } from './status.ts';
 
 export type { BlockStatus } from './status.ts';
@@ -320,6 +320,15 @@ export interface BitmapToStore {
   readonly granularity: Bytes;
   readonly enabled: boolean;
   readonly bits: PagedBits;
+  /** With `inUse`: it is not marked, and has all of its bits in the file, since `extend` keeps them right. */
+  readonly covered?: boolean | undefined;
+}
+
+/** Bits of a bitmap, from byte `at` of its bits on. */
+export interface BitmapPart {
+  readonly name: string;
+  readonly at: Bytes;
+  readonly bytes: Uint8Array;
 }
 
 /**
@@ -346,6 +355,10 @@ export interface BitmapStore {
   store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void>;
   /** Takes one out, on stable storage. A name that is not stored is passed over. */
   remove(name: string): Promise<void>;
+  /** Sets bits of bitmaps that were stored covered, in place, on stable storage. Requests may be in flight. */
+  extend(parts: readonly BitmapPart[]): Promise<void>;
+  /** Between two checkpoints that the node is to make of its own accord (block/bitmap-checkpoints.ts); 0 for none. */
+  readonly checkpointEvery: Nanoseconds;
 }
 
 export interface DriverNode extends NodeIo, NodeControl {}

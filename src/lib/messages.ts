@@ -21,7 +21,7 @@ export interface OpenMessage {
   /** What the image is called in messages. */
   readonly name: string;
   readonly writethrough: boolean;
-  /** Nobody said what the format is: see WorkerDisks. */
+  /** Nobody said what the format is: see probe.ts. */
   readonly probed: boolean;
   readonly policy: ReferencePolicy;
 }
@@ -255,21 +255,12 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods
-  extends BitmapMethods,
-    JobMethods,
-    MoveMethods,
-    NodeJobMethods,
-    NodeMethods,
-    TransactionMethods {
-  drivers(args: DriversMessage): void;
+/** What is done with images and disks where no other thread uses them. */
+export interface ImageMethods extends JobMethods {
   open(args: OpenMessage): OpenReply;
   /** Answers the tree of an image of which nobody said what format it is. */
   probe(args: OpenMessage): BlockdevOptions;
   close(args: DiskMessage): void;
-  share(args: ShareMessage): BlkIdentity;
-  guest(args: GuestMessage): void;
-  'guest-close'(args: DiskMessage): void;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;
@@ -283,6 +274,19 @@ export interface Methods
   amend(args: AmendMessage): void;
   /** Answers all of them, or the one that the action was about. */
   snapshots(args: SnapshotMessage): SnapshotReply;
+}
+
+export interface Methods
+  extends BitmapMethods,
+    ImageMethods,
+    MoveMethods,
+    NodeJobMethods,
+    NodeMethods,
+    TransactionMethods {
+  drivers(args: DriversMessage): void;
+  share(args: ShareMessage): BlkIdentity;
+  guest(args: GuestMessage): void;
+  'guest-close'(args: DiskMessage): void;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
   /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
   'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
@@ -304,5 +308,6 @@ export interface Methods
 }
 
 export type Method = keyof Methods;
+export type ImageMethod = keyof ImageMethods;
 export type MethodArgs<M extends Method> = Parameters<Methods[M]>[0];
 export type MethodResult<M extends Method> = ReturnType<Methods[M]>;

@@ -13,7 +13,7 @@ import type {
   BitmapMethods,
   DirtyExtent,
 } from './bitmap-messages.ts';
-import type { WorkerDisks } from './worker-disks.ts';
+import type { ThreadDisks } from './thread-disks.ts';
 
 /** Extents in one answer. */
 const MAX_EXTENTS = 4096;
@@ -22,7 +22,7 @@ type Handlers = {
   readonly [M in keyof BitmapMethods]: (args: Parameters<BitmapMethods[M]>[0]) => Promise<ReturnType<BitmapMethods[M]>>;
 };
 
-export function bitmapHandlers(disks: WorkerDisks): Handlers {
+export function bitmapHandlers(disks: ThreadDisks): Handlers {
   const of = (disk: number | string): NodeBitmaps => {
     if (typeof disk === 'string') return nodeByName(disk).bitmaps;
     const { root } = disks.blk(disk);

@@ -36,7 +36,7 @@ export const RECEIVE_BYTES = 256 * KiB;
 const DIRECT_MIN = 32 * KiB;
 /** And so much at a time: what comes within the time that a context spins for. Waiting for 1 MiB at once is a sleep in
  *  which the server has to wake us for each of its packets: 2.2 GiB/s instead of 3.2 on a unix socket. */
-const DIRECT_MAX = 128 * KiB;
+const DIRECT_MAX = 256 * KiB;
 /** How much of a block status is looked at; the rest is asked for again when it is wanted. A multiple of 16, and 8. */
 const STATUS_BYTES = 64 * KiB;
 /** Chunks of one answer that bring no data. */
