@@ -425,6 +425,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
+  /** Those of its options that an open node can be given others of: it is opened anew with them. */
+  readonly reopenOptions?: readonly string[];
   /** What `create` takes; its help and validation. */
   readonly createOptions?: Readonly<Record<string, OptionSpec>>;
   /** Those of them that `amend` changes in an image that is there. */

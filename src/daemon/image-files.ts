@@ -54,21 +54,34 @@ interface MadeImage {
   readonly backing: string | undefined;
 }
 
-async function makeImage(nodes: Nodes, file: ImageFile, source: string, below: Below): Promise<MadeImage> {
+async function makeImage(nodes: Nodes, file: ImageFile, source: string, on: Below): Promise<MadeImage> {
   const list = await nodes.list();
   const find = (name: string | undefined): NodeInfo | undefined => list.find((node) => node.name === name);
-  const { length, layer } = find(source)!;
-  const top = find(layer)!;
+  // What a filter shows is what is below it.
+  const shown = (node: NodeInfo): NodeInfo => {
+    const below = node.layer === node.name || node.driver === 'raw' ? undefined : find(onlyChild(node));
+    return below ? shown(below) : node;
+  };
+  const { length } = find(source)!;
+  const top = shown(find(source)!);
   const under = top.children.find(({ name }) => name === 'backing')?.node;
-  const backing = below === 'itself' ? source : below === 'its-backing' ? under : undefined;
-  const format = knownFormat(file.format ?? top.driver, 'format')!;
-  const named = find(find(backing)?.layer);
+  const backing = on === 'itself' ? source : on === 'its-backing' ? under : undefined;
+  const format = knownFormat(file.format ?? (FILES.has(top.driver) ? 'raw' : top.driver), 'format')!;
+  const below = find(backing);
+  const named = below && shown(below);
   if (named && format === 'raw') throw new QmpError(`Backing file not supported for file format '${format}'`);
   await create(file.path, {
     ...{ format, overwrite: true, size: length, iothread: nodes.lookup(source, source) },
     ...(named ? { backingFile: resolve(named.filename), backingFormat: formatOf(named.driver) } : {}),
   });
   return { format, backing };
+}
+
+/** As they are they are raw images. */
+const FILES: ReadonlySet<string> = new Set(['file', 'host_device']);
+
+function onlyChild({ children }: NodeInfo): string | undefined {
+  return children.find(({ name }) => name === 'file')?.node;
 }
 
 function formatOf(driver: string): Format {

@@ -219,12 +219,17 @@ test('what drive-backup leaves is what qemu-storage-daemon leaves', WITH, async 
       { target: '$DIR/there.qcow2', sync: 'full', mode: 'existing', format: 'qcow2' },
       { target: '$DIR/over.qcow2', sync: 'top', mode: 'existing' },
     ].map((more) => backup(more, { until: 'null' })),
+    step('blockdev-add', { driver: 'raw', 'node-name': 'r', file: { driver: 'file', filename: '$DIR/raw' } }),
+    backup({ device: 'r', target: '$DIR/again' }, { until: 'null' }),
+    step('object-add', { 'qom-type': 'throttle-group', id: 'g' }),
+    step('blockdev-add', { driver: 'throttle', 'node-name': 't', 'throttle-group': 'g', file: 'top' }),
+    backup({ device: 't', target: '$DIR/through', format: 'qcow2' }, { until: 'null' }),
     backup({ target: '$DIR/none', sync: 'none' }),
     step('block-job-cancel', { device: 'j' }, { until: 'null' }),
     step('transaction', { actions: [action, { type: 'abort', data: {} }] }),
     step('query-jobs'),
   ];
-  await made(t, steps, ['full', 'raw', 'small', 'thin', 'there.qcow2', 'over.qcow2', 'none']);
+  await made(t, steps, ['full', 'raw', 'again', 'through', 'small', 'thin', 'there.qcow2', 'over.qcow2', 'none']);
 });
 
 test('a target that holds what looks like an image is not taken for one by guess', WITH, async (t) => {

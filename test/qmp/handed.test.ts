@@ -60,7 +60,9 @@ test(
   },
 );
 
-test('a listening socket that is handed over becomes a vhost-user device', needs('python3'), async (t) => {
+const RING = process.env.BLOCKPLANE_AIO === 'pool' ? { skip: 'it needs io_uring' } : needs('python3');
+
+test('a listening socket that is handed over becomes a vhost-user device', RING, async (t) => {
   const directory = scratch(t);
   const daemon = [
     ...[process.execPath, MAIN, 'qemu-storage-daemon'],

@@ -54,6 +54,11 @@ export const optionSpecs: Readonly<Record<keyof Qcow2Options, OptionSpec>> = {
   snapshot: { type: 'string', help: 'id or name of the internal snapshot to open, read-only' },
 };
 
+/** All but what the image is, or shows. */
+export const reopenOptions = Object.keys(optionSpecs).filter(
+  (name) => !name.startsWith('encrypt.') && name !== 'snapshot',
+);
+
 /** Nanoseconds of a second. */
 const NS = 1e9;
 /** A day. */

@@ -74,6 +74,7 @@ export const rawDriver: Driver<RawOptions> = {
   name: 'raw',
   role: 'format',
   children: { file: 'filtered' },
+  reopenOptions: ['offset', 'size'],
   options: {
     offset: { type: 'size', help: 'where the image begins in the file, in bytes' },
     size: { type: 'size', help: 'length of the image in bytes (default: to the end of the file)' },
