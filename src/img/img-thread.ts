@@ -70,7 +70,8 @@ export function setup(thread: SetupThread): Furnished {
       copyPart(
         context,
         {
-          ...{ ...rest, signal: given.signal, sourceHow: opened(sourceHow, given) },
+          ...{ ...rest, signal: given.signal, onProgress: given.onProgress },
+          sourceHow: opened(sourceHow, given),
           target: { name: target, format: create.format },
         },
         (size) => creation(create, size),

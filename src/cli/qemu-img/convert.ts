@@ -35,13 +35,14 @@ const own = {
   skipBroken: { long: 'skip-broken-bitmaps' },
 } as const;
 
-const { object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache, settings } = Option;
+const { object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache, settings } =
+  Option;
 
 const SPARSE_MAX = 16 * MiB;
 
 export const convert: Verb = {
   options: [
-    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache, settings],
+    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache, settings],
     ...Object.values(own),
   ],
   async run(line, terminal) {
@@ -54,7 +55,7 @@ export const convert: Verb = {
     }
     if (line.operands.length < 2) throw new Failure('Must specify image file name');
     const options = optionsOf(line, terminal, { ...given, format });
-    using shown = new Progress(terminal, line.has(progress) && !line.has(quiet));
+    using shown = Progress.of(line, terminal);
     try {
       await withLocalContext((context) =>
         interruptible((signal) => convertImages(context, { ...options, signal, onProgress: shown.at })),
