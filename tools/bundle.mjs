@@ -76,4 +76,9 @@ async function bundleCommand(root, outdir) {
   });
   const warm = spawnSync(process.execPath, [join(root, 'tools', 'warm.mjs'), main], { encoding: 'utf8' });
   if (warm.status !== 0) throw new Error(`Could not run the bundled command: ${warm.stderr}`);
+  const manual = spawnSync(process.execPath, [main, 'manual'], { encoding: 'utf8' });
+  if (manual.status !== 0) throw new Error(`Could not print the manual: ${manual.stderr}`);
+  const folder = join(root, 'dist', 'man');
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, 'blockplane.1'), manual.stdout);
 }

@@ -1,18 +1,23 @@
 /** The `blockplane` command. Verbs load what they need when they are called, so that it starts quickly. */
-import { programOf } from './programs.ts';
+import { IMAGE_VERBS, PROGRAMS, programOf } from './programs.ts';
+import { VERB_WORDS } from './qemu-img/verb-help.ts';
 import { errorLine, PROGRAM, UsageError } from './report.ts';
 import type { EarlyThread } from './serve.ts';
 import { packageVersion } from './version.ts';
 
 const EXIT_USAGE = 2;
 
-const PROGRAMS_HELP = `
-Programs with command lines of their own ('blockplane PROGRAM --help'), also when blockplane is called by their name:
-  daemon           a storage daemon that QMP drives, with the options of qemu-storage-daemon; that name works, too
-  qemu-img         stands in for qemu-img
-  qemu-io          stands in for qemu-io
-  qemu-nbd         stands in for qemu-nbd
-  vhost-user-blk   a back-end by the conventions of the vhost-user specification`;
+/** What has a command line of its own, in the help. */
+function othersHelp(): string {
+  const line = (name: string, summary: string): string => `  ${name.padEnd(20)} ${summary}\n`;
+  const verbs = IMAGE_VERBS.map((name) => line(name, VERB_WORDS[name]!.summary)).join('');
+  const programs = Object.entries(PROGRAMS).map(([name, { summary }]) => line(name, summary));
+  return `
+More commands on images, with the options of qemu-img's ('blockplane COMMAND --help'):
+${verbs}
+Programs ('blockplane PROGRAM --help'), also when blockplane is called by their name:
+${programs.join('')}`;
+}
 
 /**
  * A thread takes as long to start as the command line to be read, so the two are done side by side. Only where it is
@@ -43,9 +48,10 @@ export async function main(argv: readonly string[], called?: string): Promise<nu
   }
   if (standIn && other) return other.run(standIn.argv);
   const early = await startEarly(argv);
-  const [{ Command, CommanderError }, { addServe, addImageVerbs }] = await Promise.all([
+  const [{ Command, CommanderError }, { addServe, addImageVerbs }, { addManual }] = await Promise.all([
     import('commander'),
     import('./verbs.ts'),
+    import('./manual.ts'),
   ]);
   let exitCode = 0;
   const program = new Command(PROGRAM)
@@ -53,7 +59,7 @@ export async function main(argv: readonly string[], called?: string): Promise<nu
       'Block storage for Node.js: disk images, made, mended and served over NBD, each in an I/O thread of its own',
     )
     .version(packageVersion())
-    .addHelpText('after', PROGRAMS_HELP)
+    .addHelpText('after', othersHelp)
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, `${PROGRAM}: `)) });
   const ended = (code: number): void => {
@@ -61,6 +67,7 @@ export async function main(argv: readonly string[], called?: string): Promise<nu
   };
   addServe(program, early, ended);
   addImageVerbs(program, ended);
+  addManual(program);
   try {
     await program.parseAsync(argv, { from: 'user' });
     return exitCode;

@@ -9,7 +9,7 @@ import { failureText } from './messages.ts';
 import { COMPATIBLE_VERSION, warnOfTrace } from './standard-options.ts';
 import { Failure, Misuse, Option, type Terminal, type Verb, VerbLine } from './verb.ts';
 
-const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
+export const VERBS: Readonly<Record<string, () => Promise<Verb>>> = {
   amend: async () => (await import('./amend.ts')).amend,
   bitmap: async () => (await import('./bitmap.ts')).bitmap,
   bench: async () => (await import('./bench.ts')).bench,
@@ -33,6 +33,7 @@ const TRACE: OptionDef = { short: 'T', long: 'trace', argument: 'required' };
 const GLOBAL = [HELP, VERSION, TRACE];
 
 const PROGRAM = 'qemu-img';
+const OWN = 'blockplane';
 const TRY_HELP = `Try '${PROGRAM} --help' for more information\n`;
 
 const PROCESS: Terminal = {
@@ -41,6 +42,21 @@ const PROCESS: Terminal = {
 };
 
 export const writesItself = true;
+
+/** The verbs as blockplane's own: what they print is under its name. */
+export const ownVerbs = {
+  writesItself,
+  run: (argv: readonly string[]): Promise<number> =>
+    run(argv, {
+      out: (text) => PROCESS.out(text.replace(`usage: ${PROGRAM}`, `usage: ${OWN}`)),
+      err: (text) =>
+        PROCESS.err(
+          text
+            .replaceAll(new RegExp(`^${PROGRAM}:`, 'gm'), `${OWN}:`)
+            .replace(TRY_HELP, `Try '${OWN} ${argv[0]} --help' for more information\n`),
+        ),
+    }),
+};
 
 /** Runs a command line without the program's name; answers its exit code. */
 export async function run(argv: readonly string[], terminal: Terminal = PROCESS): Promise<number> {
@@ -75,7 +91,10 @@ async function dispatch(argv: readonly string[], terminal: Terminal): Promise<nu
   }
   const lastWord = verb.lastWord === undefined ? undefined : words.pop();
   const line = read(words, [HELP, ...verb.options], false);
-  if (line.options.some(({ def }) => def === HELP)) return help(terminal);
+  if (line.options.some(({ def }) => def === HELP)) {
+    terminal.out((await import('./verb-help.ts')).verbHelp(PROGRAM, name, verb));
+    return 0;
+  }
   const texts = line.options.flatMap(({ def, value }) => (def === Option.object ? [value!] : []));
   const objects = await objectStore(texts).catch((error: unknown) => {
     throw new Failure(failureText(error), verb.objectExit ?? 1);
