@@ -50,8 +50,8 @@ test('bash completes commands, options and files', needs('bash'), async () => {
   const { code, stdout: script } = await blockplane('completion', 'bash');
   assert.equal(code, 0);
   const ask = async (...words: readonly string[]): Promise<string> => {
-    const line = `COMP_WORDS=(blockplane ${words.join(' ')}); COMP_CWORD=${words.length}; _blockplane; echo "\${COMPREPLY[@]}"`;
-    return (await run('bash', ['-c', `${script}\n${line}`])).stdout.trim();
+    const line = `COMP_WORDS=(blockplane ${words.join(' ')}); COMP_CWORD=${words.length}`;
+    return (await run('bash', ['-c', `${script}\n${line}; _blockplane; echo "\${COMPREPLY[@]}"`])).stdout.trim();
   };
   assert.equal(await ask('conv'), 'convert');
   assert.equal(await ask('serve', '--over'), '--overlay');

@@ -120,7 +120,8 @@ function fish(commands: readonly DescribedCommand[]): string {
     `complete -c blockplane -n __fish_use_subcommand -a ${name} -d '${fishQuoted(summary)}'`,
     ...options.map(({ flags, does }) => {
       const names = flags.map((flag) => (flag.startsWith('--') ? `-l ${flag.slice(2)}` : `-s ${flag.slice(1)}`));
-      return `complete -c blockplane -n '__fish_seen_subcommand_from ${name}' ${names.join(' ')} -d '${fishQuoted(does)}'`;
+      const when = `__fish_seen_subcommand_from ${name}`;
+      return `complete -c blockplane -n '${when}' ${names.join(' ')} -d '${fishQuoted(does)}'`;
     }),
   ]);
   return `# Completion of blockplane for fish: blockplane completion fish | source\n${lines.join('\n')}\n`;
@@ -153,8 +154,8 @@ COMMAND [OPTIONS] [OPERANDS]
 .SH DESCRIPTION
 ${roff(description)}.
 Each command has \\-\\-help.
-Commands that take the place of a program of QEMU have its options; they are run as well when blockplane is called by its
-name.
+Commands that take the place of a program of QEMU have its options; they are run as well when blockplane is called by
+its name.
 Nothing is printed in colour.
 .SH COMMANDS
 ${sections.join('')}.SH EXIT STATUS
