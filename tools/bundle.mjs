@@ -50,7 +50,9 @@ async function bundleCommand(root, outdir) {
   const { build } = await import('esbuild');
   const source = (name) => join(root, 'dist', 'src', 'cli', name);
   const license = readFileSync(join(root, 'node_modules', 'commander', 'LICENSE'), 'utf8');
-  const cjs = { ...COMMON, format: 'cjs', minifyWhitespace: true, minifySyntax: true };
+  // A script that comes out of the cache cannot import: what it loads late is required.
+  const supported = { 'dynamic-import': false };
+  const cjs = { ...COMMON, format: 'cjs', minifyWhitespace: true, minifySyntax: true, supported };
   const { outputFiles } = await build({
     ...cjs,
     external: ['koffi', 'basic-ftp'],

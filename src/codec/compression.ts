@@ -15,6 +15,11 @@ export type CodecDone = (length: number) => void;
 const WINDOW_BITS = 12;
 const SMALL = 4 * KiB;
 
+/** ENOTSUP for what cannot be done here. */
+export function assertCodec(type: CompressionType): void {
+  if (type === 'zstd') zstd();
+}
+
 /** Compresses `from` into `to`; -1 where it does not fit: it was not worth it. */
 export function compress(type: CompressionType, from: Uint8Array, to: Uint8Array, done: CodecDone): void {
   if (type === 'zstd') {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { deflateRawSync, inflateRawSync } from 'node:zlib';
+import { deflateRawSync, inflateRawSync, constants as zlib } from 'node:zlib';
 import { Prng } from '../base/prng.ts';
 import { KiB } from '../base/units.ts';
 import { nativeDeflate } from './deflate.ts';
@@ -61,6 +61,15 @@ test(
     }
   },
 );
+
+test('a stream that holds all bytes and has no end is read', options, async () => {
+  for (const plain of blocks()) {
+    const packed = shared(deflateRawSync(plain, { finishFlush: zlib.Z_SYNC_FLUSH }));
+    const back = shared(new Uint8Array(plain.length));
+    assert.equal(await ended((done) => deflate!.decompress(packed, back, done)), plain.length);
+    assert.deepEqual(new Uint8Array(back), plain);
+  }
+});
 
 test('many at a time are not mixed up', options, async () => {
   const all = blocks();

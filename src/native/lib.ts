@@ -11,7 +11,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import type { Memory } from '../base/memory.ts';
 
 type Koffi = typeof import('koffi');
-type Library = import('koffi').LibraryHandle;
+export type Library = import('koffi').LibraryHandle;
 
 /** The libc functions in use. They return what C returns: -1 on failure, with the reason in errno. */
 export interface Libc {
@@ -137,6 +137,14 @@ export function scratch(): Memory {
 /** `result` of a libc call, or the negative errno when it is -1. Must directly follow the call. */
 export function check(result: number): number {
   return result === -1 ? -current!.koffi.errno() : result;
+}
+
+/** A library of the system, which uses its own functions even where the process exports others of the same name. Throws
+ *  where there is none, or the C library cannot do that: only glibc can. */
+export function systemLibrary(name: string): Library {
+  const { koffi, library } = requireNative(`load ${name}`);
+  library.func('gnu_get_libc_version', 'str', []);
+  return koffi.load(name, { deep: true });
 }
 
 /** The address of the first byte of `view`, which must be on a SharedArrayBuffer or come from {@link viewOf}: other

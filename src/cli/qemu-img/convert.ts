@@ -13,7 +13,7 @@ import { creationHelp } from './help.ts';
 import { interruptible } from './interrupt.ts';
 import { Progress } from './progress.ts';
 import { sizeOf } from './sizes.ts';
-import { cacheMode, imageSpec } from './targets.ts';
+import { cacheMode, imageSpec, warnProbedRaw } from './targets.ts';
 import { Failure, Option, type Terminal, type Verb, type VerbLine } from './verb.ts';
 
 const own = {
@@ -124,7 +124,10 @@ function optionsOf(line: VerbLine, terminal: Terminal, given: Given): ConvertOpt
     cache: cacheMode(line, sourceCache),
     ...{ forceShare: line.has(forceShare), objects: line.objects, snapshot },
   };
-  const targetHow = { cache: cacheMode(line, cache) ?? ('unsafe' as const), objects: line.objects };
+  const targetHow = {
+    ...{ cache: cacheMode(line, cache) ?? ('unsafe' as const), objects: line.objects },
+    onProbedRaw: warnProbedRaw(terminal),
+  };
   const sources = names.map((source) => imageSpec(line, source));
   if (snapshot !== undefined && sources.length > 1) {
     throw new Failure('No support for concatenating multiple snapshot');

@@ -10,6 +10,7 @@ import { Iov } from '../../base/memory.ts';
 import { KiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import { RequestFlags } from '../../block/driver.ts';
+import { BlockStatus } from '../../block/status.ts';
 import { testDisk } from '../../block/testing.ts';
 import { CompressedClusters } from './compressed.ts';
 import { makeImage, registerQcow2 } from './testing.ts';
@@ -33,6 +34,27 @@ test('T4 at most four clusters of an image are compressed at a time, and all of 
     const plain = inflateRawSync(bytes);
     assert.ok(plain.length === 64 * KiB && plain.every((byte) => byte === i), `cluster ${i}`);
   }
+  await context.stop();
+});
+
+test('compressed clusters beside each other are one extent, and read as what was written', async (t) => {
+  registerQcow2();
+  const file = { driver: 'file', filename: join(scratch(t), 'image') };
+  writeFileSync(file.filename, '');
+  const context = new AioContext(new PoolBackend());
+  const count = 40;
+  await makeImage(context, file, { size: (count + 1) * CLUSTER, 'cluster-size': CLUSTER });
+  const blk = await BlockBackend.open(context, { driver: 'qcow2', file });
+  const bytes = Iov.of(context.backend.memory(new Uint8Array(new SharedArrayBuffer(count * CLUSTER))));
+  for (let i = 0; i < count; i++) bytes.fill(i + 1, i * CLUSTER, CLUSTER);
+  await blk.write(0, bytes, RequestFlags.COMPRESSED);
+  const status = new BlockStatus();
+  await blk.blockStatus(512, count * CLUSTER, status);
+  assert.deepEqual([status.length, status.data], [count * CLUSTER - 512, true]);
+  const back = Iov.of(context.backend.memory(new Uint8Array(new SharedArrayBuffer(count * CLUSTER - 1024))));
+  await blk.read(512, back);
+  assert.ok(back.run(0).every((byte, i) => byte === 1 + Math.floor((512 + i) / CLUSTER)));
+  await blk.close();
   await context.stop();
 });
 

@@ -3,14 +3,14 @@
  * are worked on at a time (SEMANTICS T4); the others wait, and so memory is bounded.
  */
 
-import { CoQueue } from '../../aio/co-queue.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { Gate } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
+import { Fifo } from '../../base/fifo.ts';
 import { Iov } from '../../base/memory.ts';
 import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import type { Child } from '../../block/driver.ts';
-import { type CompressionType, compress, decompress } from '../../codec/compression.ts';
+import { assertCodec, type CodecDone, type CompressionType, compress, decompress } from '../../codec/compression.ts';
 import { kernelBytes } from './metadata-io.ts';
 
 /** SEMANTICS T4. */
@@ -37,6 +37,19 @@ export interface Wanted {
   readonly iov: Iov;
 }
 
+/** A compressed cluster whose bytes are in memory, and where its plain ones go. */
+interface Packed {
+  readonly offset: Offset;
+  readonly packed: Uint8Array;
+  readonly plain: Uint8Array;
+}
+
+/** One block to compress or decompress. */
+interface Task {
+  readonly start: (done: CodecDone) => void;
+  readonly ended: CodecDone;
+}
+
 export interface CompressedOptions {
   readonly aio: AioContext;
   readonly file: Child;
@@ -51,11 +64,13 @@ export class CompressedClusters {
   readonly #entriesMax: number;
   /** Used last comes last. A few: looking through them is cheap. */
   readonly #entries: Entry[] = [];
-  readonly #room = new CoQueue();
+  /** In the order in which they begin. */
+  readonly #waiting = new Fifo<Task>();
   /** Memory for compressed bytes, of a cluster each and of several: used again, since what is new has to be cleared. */
   readonly #small: Uint8Array[] = [];
   readonly #large: Uint8Array[] = [];
   #running = 0;
+  #starting = false;
 
   constructor(options: CompressedOptions) {
     this.#options = options;
@@ -110,20 +125,26 @@ export class CompressedClusters {
     const from = run[0]!.offset;
     const bytes = Math.max(...run.map(({ offset, length }) => offset + length)) - from;
     const memory = this.#large.pop() ?? kernelBytes(READ_BYTES);
-    const packed = await this.#readPacked(from, memory.subarray(0, bytes));
-    const parts = run.map(({ offset, length, iov }) => {
-      const at = offset - from;
-      return this.#unpack(offset, packed.subarray(at, at + length), iov.run(0));
-    });
-    const failure = (await Promise.allSettled(parts)).find(({ status }) => status === 'rejected');
-    if (this.#large.length < READS_KEPT) this.#large.push(memory);
-    if (failure) throw (failure as PromiseRejectedResult).reason;
+    try {
+      const bytesOf = await this.#readPacked(from, memory.subarray(0, bytes));
+      await this.#unpack(
+        run.map(({ offset, length, iov }) => {
+          const at = offset - from;
+          return { offset, packed: bytesOf.subarray(at, at + length), plain: iov.run(0) };
+        }),
+      );
+    } finally {
+      if (this.#large.length < READS_KEPT) this.#large.push(memory);
+    }
   }
 
   /** The compressed bytes of a cluster, to be given back; undefined where they would not be fewer. */
   async pack(plain: Uint8Array): Promise<Uint8Array | undefined> {
+    assertCodec(this.#type);
     const memory = this.#small.pop() ?? kernelBytes(plain.length - 1);
-    const length = await this.#task((done) => compress(this.#type, plain, memory, done));
+    const gate = new Gate<number>();
+    this.#begin({ start: (done) => compress(this.#type, plain, memory, done), ended: (length) => gate.open(length) });
+    const length = await gate.promise;
     if (length >= 0) return memory.subarray(0, length);
     this.giveBack(memory);
     return undefined;
@@ -161,7 +182,7 @@ export class CompressedClusters {
 
   async #decompress(offset: Offset, length: Bytes): Promise<Uint8Array> {
     const plain = kernelBytes(this.#options.clusterSize);
-    await this.#unpack(offset, await this.#readPacked(offset, kernelBytes(length)), plain);
+    await this.#unpack([{ offset, packed: await this.#readPacked(offset, kernelBytes(length)), plain }]);
     return plain;
   }
 
@@ -175,22 +196,44 @@ export class CompressedClusters {
     return packed;
   }
 
-  async #unpack(offset: Offset, packed: Uint8Array, plain: Uint8Array): Promise<void> {
-    const result = await this.#task((done) => decompress(this.#type, packed, plain, done));
-    if (result === plain.length) return;
-    throw new BlockError(Errno.EIO, `Could not read a compressed cluster: its bytes at ${offset} are damaged`);
+  /** All of them have ended when it does. A promise for each would cost a good part of the decompressing. */
+  async #unpack(clusters: readonly Packed[]): Promise<void> {
+    assertCodec(this.#type);
+    const gate = new Gate<readonly Offset[]>();
+    const damaged: Offset[] = [];
+    let left = clusters.length;
+    for (const { offset, packed, plain } of clusters) {
+      const ended: CodecDone = (length) => {
+        if (length !== plain.length) damaged.push(offset);
+        left--;
+        if (left === 0) gate.open(damaged);
+      };
+      this.#begin({ start: (done) => decompress(this.#type, packed, plain, done), ended });
+    }
+    const [first] = await gate.promise;
+    if (first === undefined) return;
+    throw new BlockError(Errno.EIO, `Could not read a compressed cluster: its bytes at ${first} are damaged`);
   }
 
-  async #task(start: (done: (length: number) => void) => void): Promise<number> {
-    while (this.#running >= TASKS) await this.#room.wait();
-    this.#running++;
-    try {
-      const gate = new Gate<number>();
-      start((length) => gate.open(length));
-      return await gate.promise;
-    } finally {
-      this.#running--;
-      this.#room.wakeOne();
+  #begin(task: Task): void {
+    this.#waiting.push(task);
+    this.#beginMore();
+  }
+
+  #beginMore(): void {
+    // Small blocks end within their start: the loop below goes on with the next one.
+    if (this.#starting) return;
+    this.#starting = true;
+    while (this.#running < TASKS) {
+      const task = this.#waiting.shift();
+      if (task === undefined) break;
+      this.#running++;
+      task.start((length) => {
+        this.#running--;
+        task.ended(length);
+        this.#beginMore();
+      });
     }
+    this.#starting = false;
   }
 }

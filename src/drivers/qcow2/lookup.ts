@@ -121,7 +121,7 @@ export class Lookup {
     const first = inside - (inside % unit);
     let length = unit - (inside % unit);
     // Where the next (sub)cluster begins, counted from the beginning of this cluster.
-    for (let next = first + unit; length < want && kind !== Kind.COMPRESSED; next += unit) {
+    for (let next = first + unit; length < want; next += unit) {
       const entry = Math.floor(next / this.#clusterSize);
       if (inSlice + entry >= this.#sliceEntries) break;
       const there = position + entry * this.#entryBytes;

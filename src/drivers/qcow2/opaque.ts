@@ -81,6 +81,7 @@ export class OpaqueIo {
   }
 
   async #read(at: Offset, iov: Iov): Promise<void> {
+    const { clusterSize } = this.#image.geometry;
     const mapping = new Mapping();
     let packed: Wanted[] = [];
     for (let done = 0; done < iov.length; ) {
@@ -89,10 +90,12 @@ export class OpaqueIo {
         await pending;
         continue;
       }
-      const part = iov.slice(done, mapping.length);
-      if (mapping.kind === 'opaque') packed.push(this.#wanted(at + done, part));
-      else await this.#readPart(at + done, part, mapping);
-      done += mapping.length;
+      let { length } = mapping;
+      if (mapping.kind === 'opaque') {
+        length = Math.min(length, clusterSize - ((at + done) % clusterSize));
+        packed.push(this.#wanted(at + done, iov.slice(done, length)));
+      } else await this.#readPart(at + done, iov.slice(done, length), mapping);
+      done += length;
       if (packed.length < this.#together) continue;
       await this.#image.compressed.read(packed);
       packed = [];
