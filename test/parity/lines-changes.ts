@@ -6,6 +6,9 @@ const SECRET = '--object secret,id=s,data=abc';
 
 export const AMEND_LINES: readonly Line[] = [
   'amend',
+  `amend ${SECRET} -o lazy_refcounts=on data.qcow2`,
+  'amend --image-opts -o lazy_refcounts=on driver=qcow2,file.filename=data.qcow2',
+  'amend --image-opts -f qcow2 -o lazy_refcounts=on driver=qcow2,file.filename=data.qcow2',
   'amend empty.qcow2',
   'amend -o lazy_refcounts=on empty.qcow2',
   'amend -o compat=0.10 empty.qcow2',
@@ -55,6 +58,7 @@ export const AMEND_LINES: readonly Line[] = [
 
 export const BITMAP_LINES: readonly Line[] = [
   'bitmap',
+  `bitmap ${SECRET} --add empty.qcow2 b`,
   'bitmap empty.qcow2',
   'bitmap empty.qcow2 b',
   'bitmap --add empty.qcow2 b',

@@ -169,6 +169,9 @@ export const COMPARE_LINES: readonly Line[] = [
   'compare ov.qcow2 top.qcow2',
   'compare -q ov.qcow2 top.qcow2',
   'compare -q base.raw base.raw',
+  { line: 'compare -p base.raw base.raw', differs: 'Progress', except: ['stdout'] },
+  'compare -p -q base.raw data.qcow2',
+  `compare ${SECRET} base.raw base.raw`,
   'compare -q -s base.raw data.qcow2',
   'compare empty.qcow2 empty.qcow2',
   'compare empty.qcow2 v2.img',
@@ -239,6 +242,7 @@ export const REBASE_LINES: readonly Line[] = [
   'rebase',
   'rebase ov.qcow2',
   'rebase ov.qcow2 top.qcow2 -b base.raw',
+  { line: 'rebase -p -b base.raw -F raw top.qcow2', differs: 'Progress', except: ['stdout'] },
   'rebase -b base.raw nosuch',
   'rebase -b base.raw ov.qcow2',
   'rebase -b base.raw -F raw ov.qcow2',
@@ -290,6 +294,9 @@ export const REBASE_LINES: readonly Line[] = [
 
 export const COMMIT_LINES: readonly Line[] = [
   'commit',
+  { line: 'commit -p ov.qcow2', differs: 'Progress', except: ['stdout'] },
+  'commit -p -q ov.qcow2',
+  `commit ${SECRET} -d ov.qcow2`,
   'commit ov.qcow2 top.qcow2',
   'commit nosuch',
   'commit ov.qcow2',

@@ -14,6 +14,7 @@ export const CHECK_LINES: readonly Line[] = [
   ]),
   'check v2.img',
   'check -q empty.qcow2',
+  'check --object secret,id=s,data=abc empty.qcow2',
   'check -f qcow2 empty.qcow2',
   'check -f raw empty.qcow2',
   'check base.raw',
@@ -53,6 +54,7 @@ export const CHECK_LINES: readonly Line[] = [
 export const MAP_LINES: readonly Line[] = [
   'map',
   'map nofile',
+  'map --object secret,id=s,data=abc data.qcow2',
   ...[
     'base.raw',
     'odd.raw',
@@ -84,6 +86,7 @@ export const SNAPSHOT_LINES: readonly Line[] = [
   'snapshot',
   'snapshot snap.qcow2',
   'snapshot -l snap.qcow2',
+  'snapshot --object secret,id=s,data=abc -l snap.qcow2',
   'snapshot -l empty.qcow2',
   'snapshot -l base.raw',
   'snapshot -l nofile',
@@ -126,6 +129,9 @@ export const SNAPSHOT_LINES: readonly Line[] = [
 
 export const RESIZE_LINES: readonly Line[] = [
   'resize',
+  'resize --object secret,id=s,data=abc empty.qcow2 2M',
+  'resize --image-opts driver=qcow2,file.filename=empty.qcow2 2M',
+  'resize --image-opts -f qcow2 driver=qcow2,file.filename=empty.qcow2 2M',
   'resize empty.qcow2',
   'resize 1M',
   'resize empty.qcow2 1M more',

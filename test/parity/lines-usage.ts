@@ -12,6 +12,8 @@ export const USAGE_LINES: readonly Line[] = [
   '-T nosuchevent info base.raw',
   'info',
   'info -x base.raw',
+  'info --object secret,id=s,data=abc data.qcow2',
+  'info --object foo data.qcow2',
   'info --foo base.raw',
   'info --output',
   'info -f',
