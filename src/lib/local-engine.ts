@@ -11,7 +11,7 @@ import { WorkerJobs } from './worker-jobs.ts';
  */
 export function withLocalEngine<T>(body: (engine: ImageEngine) => Promise<T>): Promise<T> {
   return withLocalContext(async (context) => {
-    const disks = new ThreadDisks(context);
+    const disks = new ThreadDisks(context, 0);
     const jobs = new WorkerJobs(disks);
     const handlers = imageHandlers(context, disks, jobs);
     try {

@@ -1,5 +1,4 @@
 /** Disks that are open in this thread, by number. */
-import { threadId } from 'node:worker_threads';
 import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -25,12 +24,14 @@ interface OpenDisk {
 
 export class ThreadDisks {
   readonly #context: AioContext;
+  readonly #threadId: number;
   readonly #disks = new Map<number, OpenDisk>();
   #ids = 0;
   #opening = 0;
 
-  constructor(context: AioContext) {
+  constructor(context: AioContext, threadId: number) {
     this.#context = context;
+    this.#threadId = threadId;
   }
 
   get count(): number {
@@ -86,7 +87,7 @@ export class ThreadDisks {
 
   /** Gives a number to a disk that is open. */
   adopt(blk: BlockBackend): OpenReply {
-    const disk = threadId * NUMBERS + ++this.#ids;
+    const disk = this.#threadId * NUMBERS + ++this.#ids;
     this.take(disk, blk);
     const { length: size, readOnly, stats } = blk;
     return { disk, size, readOnly, nodeName: blk.root?.name ?? '', counters: stats.words };

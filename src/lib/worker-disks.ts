@@ -14,8 +14,8 @@ export class WorkerDisks extends ThreadDisks {
   /** Disks that have their home in other threads, for users that stay in this one. */
   readonly #guests = new Map<number, BlockBackend>();
 
-  constructor(context: AioContext) {
-    super(context);
+  constructor(context: AioContext, threadId: number) {
+    super(context, threadId);
     this.#context = context;
   }
 

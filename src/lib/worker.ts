@@ -1,5 +1,6 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
+import { nameThread } from '../block/registry.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import { imageHandlers } from './image-handlers.ts';
@@ -15,8 +16,9 @@ import { WorkerVhostUser } from './worker-vhost-user.ts';
 type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<MethodResult<M>> };
 
 export function setup(thread: SetupThread): Furnished {
+  nameThread(thread.threadId);
   builtinDrivers();
-  const disks = new WorkerDisks(thread.context);
+  const disks = new WorkerDisks(thread.context, thread.threadId);
   let services = 0;
   const newId = (): number => ++services;
   const nbd = new WorkerNbd(thread, disks, newId);
