@@ -1,4 +1,4 @@
-/** How far a verb has come: `-p` shows it on one line, `--progress=json` in JSON lines, and SIGUSR1 asks at any time. */
+/** How far a verb is: `-p` shows it on one line, `--progress=json` in JSON lines, and SIGUSR1 asks at any time. */
 import { Failure, Option, type Terminal, type VerbLine } from './verb.ts';
 
 /** Percent between two lines. */
