@@ -25,6 +25,7 @@ const root = projectRoot();
 const ENTRIES = new Set([
   'src/index.ts',
   'src/cli/main.ts',
+  'src/cli/published.ts',
   'src/lib/conformance.ts',
   'src/lib/driver-api.ts',
   'src/daemon/index.ts',

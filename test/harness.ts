@@ -190,3 +190,23 @@ export function projectFile(path: string): string {
   while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
   return join(folder, path);
 }
+
+/** Hands sockets over, and becomes the program. */
+const ACTIVATION = `
+import os, socket, sys
+paths = sys.argv[1].split(":")
+sockets = [socket.socket(socket.AF_UNIX) for path in paths]
+for i, (s, path) in enumerate(zip(sockets, paths)):
+    s.bind(path)
+    s.listen()
+    os.set_inheritable(os.dup2(s.fileno(), 50 + i), False)
+for i in range(len(paths)):
+    os.dup2(50 + i, 3 + i)
+os.environ.update(LISTEN_FDS=str(len(paths)), LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+`;
+
+/** The words that start `command` as systemd does, with a listening socket at each of `paths`. Needs python3. */
+export function underSystemd(paths: readonly string[], command: readonly string[]): readonly string[] {
+  return ['/usr/bin/python3', '-c', ACTIVATION, paths.join(':'), ...command];
+}

@@ -232,3 +232,52 @@ test('https goes through a proxy by CONNECT; one that refuses is an error', need
   assert.match(error.message, /the proxy answered 407/);
   assert.doesNotMatch(error.message, /hush/);
 });
+
+test('serve --download serves an image from a server without ranges', needs('qemu-img'), async (t) => {
+  const { path, bytes } = await image(t);
+  const server = await RangeServer.start(t, bytes);
+  server.script = (_asked, response) =>
+    void response.writeHead(200, { 'content-length': String(bytes.length) }).end(bytes);
+  const { code, stderr } = await blockplane('serve', server.url('/disk.qcow2'));
+  assert.equal(code, 1);
+  assert.match(stderr, /^blockplane: [^\n]*does not serve ranges[^\n]*'download'[^\n]*\n$/);
+  const served = await serve(t, ['--download', server.url('/disk.qcow2')]);
+  await peer('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', served.uri(), path);
+  assert.equal((await served.stop()).code, 0);
+});
+
+test('serve --overlay: what was read of a URL is not fetched again after a restart', needs('nbdcopy'), async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  const dir = scratch(t);
+  const words = ['--format', 'raw', '--overlay', join(dir, 'mine.qcow2'), server.url()];
+  for (const round of [0, 1]) {
+    server.asked.length = 0;
+    const served = await serve(t, words);
+    await peer('nbdcopy', served.uri(), join(dir, `${round}.raw`));
+    assert.deepEqual(new Uint8Array(readFileSync(join(dir, `${round}.raw`))), DATA);
+    assert.equal((await served.stop()).code, 0);
+    const behind = server.asked.filter(({ last }) => last >= 256 * 1024);
+    assert.equal(behind.length > 0, round === 0, `round ${round}: ${behind.length} requests`);
+  }
+});
+
+test('serve: a token and cookies from secret objects reach the server and nobody else', {
+  timeout: 60_000,
+}, async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  const dir = scratch(t);
+  for (const name of ['token', 'crumb']) writeFileSync(join(dir, name), `hush-${name}\n`);
+  const objects = ['token', 'crumb'].flatMap((name) => ['--object', `secret,id=${name},file=${join(dir, name)}`]);
+  const given = ['--http-opts', 'bearer-token-secret=token,cookie-secret=crumb'];
+  const served = await serve(t, ['--format', 'raw', ...objects, ...given, server.url()]);
+  for (const { headers } of server.asked) {
+    assert.deepEqual([headers.authorization, headers.cookie], ['Bearer hush-token', 'hush-crumb']);
+  }
+  assert.ok(server.asked.length > 0);
+  if (existsSync('/proc/self/cmdline')) {
+    assert.doesNotMatch(readFileSync(`/proc/${served.child.pid}/cmdline`, 'latin1'), /hush/);
+  }
+  const { code, stdout, stderr } = await served.stop();
+  assert.equal(code, 0);
+  assert.doesNotMatch(stdout + stderr, /hush/);
+});

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, type TestContext, test } from 'node:test';
 import { run as qemuNbd } from '../src/cli/qemu-nbd/program.ts';
-import { MAIN, needs, type Output, pattern, peer, run, scratch } from './harness.ts';
+import { MAIN, needs, type Output, pattern, peer, run, scratch, underSystemd } from './harness.ts';
 
 const ORIGINAL = ['/usr/bin/qemu-nbd'];
 const OURS = [process.execPath, MAIN, 'qemu-nbd'];
@@ -431,4 +431,25 @@ test('a raw image by guess does not become another format', needs('qemu-nbd', 'q
       .subarray(0, 512)
       .every((byte) => byte === 8),
   );
+});
+
+test('a socket from systemd is served, and no place beside it', needs('qemu-nbd', 'nbdinfo', 'python3'), async (t) => {
+  for (const program of [ORIGINAL, OURS]) {
+    const dir = scratch(t);
+    const socket = `${dir}/sd.sock`;
+    const path = program[0]!.includes('/') ? program[0]! : (await peer('which', program[0]!)).trim();
+    const words = [path, ...program.slice(1), '-f', 'raw', `${shared}/raw`];
+    const [python, ...args] = underSystemd([socket], words);
+    const child = spawn(python!, args, { stdio: 'ignore' });
+    t.after(() => child.kill('SIGKILL'));
+    const exited = once(child, 'close');
+    while (!existsSync(socket)) await once(watch(dir), 'change');
+    const size = await peer('nbdinfo', '--size', `nbd+unix:///?socket=${socket}`);
+    assert.equal(Number(size), statSync(`${shared}/raw`).size);
+    assert.deepEqual(await exited, [0, null]);
+    const twice = underSystemd([`${dir}/second.sock`], [...words.slice(0, -1), '-p', '1', `${shared}/raw`]);
+    const { code, stderr } = await run(twice[0]!, twice.slice(1));
+    assert.equal(code, 1);
+    assert.match(stderr, /TCP port number can't be set when using socket activation/);
+  }
 });

@@ -19,6 +19,7 @@ import {
   serve,
   socketOf,
   sparse,
+  underSystemd,
 } from './harness.ts';
 
 const MiB = 1024 * 1024;
@@ -234,21 +235,8 @@ except nbd.Error as e:
 
 /** Starts serve as systemd does, with a listening socket at each of `paths`. */
 function activated(t: TestContext, paths: readonly string[], ...args: string[]): Served {
-  const script = `
-import os, socket, sys
-paths = sys.argv[1].split(":")
-sockets = [socket.socket(socket.AF_UNIX) for path in paths]
-for i, (s, path) in enumerate(zip(sockets, paths)):
-    s.bind(path)
-    s.listen()
-    os.set_inheritable(os.dup2(s.fileno(), 50 + i), False)
-for i in range(len(paths)):
-    os.dup2(50 + i, 3 + i)
-os.environ.update(LISTEN_FDS=str(len(paths)), LISTEN_PID=str(os.getpid()))
-os.execv(sys.argv[2], sys.argv[2:])
-`;
-  const words = ['-c', script, paths.join(':'), process.execPath, MAIN, 'serve', ...args];
-  const child = spawn('/usr/bin/python3', words, { stdio: ['ignore', 'pipe', 'pipe'] });
+  const [program, ...words] = underSystemd(paths, [process.execPath, MAIN, 'serve', ...args]);
+  const child = spawn(program!, words, { stdio: ['ignore', 'pipe', 'pipe'] });
   t.after(() => child.kill('SIGKILL'));
   return new Served(child);
 }

@@ -69,7 +69,7 @@ export async function ensureDependencies() {
 
 /** Every source file of the build and the newest modification time among them. */
 function sources() {
-  const files = ['package-lock.json', 'tsconfig.json', 'tools/bundle.mjs'];
+  const files = ['package-lock.json', 'tsconfig.json', 'tools/bundle.mjs', 'tools/warm.mjs'];
   let newest = 0;
   const walk = (folder) => {
     for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
@@ -109,7 +109,7 @@ export async function ensureBuilt() {
 }
 
 /** For programs that start our command: the one that is published. */
-export const published = { BLOCKPLANE_MAIN: join(root, 'dist', 'bundle', 'main.js') };
+export const published = { BLOCKPLANE_MAIN: join(root, 'dist', 'bundle', 'main.cjs') };
 
 /** The path of a program, or undefined when it is not installed. */
 export function which(program) {

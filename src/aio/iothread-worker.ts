@@ -4,7 +4,7 @@
  * Calls are coroutines of the context, so that stopping waits for them. A Bug, and any error outside a handler, ends
  * the thread at once and reaches the owner with its stack: nothing is known to be in order after it.
  */
-import { isMainThread, parentPort, workerData } from 'node:worker_threads';
+import { isMainThread, parentPort, threadId, workerData } from 'node:worker_threads';
 import { assert, Bug } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { AioContext } from './context.ts';
@@ -17,6 +17,8 @@ import { chooseBackend } from './select.ts';
 /** What the setup module is given. */
 export interface SetupThread {
   readonly name: string;
+  /** Of worker_threads; 0 in the first thread of the process. */
+  readonly threadId: number;
   readonly context: AioContext;
   /** Tells the owner, who sees it as an 'event'. The payload is cloned. */
   emit(name: string, payload?: unknown): void;
@@ -53,6 +55,7 @@ class ThreadServer {
     const context = this.#context;
     this.#furnished = await module.setup({
       name: this.#name,
+      threadId,
       context,
       emit: (name, payload) => this.#emit({ kind: 'event', name, payload }),
     });

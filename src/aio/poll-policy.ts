@@ -34,9 +34,9 @@ export interface PollOptions {
 }
 
 export class AdaptivePolling implements PollPolicy {
-  readonly maxNs: Nanoseconds;
-  readonly #grow: number;
-  readonly #shrink: number;
+  maxNs: Nanoseconds;
+  #grow: number;
+  #shrink: number;
   pollNs: Nanoseconds = 0;
   #sinceHitNs = 0;
   #misses = 0;
@@ -46,6 +46,14 @@ export class AdaptivePolling implements PollPolicy {
     this.maxNs = options.pollMaxNs ?? POLL_MAX_NS_DEFAULT;
     this.#grow = options.pollGrow || 2;
     this.#shrink = options.pollShrink ?? 0;
+  }
+
+  /** From now on; what is left out stays. */
+  set({ pollMaxNs = this.maxNs, pollGrow = this.#grow, pollShrink = this.#shrink }: PollOptions): void {
+    this.maxNs = pollMaxNs;
+    this.#grow = pollGrow || 2;
+    this.#shrink = pollShrink;
+    this.pollNs = Math.min(this.pollNs, pollMaxNs);
   }
 
   get rests(): boolean {

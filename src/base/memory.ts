@@ -9,6 +9,17 @@ export interface Memory {
   readonly view: DataView;
   /** The native address of `bytes[0]`; 0 where there is no native layer (then nobody needs it). */
   readonly address: number;
+  /** The same bytes on an ArrayBuffer, where there is one; see {@link forCopying}. */
+  readonly plain?: Uint8Array;
+}
+
+/**
+ * The bytes of `memory`, for a copy that happens now: a view of them must not outlive the memory. V8 copies to and from
+ * SharedArrayBuffers word by word, and byte by byte where both ends are not aligned alike, as behind the header of a
+ * message: 16 KiB take 4 us instead of 0.2.
+ */
+export function forCopying(memory: Memory): Uint8Array {
+  return memory.plain ?? memory.bytes;
 }
 
 /**
@@ -75,6 +86,12 @@ export class Iov {
     return this.memories[i]!.bytes.subarray(at, at + this.lengths[i]!);
   }
 
+  /** The bytes of run `i`, as {@link forCopying} has them. */
+  runForCopying(i: number): Uint8Array {
+    const at = this.offsets[i]!;
+    return forCopying(this.memories[i]!).subarray(at, at + this.lengths[i]!);
+  }
+
   fill(value: number, from = 0, length = this.length - from): void {
     let skip = from;
     let left = length;
@@ -103,7 +120,7 @@ export class Iov {
         continue;
       }
       const take = Math.min(run - skip, source.length - done);
-      this.memories[i]!.bytes.set(source.subarray(done, done + take), this.offsets[i]! + skip);
+      forCopying(this.memories[i]!).set(source.subarray(done, done + take), this.offsets[i]! + skip);
       done += take;
       skip = 0;
     }
@@ -122,7 +139,7 @@ export class Iov {
       }
       const take = Math.min(run - skip, target.length - done);
       const at = this.offsets[i]! + skip;
-      target.set(this.memories[i]!.bytes.subarray(at, at + take), done);
+      target.set(forCopying(this.memories[i]!).subarray(at, at + take), done);
       done += take;
       skip = 0;
     }

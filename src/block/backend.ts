@@ -232,14 +232,15 @@ export class BlockBackend implements NodeParent {
 
   // The hot path.
 
-  /** Takes a request; it ends with `request.done()`, never inside this call. Home context only. */
-  submit(request: BlockRequest): void {
+  /** Takes a request; it ends with `request.done()`, never inside this call. Home context only. `goesOn`: a part of
+   *  something that drained sections wait for ({@link BackendUser.drainBusy}), so it does not wait for their end. */
+  submit(request: BlockRequest, goesOn = false): void {
     assert(request.phase === Phase.IDLE, 'a request was submitted while it is in flight');
     request.blk = this;
     request.failure = null;
     request.begunTicks = this.context.turnTicks();
     this.stats.requests++;
-    if (this.quiesce !== 0 && !this.disableQueuing) {
+    if (this.quiesce !== 0 && !this.disableQueuing && !goesOn) {
       request.phase = Phase.QUEUED;
       this.#queue.push(request);
       return;

@@ -9,7 +9,7 @@ import type { BlockNode } from './node.ts';
 import { COMMON_OPTIONS, ownOptions } from './options.ts';
 import { giveBacking } from './overlay.ts';
 import { nodeByName } from './registry.ts';
-import { setReadOnly } from './reopen.ts';
+import { setOwnOptions, setReadOnly } from './reopen.ts';
 
 /** Common options that take effect at once; what is not given goes back to its default. */
 type Manner = Pick<CommonOptions, 'discard' | 'detect-zeroes' | 'cache'>;
@@ -50,7 +50,7 @@ function assertChangeable({ node, options }: NodeChange): void {
     const common = Object.hasOwn(COMMON_OPTIONS, name) || name === 'cache';
     const child = Object.hasOwn(driver.children ?? {}, name);
     // What the file driver was given to find the same file again is nobody else's to say.
-    if (common || child || name === 'identity' || name === 'fd') continue;
+    if (common || child || name === 'identity' || name === 'fd' || driver.reopenOptions?.includes(name)) continue;
     if (JSON.stringify(given) !== JSON.stringify(before[name])) throw refuse(node, `option '${name}' cannot change`);
   }
   const direct = options.cache?.direct ?? false;
@@ -67,9 +67,25 @@ async function change(node: BlockNode, options: NodeOptions, undo: (() => Promis
     await setReadOnly(node, readOnly);
     undo.push(() => setReadOnly(node, !readOnly));
   }
+  await setOwn(node, options, undo);
   const before: Manner = node.common;
   await setManner(node, options);
   undo.push(() => setManner(node, before));
+}
+
+/** Options of the driver's own that may change. */
+async function setOwn(node: BlockNode, options: NodeOptions, undo: (() => Promise<void>)[]): Promise<void> {
+  const { reopenOptions = [] } = node.driver;
+  const optionOf = (given: object, name: string): unknown => (given as Readonly<Record<string, unknown>>)[name];
+  const before = node.common;
+  const same = (name: string): boolean =>
+    JSON.stringify(optionOf(before, name)) === JSON.stringify(optionOf(options, name));
+  if (reopenOptions.every(same)) return;
+  const kept = Object.entries(before).filter(([name]) => !reopenOptions.includes(name));
+  const given = reopenOptions.map((name) => [name, optionOf(options, name)] as const);
+  const wanted = given.filter(([, value]) => value !== undefined);
+  await setOwnOptions(node, Object.fromEntries([...kept, ...wanted]) as unknown as CommonOptions);
+  undo.push(() => setOwnOptions(node, before));
 }
 
 async function setManner(node: BlockNode, { discard, 'detect-zeroes': detectZeroes, cache }: Manner): Promise<void> {

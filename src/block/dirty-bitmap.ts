@@ -11,6 +11,7 @@ import { CoMutex } from '../aio/co-mutex.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { type Bytes, GiB, isPowerOfTwo, KiB, type Offset } from '../base/units.ts';
+import { BitmapCheckpoints } from './bitmap-checkpoints.ts';
 import { drain } from './drain.ts';
 import type { BitmapStore, MaybePromise } from './driver.ts';
 import { withdrawLeases } from './lease.ts';
@@ -129,6 +130,8 @@ export class NodeBitmaps {
   /** All that the image holds is here. */
   #loaded = false;
   readonly #mutex = new CoMutex('dirty bitmaps');
+  /** Where the image is to have bitmaps that outlive a crash. */
+  checkpoints: BitmapCheckpoints | null = null;
   readonly #hook = (at: Offset, length: Bytes): void => this.#written(at, length);
 
   constructor(node: BlockNode) {
@@ -166,6 +169,7 @@ export class NodeBitmaps {
     const bitmap = new DirtyBitmap(name, granularity, this.#node.length, state);
     this.#byName.set(name, bitmap);
     await this.#refresh();
+    if (persistent) this.checkpoints?.soon();
     return bitmap;
   }
 
@@ -175,6 +179,7 @@ export class NodeBitmaps {
     const bitmap = this.#changeable(name, 'remove', true);
     if (bitmap.persistent) {
       using _drained = await drain(this.#node);
+      this.checkpoints?.drop(bitmap);
       await this.#store?.remove(name);
     }
     this.#byName.delete(name);
@@ -270,27 +275,56 @@ export class NodeBitmaps {
     }
     this.#loaded = true;
     await this.#refresh();
-    if (!this.#node.readOnly) await store.use(this.#recording.map(({ name }) => name));
+    if (this.#node.readOnly) return;
+    await store.use(this.#recording.map(({ name }) => name));
+    if (store.checkpointEvery === 0) return;
+    const { aio } = this.#node;
+    this.checkpoints = new BitmapCheckpoints(
+      (callback) => aio.timer(callback, 'bitmap checkpoint'),
+      () => this.#store,
+      store.checkpointEvery,
+      () => this.#checkpoint(),
+    );
+    // Nobody writes yet. What cannot be stored now is marked in use.
+    await this.checkpoints.take(this.#kept).catch(() => undefined);
+    this.checkpoints.begin();
   }
 
   /** @internal The node may be written again after it was inactive: as after {@link load}. */
   async use(): Promise<void> {
     if (this.#node.readOnly || this.#recording.length === 0) return;
     await this.#store?.use(this.#recording.filter(({ persistent }) => persistent).map(({ name }) => name));
+    this.checkpoints?.soon();
   }
 
   /** @internal Stores what is persistent: on a drained node, which is about to close unless `inUse`. */
   async store(inUse = false): Promise<void> {
+    await this.checkpoints?.stop();
     if (!this.#loaded || !this.#node.live || this.#node.readOnly) return;
-    const kept = this.list().filter(({ persistent, inconsistent }) => persistent && !inconsistent);
-    await this.#store?.store(kept, inUse);
+    await this.#store?.store(this.#kept, inUse);
+  }
+
+  async #checkpoint(): Promise<void> {
+    using _held = await this.#mutex.lock();
+    using _drained = await drain(this.#node);
+    if (this.#node.live && !this.#node.readOnly) await this.checkpoints!.take(this.#kept);
+  }
+
+  /** What the image is to hold. */
+  get #kept(): DirtyBitmap[] {
+    return this.list().filter(({ persistent, inconsistent }) => persistent && !inconsistent);
   }
 
   /** @internal The node's length may have changed. */
   follow(): void {
     if (this.#byName.size === 0) return;
     const { length } = this.#node;
-    for (const bitmap of this.#byName.values()) if (bitmap.size !== length) bitmap.resize(length);
+    for (const bitmap of this.#byName.values()) {
+      if (bitmap.size === length) continue;
+      bitmap.resize(length);
+      // The driver has marked it, before it changed the length.
+      this.checkpoints?.drop(bitmap);
+    }
   }
 
   get #store(): BitmapStore | undefined {
@@ -379,5 +413,6 @@ export class NodeBitmaps {
     if (!bitmap.persistent || !store) return;
     using _drained = await drain(this.#node);
     await store.use([bitmap.name]);
+    this.checkpoints?.drop(bitmap);
   }
 }

@@ -18,8 +18,10 @@ import type { BlockError } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { BitmapStore } from './bitmap-store.ts';
 import type { BlockStatus } from './status.ts';
 
+export type { BitmapPart, BitmapStore, BitmapToStore, StoredBitmap } from './bitmap-store.ts';
 export type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
@@ -294,58 +296,20 @@ export interface PointInTime {
   keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void;
   /** A range need not be kept any more. */
   forget(at: Offset, length: Bytes): void;
+  /** What has to be copied still of a range reads the same in the target: it is done. */
+  settle(at: Offset, length: Bytes): void;
   /** Where the first range is from `from` on that has to be copied, at most `most` bytes of it; length 0 for none. */
   next(from: Offset, most: Bytes): { readonly at: Offset; readonly length: Bytes };
-  /** Copies what has to be of a range; waits for those that do so already. */
-  copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined>;
+  /** A bit for each cluster that has to be copied still, and that nobody has begun with. */
+  readonly bits: PagedBits;
+  /** Clusters that have to be copied are, from here on: who writes to them waits. To be called once, at the end; not
+   *  copied, they have to be copied again. */
+  begin(at: Offset, length: Bytes): (copied: boolean) => void;
+  /** Resolves once nothing is being copied. */
+  settled(): Promise<void>;
   /** Reads what was there; EACCES for what is not kept. */
   read(at: Offset, iov: Iov): Promise<void>;
   status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
-}
-
-/** A bitmap as an image holds it. */
-export interface StoredBitmap {
-  readonly name: string;
-  /** Bytes of the disk that a bit stands for. */
-  readonly granularity: Bytes;
-  /** It records writes. */
-  readonly enabled: boolean;
-  /** It is not known what it should hold (whoever had it in use did not store it): it can only be removed. */
-  readonly inconsistent: boolean;
-}
-
-/** A bitmap to be kept: bit i of `bits` stands for the i-th granule of the disk. */
-export interface BitmapToStore {
-  readonly name: string;
-  readonly granularity: Bytes;
-  readonly enabled: boolean;
-  readonly bits: PagedBits;
-}
-
-/**
- * Bitmaps in an image. block/ loads all that are consistent when the node opens, marks those in use that are about to
- * change, and stores them before the node closes. Everything but `stored`, `assertStorable` and `load` writes: never on
- * a read-only node.
- */
-export interface BitmapStore {
-  /** What the image holds now. */
-  readonly stored: readonly StoredBitmap[];
-  /** Of a read-only node: why `stored` is empty, where the image has bitmaps that cannot be right. */
-  readonly damage?: string | undefined;
-  /** Throws where a bitmap like this could not be stored: ENOTSUP, EINVAL, EFBIG. */
-  assertStorable(name: string, granularity: Bytes): void;
-  /** Fills `bits`, which are clear and which the node's bitmap goes on with. */
-  load(name: string, bits: PagedBits): Promise<void>;
-  /** From here on, and until `store`, whoever finds the image takes these for inconsistent; on stable storage. Names
-   *  that are not stored are passed over. */
-  use(names: readonly string[]): Promise<void>;
-  /**
-   * Makes `bitmaps`, and the inconsistent ones, what the image holds; on stable storage. Where it fails, what was in
-   * use stays so. `inUse`: the node goes on (a checkpoint), and they stay in use.
-   */
-  store(bitmaps: readonly BitmapToStore[], inUse: boolean): Promise<void>;
-  /** Takes one out, on stable storage. A name that is not stored is passed over. */
-  remove(name: string): Promise<void>;
 }
 
 export interface DriverNode extends NodeIo, NodeControl {}
@@ -461,8 +425,12 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;
+  /** Those of its options that an open node can be given others of: it is opened anew with them. */
+  readonly reopenOptions?: readonly string[];
   /** What `create` takes; its help and validation. */
   readonly createOptions?: Readonly<Record<string, OptionSpec>>;
+  /** Those of them that `amend` changes in an image that is there. */
+  readonly amendOptions?: readonly string[];
   /** Makes an image in `context.file`, which is empty or may be overwritten, and flushes it. Options are checked
    *  against `createOptions` before. */
   create?(context: CreateContext, options: Readonly<Record<string, unknown>>): Promise<void>;

@@ -120,6 +120,8 @@ function fits(node: BlockNode, request: BlockRequest, at: number, write: boolean
   if (limits.memoryAlignment !== 1 && !isIovAligned(request.iov, limits.memoryAlignment)) return false;
   if (!write) return true;
   if (node.readOnly || node.detectZeroes !== 'off') return false;
+  const { checkpoints } = node.bitmaps;
+  if (checkpoints !== null && !checkpoints.isOpen(at, length)) return false;
   if ((request.effective & RequestFlags.FUA) === 0) return true;
   return node.noFlush || !flushesForFua(node.impl);
 }

@@ -29,6 +29,8 @@ export async function admit(node: BlockNode, tracked: Tracked, flags: number, al
     if (borrowed !== undefined) await borrowed;
   }
   if (node.serialising !== 0) await waitConflicts(tracked, (flags & RequestFlags.NO_WAIT) !== 0);
+  const { checkpoints } = node.bitmaps;
+  if (checkpoints !== null && tracked.kind !== RequestKind.READ) await checkpoints.pass(tracked.at, tracked.length);
 }
 
 /** Reads `iov.length` bytes; what is beyond the node's end reads as zeroes (R4). */

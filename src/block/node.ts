@@ -61,6 +61,8 @@ export class BlockNode {
   /** 0 for a leaf, else one more than the highest child. */
   height = 0;
   closed = false;
+  /** Somebody else may have the image: nothing is read, written or locked (inactive.ts). */
+  inactive = false;
   /** A filter that a job has put there for its own time: what is asked about the disk is about what it shows. */
   implicit = false;
   /** True from the end of the driver's open to the beginning of its close: only then it may be called. */

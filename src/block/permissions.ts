@@ -122,6 +122,7 @@ export class PermChange {
     // New users first, so that a refusal is about them.
     const users = [...(this.#added.get(node) ?? []), ...node.parents].filter((user) => !this.#isRemoved(user, node));
     for (const user of users) {
+      if (node.inactive && this.#wishOf(user).perm !== 0) throw refusal(node, user, 'it is inactive');
       if (node.readOnly && (this.#wishOf(user).perm & WRITES) !== 0) {
         throw refusal(node, user, 'it is read-only');
       }
@@ -190,6 +191,7 @@ function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => 
 /** What a node needs of a child when its own users need `total`. */
 export function childPermissions(child: BlockChild, total: Wish): Wish {
   const { parent, role } = child;
+  if (parent.inactive) return { perm: 0, shared: PERM_ALL };
   if (role === 'filtered') {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
     return { perm: total.perm | copies, shared: total.shared };

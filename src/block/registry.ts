@@ -1,5 +1,4 @@
 /** The drivers and the named nodes of this thread. */
-import { threadId } from 'node:worker_threads';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Driver } from './driver.ts';
 import type { BlockNode } from './node.ts';
@@ -7,8 +6,14 @@ import type { BlockNode } from './node.ts';
 const drivers = new Map<string, Driver>();
 const nodes = new Map<string, BlockNode | null>();
 let autoNames = 0;
+let thread = 0;
 /** More than threads: names that are made up are unlike those of other threads, as one daemon has nodes in many. */
 const AUTO_NAME_STEP = 1000;
+
+/** Says which thread of the process this is (0 is its first), for the names that are made up. */
+export function nameThread(threadId: number): void {
+  thread = threadId;
+}
 
 /** Makes a driver known, under `names` as well as its own. A second one of the same name replaces the first. */
 export function registerDriver<O extends object>(driver: Driver<O>, ...names: string[]): void {
@@ -39,7 +44,7 @@ export function registeredDrivers(): readonly Driver[] {
 export function reserveName(wanted: string | undefined): string {
   let name = wanted;
   if (name === undefined) {
-    do name = `#block${String(autoNames++ * AUTO_NAME_STEP + threadId).padStart(3, '0')}`;
+    do name = `#block${String(autoNames++ * AUTO_NAME_STEP + thread).padStart(3, '0')}`;
     while (nodes.has(name));
   } else if (!/^[A-Za-z][A-Za-z0-9._-]{0,30}$/.test(name)) {
     throw new BlockError(

@@ -32,6 +32,20 @@ export async function setReadOnly(root: BlockNode, readOnly: boolean): Promise<v
   await new Reopening(root, nodes, readOnly).run();
 }
 
+/** The driver of an open node takes other options of its own. ENOTSUP, and whatever opening it throws: then it is as it
+ *  was. Control function. */
+export async function setOwnOptions(node: BlockNode, options: CommonOptions): Promise<void> {
+  if (!node.impl.inactivate) {
+    const why = `driver '${node.driver.name}' cannot be opened anew`;
+    throw new BlockError(Errno.ENOTSUP, `Could not change node '${node.name}': ${why}`);
+  }
+  const { length } = node;
+  using _drained = await drainNodes([node]);
+  using _section = await graphSection();
+  await new Reopening(node, [node], node.readOnly, options).run();
+  if (node.length !== length) node.resized();
+}
+
 /** The node and what holds its bytes and metadata, parents first. */
 function bytesOf(node: BlockNode): BlockNode[] {
   const below = node.children.filter(({ role }) => role !== 'cow' && role !== 'target');
@@ -54,10 +68,13 @@ class Reopening {
   readonly #root: BlockNode;
   readonly #nodes: readonly BlockNode[];
   readonly #readOnly: boolean;
+  readonly #options: CommonOptions | undefined;
   readonly #before = new Map<BlockNode, Before>();
 
-  constructor(root: BlockNode, nodes: readonly BlockNode[], readOnly: boolean) {
+  /** `options`: of all the nodes. Default: each has its own. */
+  constructor(root: BlockNode, nodes: readonly BlockNode[], readOnly: boolean, options?: CommonOptions) {
     this.#root = root;
+    this.#options = options;
     this.#nodes = nodes;
     this.#readOnly = readOnly;
     for (const node of nodes) {
@@ -95,7 +112,7 @@ class Reopening {
     const { perm, shared } = permissionsOf(node);
     const { impl: old } = node;
     node.readOnly = this.#readOnly;
-    node.common = { ...node.common, 'read-only': this.#readOnly };
+    node.common = { ...(this.#options ?? node.common), 'read-only': this.#readOnly };
     // The same file is open twice for a moment.
     await old.permissions?.(perm, PERM_ALL);
     const children = async (name: string) => node.children.find((child) => child.name === name);

@@ -9,6 +9,8 @@ import type { Driver, DriverNode, Limits, OpenContext, StatusResult, Supported }
 import { registerDriver } from './registry.ts';
 import { BlockRequest, RequestKind } from './request.ts';
 
+const UNTIL_MS_MAX = 20_000;
+
 export type DiskOp = 'read' | 'write' | 'zero' | 'discard' | 'flush' | 'truncate' | 'status' | 'open' | 'close';
 
 /** What a memory node reads and writes, and how it misbehaves. */
@@ -260,10 +262,13 @@ export function bytesOf(iov: Iov): Uint8Array {
   return bytes;
 }
 
-/** Waits until `condition` holds; every other thing that is ready runs in between. */
+/**
+ * Waits until `condition` holds; every other thing that is ready runs in between. Bounded by the clock: some conditions
+ * wait for it, and how many turns that takes depends on the machine.
+ */
 export async function until(condition: () => boolean, what = 'the condition'): Promise<void> {
-  for (let turns = 0; !condition(); turns++) {
-    if (turns > 20_000) throw new Error(`waited too long for ${what}`);
+  for (const begin = performance.now(); !condition(); ) {
+    if (performance.now() - begin > UNTIL_MS_MAX) throw new Error(`waited too long for ${what}`);
     await new Promise((resolve) => setImmediate(resolve));
   }
 }

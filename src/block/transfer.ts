@@ -19,7 +19,7 @@ export function appendIov(target: Iov, source: Iov, from: number, length: number
 /** Copies all of `source` into `target`, from `at` on. */
 export function copyIov(target: Iov, at: number, source: Iov): void {
   let done = at;
-  for (let i = 0; i < source.count; i++) done += target.copyFrom(source.run(i), done);
+  for (let i = 0; i < source.count; i++) done += target.copyFrom(source.runForCopying(i), done);
 }
 
 /** True when the leaf can take the iov as it is. */

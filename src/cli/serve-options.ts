@@ -53,6 +53,7 @@ export interface RawServeOptions extends RawTlsOptions {
   readonly overlay: readonly string[];
   readonly prefetch?: boolean;
   readonly httpOpts?: readonly string[];
+  readonly download?: boolean;
 }
 
 export type ListenAt =
@@ -265,7 +266,7 @@ export function serveOptions(paths: readonly string[], raw: RawServeOptions): Se
     references: referenceOptions(raw),
     prefetch: raw.prefetch ?? false,
     qcow2: { snapshot: raw.snapshot, 'encrypt.key': readKey(raw.keyFile) },
-    http: httpOption(raw.httpOpts),
+    http: httpOption([...(raw.httpOpts ?? []), ...(raw.download ? ['download=on'] : [])]),
     objects: raw.object,
     tls: tlsOptions(raw),
   };

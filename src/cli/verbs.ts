@@ -48,6 +48,7 @@ export function addServe(program: Command, early: EarlyThread | undefined, ended
     .option('--overlay <file>', OVERLAY, collect, [])
     .option('--prefetch', 'copy what is missing in the overlay in the background, until it needs the IMAGE no more')
     .option('--http-opts <options>', HTTP, collect)
+    .option('--download', 'fetch an IMAGE at a URL whole, first, where its server does not serve ranges')
     .option('-k, --socket <path>', 'listen on a unix socket (default: one in a private temporary directory)')
     .option('-l, --listen <host:port>', 'listen on TCP; port 0 takes a free one')
     .option('-V, --vhost-user <path>', 'serve to a virtual machine on this socket; repeat for each IMAGE', collect, [])

@@ -14,8 +14,6 @@ export type CodecDone = (length: number) => void;
 /** The window that writers of the format use: 4 KiB. Readers must not count on it. */
 const WINDOW_BITS = 12;
 const SMALL = 4 * KiB;
-// Sectors are padded: what follows the end of the stream is left alone, and a missing end is noticed by the length.
-const INFLATE = { finishFlush: zlib.Z_SYNC_FLUSH };
 
 /** ENOTSUP for what cannot be done here. */
 export function assertCodec(type: CompressionType): void {
@@ -44,7 +42,8 @@ export function decompress(type: CompressionType, from: Uint8Array, to: Uint8Arr
     else zstd().decompress(from.subarray(0, length), to, whole);
     return;
   }
-  const options = { ...INFLATE, maxOutputLength: to.length };
+  // Sectors are padded: what follows the end of the stream is left alone, and a missing end is noticed by the length.
+  const options = { finishFlush: zlib.Z_SYNC_FLUSH, maxOutputLength: to.length };
   const native = nativeFor(from, to);
   if (native) {
     native.decompress(from, to, whole);

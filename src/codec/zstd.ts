@@ -1,7 +1,6 @@
 /**
  * Zstandard: Node's own where it has it (22.15 and later), else the system's library, where there is one. [RFC 8878]
  */
-import * as zlib from 'node:zlib';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import { addressOf, native } from '../native/lib.ts';
@@ -25,7 +24,7 @@ let found: Zstd | undefined;
 
 /** ENOTSUP where there is none. */
 export function zstd(): Zstd {
-  found ??= ofNode(zlib as ZstdOfNode) ?? ofSystem();
+  found ??= ofNode(process.getBuiltinModule('node:zlib') as ZstdOfNode) ?? ofSystem();
   if (found) return found;
   throw new BlockError(Errno.ENOTSUP, 'Could not use zstd: it takes Node.js 22.15 or the library libzstd.so.1');
 }

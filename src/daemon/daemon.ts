@@ -22,6 +22,8 @@ import { Chardevs } from './chardev/chardevs.ts';
 import { type AnyHandler, commandTable } from './commands/table.ts';
 import { Events } from './events.ts';
 import { Exports } from './exports.ts';
+import { Graph } from './graph.ts';
+import { type JobArguments, type JobCommand, JobHandle } from './job-handle.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
@@ -44,6 +46,8 @@ export class Daemon implements Dispatcher {
   readonly chardevs = new Chardevs();
   readonly events = new Events();
   readonly nodes: Nodes;
+  /** What programs do with nodes. */
+  readonly graph = new Graph(this);
   readonly objects: ObjectStore;
   readonly nbd: NbdListeners;
   readonly exports: Exports;
@@ -109,6 +113,11 @@ export class Daemon implements Dispatcher {
     } catch (error) {
       throw qmpError(error) ?? error;
     }
+  }
+
+  /** Begins a job, and stays with it to its end. */
+  begin<N extends JobCommand>(command: N, args: JobArguments<N>): Promise<JobHandle> {
+    return JobHandle.begin(this, command, args);
   }
 
   /** Carries out a command as a program says it. */

@@ -5,7 +5,7 @@
  * import { Daemon } from 'blockplane/daemon';
  *
  * await using daemon = await Daemon.start();
- * await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n0', size: 2 ** 30 });
+ * await daemon.graph.add({ driver: 'null-co', 'node-name': 'n0', size: 2 ** 30 });
  * for await (const { event, data } of daemon.watch()) console.log(event, data);
  * ```
  */
@@ -14,3 +14,5 @@ export { QmpError, type QmpErrorClass } from '../qmp/errors.ts';
 export type { QmpEvent } from '../qmp/event-stream.ts';
 export type { Arguments, CommandName, EventData, EventName, Qapi, Result } from '../qmp/schema/schema.ts';
 export { Daemon, type DaemonOptions } from './daemon.ts';
+export type { Graph, NamedNode } from './graph.ts';
+export type { JobArguments, JobCommand, JobHandle, JobProgress } from './job-handle.ts';

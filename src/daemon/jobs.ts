@@ -23,6 +23,8 @@ interface Reserved {
 
 type Verb = Exclude<JobVerb, 'set-speed'>;
 
+type JobChange = Qapi<'BlockJobChangeOptions'> extends infer C ? (C extends unknown ? Omit<C, 'id'> : never) : never;
+
 /** How a job that is not there is told of: by its id, or by the name of a device that it would be of. */
 type Asked = 'job' | 'block-job';
 
@@ -81,6 +83,13 @@ export class Jobs {
     this.#assertAllows(info, 'set-speed');
     if (speed < 0) throw new QmpError("Parameter 'speed' expects a non-negative value");
     await thread.call('node-job-speed', { id, speed });
+  }
+
+  async change(id: string, change: JobChange): Promise<void> {
+    const { thread, info } = await this.#find(id, 'block-job');
+    if (info.type !== change.type) throw new QmpError(`Job '${id}' is of type '${info.type}', not '${change.type}'`);
+    if (change.type !== 'mirror') throw new QmpError('Job type does not support change');
+    await thread.call('node-job-change', { id, copyMode: change['copy-mode'] });
   }
 
   async list(): Promise<Qapi<'JobInfo'>[]> {

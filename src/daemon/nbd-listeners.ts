@@ -43,6 +43,7 @@ export class NbdListeners {
         tls: this.#tls(options),
       },
       undefined,
+      true,
     );
     try {
       for (const entry of this.#exports.values()) await server.addExport(entry);

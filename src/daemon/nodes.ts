@@ -93,6 +93,20 @@ export class Nodes {
     this.#options.set(String(name), resolved);
   }
 
+  /** Opens a tree for somebody who will use it, and keeps it until {@link letGo}. Answers the name of its root. */
+  async hold(options: BlockdevOptions, thread: IOThread): Promise<string> {
+    this.#assertNames(options as unknown as Tree);
+    return this.#open(thread, options);
+  }
+
+  /** What was held goes with its last user. */
+  async letGo(name: string): Promise<void> {
+    const thread = this.find(name);
+    if (!thread) return;
+    const { names } = await thread.call('node-let-go', { node: name });
+    this.#names.set(thread, new Set(names));
+  }
+
   async delete(name: string): Promise<void> {
     const thread = this.find(name);
     if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
@@ -141,9 +155,10 @@ export class Nodes {
     if (lost) throw new QmpError(`Node '${lost.name}' has bitmaps that are kept nowhere`);
   }
 
-  async #open(thread: IOThread, options: BlockdevOptions): Promise<void> {
-    const { names } = await thread.call('node-add', { options, policy: this.#policy });
+  async #open(thread: IOThread, options: BlockdevOptions): Promise<string> {
+    const { node, names } = await thread.call('node-add', { options, policy: this.#policy });
     this.#names.set(thread, new Set(names));
+    return node;
   }
 
   async #close(thread: IOThread, name: string): Promise<void> {
@@ -185,12 +200,15 @@ export class Nodes {
   /** The nodes of a new tree have names that no other node has. */
   #assertNames(tree: Tree): void {
     const name = tree['node-name'];
-    if (typeof name === 'string') {
-      if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);
-      if (name.length > 31) throw new QmpError('Node name too long');
-      if (this.find(name)) throw new QmpError(`Duplicate nodes with node-name='${name}'`);
-    }
+    if (typeof name === 'string') this.assertFree(name);
     for (const child of subtrees(tree)) this.#assertNames(child);
+  }
+
+  /** A node may be called so. */
+  assertFree(name: string): void {
+    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);
+    if (name.length > 31) throw new QmpError('Node name too long');
+    if (this.find(name)) throw new QmpError(`Duplicate nodes with node-name='${name}'`);
   }
 
   /** Where the nodes are that it refers to. */

@@ -60,6 +60,7 @@ function withDrivers(schema: Schema, drivers: ReadonlyMap<string, Driver>): Sche
     structs,
     unions: {
       ...schema.unions,
+      BlockdevAmendOptions: amendment(drivers),
       BlockdevCreateOptions: creation(drivers, enums),
       BlockdevOptions: { tag: 'driver', base: { ...commonMembers(), 'cache?': 'BlockdevCacheOptions' }, branches },
     },
@@ -99,6 +100,20 @@ function creation(drivers: ReadonlyMap<string, Driver>, enums: Record<string, re
   }
   enums.BlockdevCreateDriver = Object.keys(branches).sort();
   return { tag: 'driver', base: { driver: 'BlockdevCreateDriver' }, branches };
+}
+
+/** What changes of an image that is there; the name of its backing file has a command of its own. */
+function amendment(drivers: ReadonlyMap<string, Driver>): Union {
+  const branches: Record<string, Members> = {};
+  for (const [name, { amendOptions = [], createOptions = {} }] of drivers) {
+    const own = amendOptions.filter((option) => !option.startsWith('backing-'));
+    branches[name] = Object.fromEntries(
+      own.map((option) =>
+        option === 'compat' ? ['version?', 'BlockdevQcow2Version'] : [`${option}?`, typeOf(createOptions[option]!, '')],
+      ),
+    );
+  }
+  return { tag: 'driver', base: { driver: 'BlockdevDriver' }, branches };
 }
 
 /** A node can do without a backing file, or a file for the data alone. */

@@ -1,17 +1,16 @@
 /** Actions on nodes: one by itself, or several that happen together or not at all. */
-import { resolve } from 'node:path';
-import { type CreateOptions, create } from '../lib/images.ts';
 import type { IOThread } from '../lib/iothread.ts';
-import type { BlockdevOptions } from '../lib/options.ts';
 import type { BackupStep, Step } from '../lib/transaction-messages.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps } from './bitmaps.ts';
+import { commonThread, openImageFile } from './image-files.ts';
 import { errorPolicy, type Jobs } from './jobs.ts';
 import type { Nodes } from './nodes.ts';
 
 export type Action = Qapi<'TransactionAction'>;
 type Backup = Qapi<'BlockdevBackup'>;
+type DriveBackup = Qapi<'DriveBackup'>;
 type SnapshotSync = Qapi<'BlockdevSnapshotSync'>;
 
 const ACTIONS_MAX = 1024;
@@ -22,6 +21,8 @@ interface Planned {
   readonly step: Step;
   /** Takes back what was done to prepare it. */
   readonly undo?: () => Promise<unknown>;
+  /** A node that was opened for it, and is held until the end. */
+  readonly held?: string;
 }
 
 export class Transactions {
@@ -49,6 +50,8 @@ export class Transactions {
     } catch (error) {
       for (const { undo } of planned.reverse()) await undo?.();
       throw error;
+    } finally {
+      for (const { held } of planned) if (held !== undefined) await this.#nodes.letGo(held);
     }
   }
 
@@ -65,7 +68,7 @@ export class Transactions {
       case 'blockdev-backup':
         return this.#backup(action.data);
       case 'drive-backup':
-        throw new QmpError("'drive-backup' is deprecated and not supported: use 'blockdev-backup'");
+        return this.#driveBackup(action.data);
       default:
         return this.#bitmap(action, before);
     }
@@ -96,27 +99,19 @@ export class Transactions {
   }
 
   #snapshot(node: string, overlay: string): Planned {
-    const thread = this.#nodes.lookup(undefined, node);
-    if (this.#nodes.lookup(undefined, overlay) !== thread) {
-      throw new QmpError(`Nodes '${node}' and '${overlay}' are in different IOThreads`);
-    }
-    return { thread, step: { step: 'snapshot', node, overlay } };
+    return { thread: commonThread(this.#nodes, node, overlay), step: { step: 'snapshot', node, overlay } };
   }
 
   /** Makes the overlay first, unless it is there already. */
   async #snapshotSync(args: SnapshotSync): Promise<Planned> {
     const { device, 'node-name': name, 'snapshot-file': path, 'snapshot-node-name': overlay } = args;
-    const { format = 'qcow2', mode = 'absolute-paths' } = args;
     const node = name ?? device ?? '';
-    const thread = this.#nodes.lookup(name, device);
-    if (overlay === undefined) throw new QmpError('New overlay node-name missing');
-    if (this.#nodes.find(overlay)) throw new QmpError('New overlay node-name already in use');
-    if (format !== 'qcow2') throw new QmpError(`Could not make an overlay of format '${format}': use 'qcow2'`);
-    const below = (await this.#nodes.list()).find((info) => info.name === node)!;
-    if (mode === 'absolute-paths') await create(path, overlayOptions(below, thread));
-    const file = { driver: 'file', filename: path } as const;
-    await this.#nodes.add({ driver: 'qcow2', 'node-name': overlay, backing: null, file } as BlockdevOptions, thread);
-    return { ...this.#snapshot(node, overlay), undo: () => this.#nodes.delete(overlay) };
+    this.#nodes.lookup(name, device);
+    if (name !== undefined && overlay === undefined) throw new QmpError('New overlay node-name missing');
+    if (overlay !== undefined && this.#nodes.find(overlay)) throw new QmpError('New overlay node-name already in use');
+    const file = { path, format: args.format ?? 'qcow2', mode: args.mode, nodeName: overlay, withoutBacking: true };
+    const held = await openImageFile(this.#nodes, file, node, 'itself');
+    return { ...this.#snapshot(node, held), held };
   }
 
   async #internalSnapshot({ device: node, name }: Qapi<'BlockdevSnapshotInternal'>): Promise<Planned> {
@@ -130,29 +125,27 @@ export class Transactions {
   }
 
   #backup(args: Backup): Planned {
-    const { device: node, target } = args;
-    const thread = this.#nodes.lookup(undefined, node);
-    if (this.#nodes.lookup(undefined, target) !== thread) {
-      throw new QmpError(`Nodes '${node}' and '${target}' are in different IOThreads`);
-    }
+    const thread = commonThread(this.#nodes, args.device, args.target);
     const step = backupStep(args);
     const { message, undo } = this.#jobs.reserve(thread, args);
     return { thread, step: { ...message, ...step }, undo };
   }
-}
 
-function overlayOptions(
-  below: { filename: string; driver: string; length: number },
-  iothread: IOThread,
-): CreateOptions {
-  return {
-    format: 'qcow2',
-    overwrite: true,
-    size: below.length,
-    backingFile: resolve(below.filename),
-    backingFormat: below.driver === 'qcow2' ? 'qcow2' : 'raw',
-    iothread,
-  };
+  async #driveBackup({ target: path, format, mode, ...args }: DriveBackup): Promise<Planned> {
+    const { device, sync } = args;
+    const thread = this.#nodes.lookup(undefined, device);
+    const step = backupStep({ ...args, target: '' });
+    const { message, undo } = this.#jobs.reserve(thread, args);
+    try {
+      const file = { path, format, mode, unmap: true, detectZeroes: 'unmap' } as const;
+      const below = sync === 'none' ? 'itself' : sync === 'top' ? 'its-backing' : 'nothing';
+      const target = await openImageFile(this.#nodes, file, device, below);
+      return { thread, step: { ...message, ...step, target }, undo, held: target };
+    } catch (error) {
+      await undo();
+      throw error;
+    }
+  }
 }
 
 function backupStep(args: Backup): Omit<BackupStep, 'id' | 'speed' | 'autoFinalize' | 'autoDismiss'> {

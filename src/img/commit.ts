@@ -8,6 +8,7 @@ import { emptyImage } from '../block/control.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { CopyJob, wholeOf } from '../jobs/copy-job.ts';
 import type { Abortable } from '../lib/abort.ts';
+import { needDrivers } from '../lib/needed-drivers.ts';
 import { type BlockdevOptions, nameOf } from '../lib/options.ts';
 import { resolveReferences } from '../lib/references.ts';
 import { backingPath } from './backing.ts';
@@ -67,6 +68,7 @@ async function chainOf(image: ImageSpec, tree: BlockdevOptions): Promise<Tree[]>
   let layer: Tree | undefined;
   try {
     const whole = await resolveReferences(tree, { references: 'all', allowDirectories: [] });
+    await needDrivers(whole);
     layer = whole as unknown as Tree;
   } catch (error) {
     throw openFailure(image, error);

@@ -18,6 +18,7 @@ export interface CopyPartOptions extends Abortable {
   readonly end: Offset;
   /** Told when nothing begins where the part does; the target is empty then. */
   readonly onBeyond?: (() => void) | undefined;
+  readonly onProgress?: ((current: Bytes, total: Bytes) => void) | undefined;
 }
 
 /** What is made is as long as the part, rounded up to whole sectors. It is taken away again when that fails. */
@@ -36,8 +37,8 @@ export async function copyPart(
   try {
     const into = await images.open(target, { write: true });
     const source = { blk, from: skip, length: Math.min(length, blk.length - skip), at: 0 };
-    const fresh = { sparse: 4096, targetIsZero: file.isFile };
-    if (source.length > 0) await runJob(new CopyJob([source], into, { id: 'dd', ...fresh }), options);
+    const how = { id: 'dd', sparse: 4096, targetIsZero: file.isFile, onProgress: options.onProgress };
+    if (source.length > 0) await runJob(new CopyJob([source], into, how), options);
     await images.close();
   } catch (error) {
     await images.close().catch(() => undefined);

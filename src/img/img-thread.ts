@@ -2,6 +2,7 @@
 import type { CallHandler, Furnished, SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
+import { nameThread } from '../block/registry.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
 import { ObjectStore } from '../lib/objects/store.ts';
 import { amendImage } from './amend.ts';
@@ -37,6 +38,7 @@ type Methods = {
 };
 
 export function setup(thread: SetupThread): Furnished {
+  nameThread(thread.threadId);
   builtinDrivers();
   const { context } = thread;
   const opened = (how: PlainHow, { objects }: Given) => ({ ...how, objects });
@@ -68,7 +70,8 @@ export function setup(thread: SetupThread): Furnished {
       copyPart(
         context,
         {
-          ...{ ...rest, signal: given.signal, sourceHow: opened(sourceHow, given) },
+          ...{ ...rest, signal: given.signal, onProgress: given.onProgress },
+          sourceHow: opened(sourceHow, given),
           target: { name: target, format: create.format },
         },
         (size) => creation(create, size),

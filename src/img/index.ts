@@ -168,8 +168,10 @@ export async function* map(
   }
 }
 
-/** Compares two disks up to their first difference. A longer one is the same if it goes on with zeroes, unless
-`strict`:  *  then sizes and what is allocated have to be the same as well. */
+/**
+ * Compares two disks up to their first difference. A longer one is the same if it goes on with zeroes, unless `strict`:
+ * then sizes and what is allocated have to be the same as well.
+ */
 export function compare(
   first: Image,
   second: Image,
@@ -197,8 +199,7 @@ export function resize(
   return operation('resize', args, options);
 }
 
-/** Makes an internal snapshot, sets the disk back to one (name or id), or deletes one (name); {@link info} lists them.
- */
+/** Makes an internal snapshot, goes back to one (name or id), or deletes one (name); {@link info} lists them. */
 export function snapshot(
   image: Image,
   action: 'create' | 'apply' | 'delete',

@@ -54,9 +54,7 @@ export class ImageIo {
 
   /** Throws as openImage does. */
   static async open(context: AioContext, spec: ImageSpec, how: IoOpenHow = {}): Promise<ImageIo> {
-    const { tree: found, probed } = await findImage(context, spec, how.temporary ? { ...how, write: false } : how);
-    // Nobody who writes to it may make it another format by that.
-    const tree = probed && found.driver === 'raw' ? { ...found, guessed: true } : found;
+    const { tree } = await findImage(context, spec, how.temporary ? { ...how, write: false } : how);
     using overlay = how.temporary ? await TemporaryOverlay.over(context, tree) : undefined;
     const image = overlay?.tree ?? tree;
     const top = how.copyOnRead ? customNode({ driver: 'copy-on-read', file: image }) : image;

@@ -14,7 +14,14 @@ import { needDrivers } from '../lib/needed-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import { openTree } from '../lib/open-tree.ts';
-import { type BlockdevOptions, blockdevOf, type CacheMode, type Discard, isWritethrough } from '../lib/options.ts';
+import {
+  type BlockdevOptions,
+  blockdevOf,
+  type CacheMode,
+  type Discard,
+  isWritethrough,
+  nameOf,
+} from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
 import { isNbdUri } from '../lib/uri.ts';
 import { type FoundTree, isJsonName, treeOfJson, treeOfText } from './tree.ts';
@@ -31,8 +38,8 @@ export interface ImageSpec {
 export interface OpenHow {
   /** Default: for reading. */
   readonly write?: boolean | undefined;
-  /** Called when the image is to be written, and it was its content alone that spoke for raw: a guest that writes the
-   *  first bytes of another format changes what the image is taken for the next time. */
+  /** Called when the image is to be written, and it was its content alone that spoke for raw: no write may make it look
+   *  like another format then. */
   readonly onProbedRaw?: ((name: string) => void) | undefined;
   readonly cache?: CacheMode | undefined;
   readonly discard?: Discard | undefined;
@@ -109,7 +116,11 @@ export async function findImage(context: AioContext, spec: ImageSpec, how: OpenH
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
     if (isTree(spec)) await checkOptions(driver, tree);
-    if (probed && how.write && driver === 'raw') how.onProbedRaw?.(spec.name);
+    if (probed && how.write && driver === 'raw') {
+      how.onProbedRaw?.(isTree(spec) ? nameOf(tree as unknown as BlockdevOptions) : spec.name);
+      // Nobody who writes to it may make it another format by that.
+      tree.guessed = true;
+    }
     if (how.snapshot !== undefined) tree.snapshot = how.snapshot;
     if (how.alone && driver === 'qcow2' && tree.backing === undefined) tree.backing = null;
     return { tree: tree as unknown as BlockdevOptions, probed };

@@ -1,8 +1,7 @@
 import { Gate } from '../aio/op.ts';
 import type { Bytes } from '../base/units.ts';
 
-/** How far an operation has come: what it counts is its own affair, mostly bytes of the disk that have been looked at.
- */
+/** How far an operation has come: in bytes of the disk that have been looked at, mostly. */
 export interface Progress {
   readonly current: Bytes;
   readonly total: Bytes;

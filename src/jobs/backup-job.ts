@@ -6,7 +6,7 @@
  * concludes: jobs of one transaction that are made within one drained section are of one moment.
  */
 import { BlockError, Errno } from '../base/errors.ts';
-import { alignDown, type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
+import { type Bytes, GiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
 import { layerOf } from '../block/copy-up.ts';
@@ -15,15 +15,13 @@ import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
 import { openNode, releaseNode } from '../block/graph.ts';
-import { Joiner } from '../block/joiner.ts';
 import type { BlockNode } from '../block/node.ts';
 import { replaceNode } from '../block/replace-node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
+import { BUFFER_DEFAULT, DirtyCopy, statusOrData } from './dirty-copy.ts';
 
 const STATUS_BYTES: Bytes = GiB;
-/** At once, of what reads as zeroes. */
-const ZERO_BYTES: Bytes = 64 * MiB;
 const WORKERS_DEFAULT = 64;
 const WORKERS_MAX = 1024;
 
@@ -62,10 +60,12 @@ export class BackupJob extends BlockJob {
   #filter: BlockNode | undefined;
   #kept!: PointInTime;
   #from!: BlockBackend;
+  #to!: BlockBackend;
   #bitmap: { readonly bitmap: DirtyBitmap; readonly thaw: Thaw } | undefined;
+  /** Of the disk when the job was made. */
+  #length: Bytes = 0;
   /** What there was to copy when the job was made. */
   #whole: Bytes = 0;
-  readonly #status = new BlockStatus();
 
   private constructor(source: BlockNode, target: BlockNode, options: BackupJobOptions) {
     super(source.aio, options);
@@ -92,7 +92,11 @@ export class BackupJob extends BlockJob {
     const { onCbwError = 'break-guest-write', cbwTimeoutSeconds = 0, filterName, bitmap } = this.#options;
     this.#from = await this.use(this.#source, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
     // Nobody but the filter writes to the target.
-    await this.use(this.#target, { readOnly: false, perm: Perm.WRITE | Perm.CONSISTENT_READ, shared: PERM_ALL });
+    this.#to = await this.use(this.#target, {
+      readOnly: false,
+      perm: Perm.WRITE | Perm.CONSISTENT_READ,
+      shared: PERM_ALL,
+    });
     this.#filter = await openNode(this.context, {
       driver: 'copy-before-write',
       ...(filterName === undefined ? {} : { 'node-name': filterName }),
@@ -110,6 +114,7 @@ export class BackupJob extends BlockJob {
     }
     this.beFairTo(this.#source);
     await replaceNode(this.#source, this.#filter, (parent) => parent !== this.#from);
+    this.#length = this.#source.length;
     this.#whole = this.#kept.remaining;
     this.#follow();
   }
@@ -122,8 +127,13 @@ export class BackupJob extends BlockJob {
   protected async run(): Promise<void> {
     if (this.#options.sync === 'none') return this.#keepOn();
     if (this.#options.sync === 'top') await this.#leaveOutBelow();
-    const { maxWorkers = WORKERS_DEFAULT } = this.#options;
-    while (this.#kept.remaining > 0 && this.#kept.broken === undefined) await this.#pass(new Joiner(maxWorkers));
+    await this.#leaveOutZeroes();
+    const copy = this.#newCopy();
+    while (this.#kept.remaining > 0) {
+      await copy.run();
+      // What is left is copied because the guest waits for it, and may fail.
+      await this.#kept.settled();
+    }
     await this.pausePoint(0);
     this.#assertKept();
     await flushNode(this.#target);
@@ -152,7 +162,7 @@ export class BackupJob extends BlockJob {
     // Neighbours go together: a cluster is left out as a whole.
     let from = 0;
     for (let at = 0; at < length; at += status.length) {
-      await this.pausePoint(0);
+      await this.lookPoint();
       const pending = this.#from.blockStatus(at, Math.min(length - at, STATUS_BYTES), status);
       if (pending !== undefined) await pending;
       if (status.depth !== 1) continue;
@@ -164,43 +174,55 @@ export class BackupJob extends BlockJob {
     this.#follow();
   }
 
-  /** Copies what is left, once from the beginning to the end. */
-  async #pass(parts: Joiner): Promise<void> {
-    const { maxChunk = 0 } = this.#options;
-    const most = Math.max(maxChunk || MiB, this.#kept.unit);
-    try {
-      for (let next = this.#kept.next(0, ZERO_BYTES); next.length > 0 && !parts.failed; ) {
-        const length = await this.#pieceLength(next.at, next.length, most);
-        if (this.guestsAreThere) await parts.settle();
-        await this.paced(length);
-        await parts.add(this.#piece(next.at, length));
-        next = this.#kept.next(next.at + length, ZERO_BYTES);
+  /** What reads as zeroes on both sides is done, and no write to it has to wait. Nothing is written to the disk where
+   *  it is pending, so what was seen there holds. */
+  async #leaveOutZeroes(): Promise<void> {
+    const status = new BlockStatus();
+    for (let next = this.#kept.next(0, STATUS_BYTES); next.length > 0; ) {
+      const end = next.at + next.length;
+      for (let at = next.at; at < end; at += status.length) {
+        await this.lookPoint();
+        await statusOrData(this.#from, at, end - at, status);
+        if (status.zero && status.length >= this.#kept.unit) await this.#settleZeroes(at, status.length);
       }
-    } finally {
-      await parts.settle();
+      this.#follow();
+      next = this.#kept.next(end, STATUS_BYTES);
     }
-    await parts.join();
-    // What is left is on its way: the guest waits for it, too.
-    if (this.#kept.next(0, most).length === 0) await this.#kept.copy(0, this.#from.length);
-    this.#follow();
   }
 
-  /** Zeroes are done in larger pieces. */
-  async #pieceLength(at: Offset, want: Bytes, most: Bytes): Promise<Bytes> {
-    const status = this.#status;
-    const pending = this.#from.blockStatus(at, want, status);
-    if (pending !== undefined) await pending;
-    const whole = alignDown(status.length, this.#kept.unit);
-    return status.zero && whole > most ? whole : Math.min(want, most);
+  async #settleZeroes(from: Offset, length: Bytes): Promise<void> {
+    const status = new BlockStatus();
+    for (let at = from; at < from + length; at += status.length) {
+      await this.lookPoint();
+      await statusOrData(this.#to, at, from + length - at, status);
+      if (status.zero) this.#kept.settle(at, status.length);
+    }
   }
 
-  async #piece(at: Offset, length: Bytes): Promise<void> {
-    const failure = await this.#kept.copy(at, length);
-    this.#follow();
-    if (failure === undefined) return;
-    const { onSourceError = 'report', onTargetError = 'report' } = this.#options;
-    const policy = failure.operation === 'read' ? onSourceError : onTargetError;
-    if (!this.failed(policy, failure.operation, failure.error)) throw failure.error;
+  #newCopy(): DirtyCopy {
+    const { maxWorkers = WORKERS_DEFAULT, maxChunk = 0 } = this.#options;
+    const { unit } = this.#kept;
+    return new DirtyCopy(this.#from, this.#to, this.#length, {
+      work: this.#kept,
+      granularity: unit,
+      bufferBytes: Math.max(BUFFER_DEFAULT, unit),
+      pieces: maxWorkers,
+      pieceBytes: maxChunk || undefined,
+      writeFlags: this.#kept.writeFlags,
+      unmap: true,
+      before: (length) => this.#before(length),
+      oneByOne: () => this.guestsAreThere,
+      onDone: () => this.#follow(),
+      onFailure: (error, operation) => {
+        const { onSourceError = 'report', onTargetError = 'report' } = this.#options;
+        return this.failed(operation === 'read' ? onSourceError : onTargetError, operation, error);
+      },
+    });
+  }
+
+  async #before(length: Bytes): Promise<void> {
+    await this.paced(length);
+    this.#assertKept();
   }
 
   protected override async clean(): Promise<void> {

@@ -146,6 +146,8 @@ test('J4 bitmap modes: what a bitmap holds after success, and after failure', as
       const { bitmaps } = blk.root!;
       const bitmap = await bitmaps.add('b', { granularity: 4096 });
       await blk.write(0, testIov(context, [4096]));
+      // The last cluster is a short one.
+      await blk.write(SIZE - 512, testIov(context, [512]));
       const backup = await job({ sync: 'bitmap', bitmap: 'b', bitmapMode });
       await blk.write(32 * 4096, testIov(context, [4096]));
       if (well) backup.start();

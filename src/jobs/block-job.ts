@@ -2,7 +2,7 @@
  *  errors. */
 import type { AioContext } from '../aio/context.ts';
 import { type BlockError, Errno } from '../base/errors.ts';
-import { type Bytes, MiB, type Nanoseconds } from '../base/units.ts';
+import { type Bytes, KiB, type Nanoseconds } from '../base/units.ts';
 import { type BackendUser, BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
 import { claim } from '../block/claims.ts';
@@ -31,11 +31,14 @@ export interface BlockJobOptions extends JobOptions {
 
 /** Guests that have asked for something in this time are there. */
 const GUEST_NS: Nanoseconds = 100_000_000;
-/** While guests are there, after so many bytes the job rests three times as long as these took: a quarter of the time
- *  is its own. At most 20 ms, so that it comes to its end whatever they do. */
-const REST_BYTES: Bytes = MiB;
-const REST_FACTOR = 3;
-const REST_NS_MAX: Nanoseconds = 20_000_000;
+/** While guests are there, after so many bytes the job rests eight times as long as these took: a ninth of the time is
+ *  its own. At most 50 ms, so that it comes to its end whatever they do. */
+const REST_BYTES: Bytes = 256 * KiB;
+const REST_FACTOR = 8;
+const REST_NS_MAX: Nanoseconds = 50_000_000;
+
+/** As long as a look at what there is to copy keeps others from their turn. */
+const LOOK_NS: Nanoseconds = 200_000;
 
 /** Before what failed is tried again. */
 const RETRY_NS = 100_000_000;
@@ -73,6 +76,8 @@ export abstract class BlockJob extends Job {
   /** When it went on after its last rest, and what it has begun since. */
   #begun: Nanoseconds = 0;
   #sinceRest: Bytes = 0;
+  /** When others last had their turn in a long look. */
+  #looking: Nanoseconds = 0;
   #ioStatus: 'ok' | 'failed' | 'nospace' = 'ok';
 
   constructor(context: AioContext, options: BlockJobOptions) {
@@ -173,6 +178,16 @@ export abstract class BlockJob extends Job {
     };
     if (this.#guests && !this.#guests.closed) visit(this.#guests);
     return count;
+  }
+
+  /** {@link pausePoint} between two extents of a long look at an image: where they are many, and known without waiting,
+   *  others have their turn in between. */
+  protected async lookPoint(): Promise<void> {
+    if (this.context.now() - this.#looking > LOOK_NS) {
+      await this.context.yield();
+      this.#looking = this.context.now();
+    }
+    await this.pausePoint(0);
   }
 
   /** {@link pausePoint}, a little later where something has failed, or guests are there: then what was

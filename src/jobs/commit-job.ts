@@ -150,7 +150,7 @@ export class CommitJob extends BlockJob {
     });
     await copy.markWhere(
       ({ depth }) => depth >= 1 && depth <= layers.length,
-      () => this.pausePoint(0),
+      () => this.lookPoint(),
     );
     this.current = Math.max(0, length - copy.remaining);
     await copy.run();

@@ -150,6 +150,38 @@ inContext('nothing of a copy is in flight on what is drained; it goes on afterwa
   }
 });
 
+inContext('a copy has 8 pieces under way, and 32 where the source or the target is far', async (context) => {
+  let clock = 0;
+  context.now = () => clock;
+  const cases = [
+    { from: 1e6, to: 1e6, most: 8 },
+    { from: 20e6, to: 1e6, most: 32 },
+    { from: 1e6, to: 20e6, most: 32 },
+  ];
+  for (const { from, to, most } of cases) {
+    await inPair(context, new Uint8Array(LARGE).fill(7), async (pair) => {
+      pair.from.hold('read');
+      pair.to.hold('write');
+      const copy = pair.job();
+      copy.start();
+      let highest = 0;
+      const under = (): number => pair.from.waiting('read') + pair.to.waiting('write');
+      const done = (): boolean => copy.status === 'concluded';
+      while (!done()) {
+        await until(() => under() > 0 || done());
+        await settle();
+        highest = Math.max(highest, under());
+        const [op, disk, time] =
+          pair.from.waiting('read') > 0 ? (['read', pair.from, from] as const) : (['write', pair.to, to] as const);
+        clock += time;
+        disk.release(op, disk.waiting(op));
+      }
+      assert.equal(highest, most);
+      assert.deepEqual([copy.error, Buffer.compare(pair.to.bytes, pair.from.bytes)], [undefined, 0]);
+    });
+  }
+});
+
 inContext('a copy that is cancelled leaves nothing under way', async (context) => {
   await inPair(context, new Uint8Array(LARGE).fill(3), async (pair) => {
     pair.to.hold('write');

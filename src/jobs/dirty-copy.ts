@@ -1,7 +1,7 @@
 /**
  * Copying what is dirty from one BlockBackend to another of the same context, until nothing is, while the source may be
- * written to: what mirror and commit copy with. Several pieces at a time, each a request of its own that reads, then
- * writes what it has read; what is known to read as zeroes is not read.
+ * written to: what mirror, commit and backup copy with. Several pieces at a time, each a request of its own that reads,
+ * then writes what it has read; what is known to read as zeroes is not read.
  *
  * Invariants:
  * - A granule is clean from the moment before its piece is read. Who writes to the source marks it after that write has
@@ -9,6 +9,8 @@
  * - No two pieces that overlap are in flight; and none that overlaps what somebody else writes to the target
  *   ({@link DirtyCopy.exclude}).
  * - A piece that fails is dirty again.
+ * - A drained section of either side waits for pieces that have begun, and none begins in it: who waits for a piece
+ *   does not wait for the end of a drained section that waits for him.
  *
  * Bounds: as many pieces as fit into `bufferBytes`, 16 at most; their memory is one region.
  */
@@ -17,15 +19,18 @@ import { BlockError, ioError } from '../base/errors.ts';
 import type { Memory } from '../base/memory.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { alignDown, alignUp, type Bytes, GiB, KiB, MiB, type Offset } from '../base/units.ts';
-import type { BlockBackend } from '../block/backend.ts';
+import type { BackendUser, BlockBackend } from '../block/backend.ts';
+import { kickDrain } from '../block/drain.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { BlockRequest, RequestKind } from '../block/request.ts';
 import { BlockStatus } from '../block/status.ts';
 
 const PIECES = 16;
 const PIECE_BYTES: Bytes = MiB;
+/** One piece at a time is for guests that are there: small, so that they do not wait long for it. */
+const ONE_BYTES: Bytes = 256 * KiB;
 /** Zeroes need no memory. Small enough to be cancelled soon, and to show progress. */
-const ZERO_BYTES: Bytes = 256 * MiB;
+const ZERO_BYTES: Bytes = 64 * MiB;
 /** Looked at at once, before there is a look at whether to go on. */
 const STATUS_BYTES: Bytes = GiB;
 /** What is copied rather than passed over: one request more costs as much. */
@@ -34,6 +39,15 @@ const GAP_BYTES: Bytes = 64 * KiB;
 const FRAGMENT_BYTES: Bytes = 256 * KiB;
 export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
 
+/** What is to be copied, where others copy of it as well. */
+export interface CopyWork {
+  /** A bit for each granule that is still to be copied, and that nobody has begun with. */
+  readonly bits: PagedBits;
+  /** These granules are copied from here on. Answers what is to be called once, at the end: not copied, they are to be
+   *  copied again. */
+  begin(at: Offset, length: Bytes): (copied: boolean) => void;
+}
+
 export interface DirtyCopyOptions {
   /** Bytes that a bit stands for; a power of two. */
   readonly granularity: Bytes;
@@ -41,6 +55,13 @@ export interface DirtyCopyOptions {
   readonly bufferBytes: Bytes;
   /** Zeroes may deallocate in the target. */
   readonly unmap: boolean;
+  /** Default: what is marked. With this nothing but what is dirty is copied. */
+  readonly work?: CopyWork | undefined;
+  /** Pieces at a time, and bytes of each, at most. Default 16, and 1 MiB. */
+  readonly pieces?: number | undefined;
+  readonly pieceBytes?: Bytes | undefined;
+  /** RequestFlags of writes of data. */
+  readonly writeFlags?: number | undefined;
   /** One piece at a time, for now. Default: as many as there is memory for. */
   readonly oneByOne?: (() => boolean) | undefined;
   /** `length` bytes are about to be begun. May wait; throws to end the copy. */
@@ -58,6 +79,7 @@ class Piece extends BlockRequest {
   busy = false;
   /** Bytes of it that were dirty. */
   owed: Bytes = 0;
+  end: ((copied: boolean) => void) | undefined;
 
   constructor(copy: DirtyCopy, place: number) {
     super();
@@ -75,7 +97,7 @@ interface Range {
   readonly end: Offset;
 }
 
-export class DirtyCopy {
+export class DirtyCopy implements BackendUser {
   readonly granularity: Bytes;
   readonly #source: BlockBackend;
   readonly #target: BlockBackend;
@@ -85,6 +107,7 @@ export class DirtyCopy {
   readonly length: Bytes;
   readonly #memory: Memory;
   readonly #pieceBytes: Bytes;
+  readonly #gap: number;
   readonly #pieces: Piece[] = [];
   readonly #status = new BlockStatus();
   /** What others write to the target. */
@@ -100,19 +123,24 @@ export class DirtyCopy {
 
   /** Copies the first `length` bytes, which both have. */
   constructor(source: BlockBackend, target: BlockBackend, length: Bytes, options: DirtyCopyOptions) {
-    const { granularity, bufferBytes } = options;
+    const { granularity, bufferBytes, work, pieces = PIECES, pieceBytes = PIECE_BYTES } = options;
     this.granularity = granularity;
     this.#source = source;
     this.#target = target;
     this.length = length;
     this.#options = options;
-    this.#bits = new PagedBits(Math.ceil(length / granularity));
-    const share = alignDown(Math.min(PIECE_BYTES, Math.floor(bufferBytes / PIECES)), granularity);
+    this.#bits = work?.bits ?? new PagedBits(Math.ceil(length / granularity));
+    this.#gap = work ? 0 : GAP_BYTES / granularity;
+    const share = alignDown(Math.min(PIECE_BYTES, pieceBytes, Math.floor(bufferBytes / PIECES)), granularity);
     this.#pieceBytes = Math.max(share, granularity);
-    const count = Math.min(PIECES, Math.max(1, Math.floor(bufferBytes / this.#pieceBytes)));
+    const count = Math.min(PIECES, pieces, Math.max(1, Math.floor(bufferBytes / this.#pieceBytes)));
     const bytes = new Uint8Array(new SharedArrayBuffer(count * this.#pieceBytes));
     this.#memory = source.context.backend.memory(bytes);
     for (let i = 0; i < count; i++) this.#pieces.push(new Piece(this, i * this.#pieceBytes));
+  }
+
+  drainBusy(): boolean {
+    return this.#busy > 0;
   }
 
   /** Bytes that are still to be copied, in whole granules. */
@@ -129,6 +157,13 @@ export class DirtyCopy {
   mark(at: Offset, length: Bytes): void {
     const end = Math.min(at + length, this.length);
     if (end > at) this.#bits.set(Math.floor(at / this.granularity), Math.ceil(end / this.granularity) - 1);
+  }
+
+  /** All of a range is still to be copied: who writes there to the source need not write to the target, if he marks it
+   *  afterwards. */
+  owes(at: Offset, length: Bytes): boolean {
+    const end = Math.min(Math.ceil((at + length) / this.granularity), this.#bits.length);
+    return this.#bits.next(Math.floor(at / this.granularity), end, false) >= end;
   }
 
   /** Marks the extents of the source that `isWanted`; `before` each of them may wait. */
@@ -155,6 +190,7 @@ export class DirtyCopy {
    *  not. */
   async run(most: Bytes = Number.POSITIVE_INFINITY): Promise<void> {
     this.#left = most;
+    for (const blk of [this.#source, this.#target]) blk.users.add(this);
     try {
       while (this.#failure === undefined) {
         const goesOn = this.#left > 0 && this.#bits.count > 0;
@@ -162,7 +198,7 @@ export class DirtyCopy {
         const range = goesOn ? this.#next() : undefined;
         if (range === undefined) await this.#wait();
         else {
-          await this.#options.before(Math.min(range.end - range.at, this.#pieceBytes));
+          await this.#options.before(Math.min(range.end - range.at, this.#most));
           await this.#begin();
         }
       }
@@ -171,6 +207,7 @@ export class DirtyCopy {
       this.#failure ??= error;
     }
     while (this.#busy > 0) await this.#wait();
+    for (const blk of [this.#source, this.#target]) blk.users.delete(this);
     const failure = this.#failure;
     this.#failure = undefined;
     if (failure !== undefined) throw failure;
@@ -197,6 +234,17 @@ export class DirtyCopy {
       if (overlaps(range, other.at, other.end - other.at)) return true;
     }
     return false;
+  }
+
+  /** Bytes of the next piece, at most. */
+  get #most(): Bytes {
+    if (!this.#options.oneByOne?.()) return this.#pieceBytes;
+    return Math.max(Math.min(ONE_BYTES, this.#pieceBytes), this.granularity);
+  }
+
+  /** One of them is drained. */
+  get #isHeld(): boolean {
+    return [this.#source, this.#target].some(({ quiesce, disableQueuing }) => quiesce > 0 && !disableQueuing);
   }
 
   /** The next dirty range that nothing stands against; undefined where something has to end first. */
@@ -226,7 +274,7 @@ export class DirtyCopy {
     const most = Math.min(last, bit + ZERO_BYTES / granularity);
     let end = this.#bits.next(bit, most, false);
     for (;;) {
-      const near = Math.min(most, end + GAP_BYTES / granularity + 1);
+      const near = Math.min(most, end + this.#gap + 1);
       const next = this.#bits.next(end, near, true);
       if (next >= near) return end;
       end = this.#bits.next(next, most, false);
@@ -245,15 +293,17 @@ export class DirtyCopy {
     if (range === undefined) return;
     const { granularity } = this;
     const status = this.#status;
-    const pending = this.#source.blockStatus(range.at, range.end - range.at, status);
-    if (pending !== undefined) await pending;
+    await statusOrData(this.#source, range.at, range.end - range.at, status);
     // May interleave: others can have taken a part of it meanwhile, or cut the end off.
-    if (this.#failure !== undefined) return;
+    if (this.#failure !== undefined || this.#isHeld) return;
+    const first = range.at / granularity;
+    const end = Math.min(this.#endOfRun(first, Math.ceil(range.end / granularity)) * granularity, range.end);
+    if (end === range.at) return;
     const whole = alignDown(status.length, granularity);
-    const enough = Math.min(FRAGMENT_BYTES, range.end - range.at);
+    const enough = Math.min(FRAGMENT_BYTES, end - range.at);
     const zero = status.zero && status.length >= enough;
     const data = alignUp(Math.max(status.length, FRAGMENT_BYTES), granularity);
-    let length = Math.min(zero ? whole || granularity : Math.min(data, this.#pieceBytes), range.end - range.at);
+    let length = Math.min(zero ? whole || granularity : Math.min(data, this.#most), end - range.at);
     while (length > granularity && this.#taken(range.at, length)) length -= granularity;
     if (this.#taken(range.at, length)) return;
     const piece = this.#pieces.find(({ busy }) => !busy);
@@ -262,6 +312,7 @@ export class DirtyCopy {
 
   #start(piece: Piece, at: Offset, length: Bytes, zero: boolean): void {
     const before = this.#bits.count;
+    piece.end = this.#options.work?.begin(at, length);
     this.#bits.unset(Math.floor(at / this.granularity), Math.ceil((at + length) / this.granularity) - 1);
     this.#cursor = at + length;
     this.#left -= length;
@@ -277,10 +328,12 @@ export class DirtyCopy {
 
   #submit(piece: Piece, blk: BlockBackend, kind: number): void {
     piece.kind = kind;
-    piece.flags = kind === RequestKind.ZERO && this.#options.unmap ? RequestFlags.MAY_UNMAP : 0;
+    const { unmap, writeFlags = 0 } = this.#options;
+    piece.flags =
+      kind === RequestKind.WRITE ? writeFlags : kind === RequestKind.ZERO && unmap ? RequestFlags.MAY_UNMAP : 0;
     piece.iov.reset();
     if (kind !== RequestKind.ZERO) piece.iov.push(this.#memory, piece.place, piece.length);
-    blk.submit(piece);
+    blk.submit(piece, true);
   }
 
   /** @internal */
@@ -292,9 +345,11 @@ export class DirtyCopy {
     piece.busy = false;
     this.#busy--;
     this.#busyBytes -= piece.owed;
+    piece.end?.(error === 0);
+    if (this.#busy === 0) kickDrain();
     if (error === 0) this.#options.onDone(piece.owed);
     else {
-      this.mark(piece.at, piece.length);
+      if (piece.end === undefined) this.mark(piece.at, piece.length);
       const failure = errorOf(piece, error);
       const operation = piece.kind === RequestKind.READ ? 'read' : 'write';
       if (!this.#options.onFailure(failure, operation)) this.#failure ??= failure;
@@ -312,6 +367,17 @@ export class DirtyCopy {
     const gate = new Gate();
     this.#waiting.push(gate);
     await gate.promise;
+  }
+}
+
+/** The status of the beginning of a range; data where that fails, and what is wrong will show when it is read. */
+export async function statusOrData(blk: BlockBackend, at: Offset, length: Bytes, status: BlockStatus): Promise<void> {
+  try {
+    const pending = blk.blockStatus(at, length, status);
+    if (pending !== undefined) await pending;
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    status.set(Math.min(length, PIECE_BYTES), true, false, 1);
   }
 }
 

@@ -1,7 +1,8 @@
 /**
  * The filter that a mirror in the mode write-blocking puts over its source: what a guest writes goes to the source,
- * then to the target, and only then has the guest's write ended. What does not get to the target is dirty. Nobody can
- * ask for it by name, so it is no driver of src/drivers.
+ * then to the target, and only then has the guest's write ended. What does not get to the target is dirty. Where all is
+ * dirty anyway, it goes to the source only: it will be copied. Nobody can ask for it by name, so it is no driver of
+ * src/drivers.
  */
 import { BlockError } from '../base/errors.ts';
 import type { Iov } from '../base/memory.ts';
@@ -74,6 +75,13 @@ class MirrorFilterNode implements DriverNode {
 
   async #both(at: Offset, length: Bytes, here: () => Promise<void>, there: () => Promise<void>): Promise<void> {
     const { copy, onFailure } = this.#side;
+    if (copy.owes(at, length)) {
+      try {
+        return await here();
+      } finally {
+        copy.mark(at, length);
+      }
+    }
     using _range = await copy.exclude(at, length);
     try {
       await here();

@@ -254,7 +254,7 @@ export class MirrorJob extends BlockJob {
     };
     await this.#copy.markWhere(wanted, async () => {
       this.#follow();
-      await this.pausePoint(0);
+      await this.lookPoint();
     });
   }
 
@@ -279,13 +279,14 @@ export class MirrorJob extends BlockJob {
   async #rounds(enough: () => boolean): Promise<void> {
     let least = Number.POSITIVE_INFINITY;
     for (let stuck = 0; !enough(); ) {
+      const before = this.#copy.dirtyBytes;
       await this.#round();
       const left = this.#copy.remaining;
       if (left === 0 || (left <= this.#bufferBytes && stuck > 0)) return;
       stuck = left < least * 0.9 ? stuck : stuck + 1;
       if (stuck >= ROUNDS && left <= 4 * this.#bufferBytes) return;
-      // More is written than is copied: from here on only what is dirty now has to be.
-      if (stuck >= ROUNDS && this.followsWrites) this.#copyMode = 'write-blocking';
+      // Nearly as much is written as is copied: from here on only what is dirty now has to be.
+      if (left > before / 2 && left > 4 * this.#bufferBytes && this.followsWrites) this.#copyMode = 'write-blocking';
       least = Math.min(least, left);
     }
   }

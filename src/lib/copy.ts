@@ -5,7 +5,7 @@ import type { Bytes } from '../base/units.ts';
 import { checkedSparse, SPARSE_DEFAULT } from '../jobs/block-copy.ts';
 import { followJob, type JobWatch } from './follow-job.ts';
 import { driverOptions, type ImageOptions } from './image-options.ts';
-import { createIn, type Engine, type EngineOptions } from './images.ts';
+import { createIn, type EngineOptions, type ImageEngine } from './images.ts';
 import { useThread } from './iothread.ts';
 import type { OpenMessage, OpenReply } from './messages.ts';
 import { openMessage } from './open-message.ts';
@@ -55,7 +55,7 @@ export async function copy(
 
 /** As {@link copy}, in an engine. */
 export async function copyIn(
-  engine: Engine,
+  engine: ImageEngine,
   source: string | BlockdevOptions,
   destination: string | BlockdevOptions,
   options: CopyOptions,
@@ -90,10 +90,10 @@ function isNewFile(destination: string | BlockdevOptions): destination is string
 
 /** Disks that are closed together, the last opened first. */
 class OpenDisks implements AsyncDisposable {
-  readonly #engine: Engine;
+  readonly #engine: ImageEngine;
   readonly #open: number[] = [];
 
-  constructor(engine: Engine) {
+  constructor(engine: ImageEngine) {
     this.#engine = engine;
   }
 

@@ -1,5 +1,5 @@
 import type { Abortable } from './abort.ts';
-import type { Engine } from './images.ts';
+import type { ImageEngine } from './images.ts';
 import type { JobProgress } from './job-messages.ts';
 
 /** How the caller of a job watches it; the signal gives it up. */
@@ -12,7 +12,7 @@ export interface JobWatch extends Abortable {
 const LOOK_MS = 200;
 
 /** Waits for a job's end, tells of its progress, cancels it when its caller does. */
-export async function followJob(engine: Engine, job: number, { signal, onProgress }: JobWatch): Promise<void> {
+export async function followJob(engine: ImageEngine, job: number, { signal, onProgress }: JobWatch): Promise<void> {
   // It may have ended in the meantime.
   const ignore = (): undefined => undefined;
   const cancel = (): void => void engine.call('job-verb', { job, verb: 'cancel' }).catch(ignore);

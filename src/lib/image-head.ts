@@ -1,11 +1,11 @@
 /** Looking at the beginning of an image, without opening a node: no lock, nothing written, no other file. */
-import type { Stats } from 'node:fs';
-import { constants, type FileHandle, open } from 'node:fs/promises';
+import { constants, type Stats } from 'node:fs';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { deviceSize } from '../native/file.ts';
 import { MAGIC_BYTES, magicOf } from '../proto/magic.ts';
 import { clusterSizeOf, parseHeader, type Qcow2Header } from '../proto/qcow2/header.ts';
+import { close, fstat, open, read } from './file-calls.ts';
 
 export function kindOf(stats: Stats): 'file' | 'block' | 'other' {
   return stats.isFile() ? 'file' : stats.isBlockDevice() ? 'block' : 'other';
@@ -49,17 +49,15 @@ export class ImageHead extends Head {
   readonly dev: number;
   readonly ino: number;
   readonly fd: number;
-  readonly #handle: FileHandle;
 
   private constructor(
     path: string,
-    handle: FileHandle,
+    fd: number,
     about: Pick<ImageHead, 'kind' | 'length' | 'allocated' | 'dev' | 'ino'>,
   ) {
     super();
     this.path = path;
-    this.#handle = handle;
-    this.fd = handle.fd;
+    this.fd = fd;
     this.kind = about.kind;
     this.length = about.length;
     this.allocated = about.allocated;
@@ -71,20 +69,20 @@ export class ImageHead extends Head {
   static async open(path: string, follow = true): Promise<ImageHead> {
     // Without O_NONBLOCK a FIFO would keep us waiting for its other end.
     const flags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (follow ? 0 : (constants.O_NOFOLLOW ?? 0));
-    let handle: FileHandle | undefined;
+    let fd: number | undefined;
     try {
-      handle = await open(path, flags);
-      const stats = await handle.stat();
+      fd = await open(path, flags);
+      const stats = await fstat(fd);
       const block = stats.isBlockDevice();
-      return new ImageHead(path, handle, {
+      return new ImageHead(path, fd, {
         kind: kindOf(stats),
-        length: block ? deviceLength(path, handle.fd) : stats.size,
+        length: block ? deviceLength(path, fd) : stats.size,
         allocated: stats.blocks * 512,
         dev: stats.dev,
         ino: stats.ino,
       });
     } catch (error) {
-      await handle?.close();
+      if (fd !== undefined) await close(fd);
       throw openError(path, error);
     }
   }
@@ -94,7 +92,7 @@ export class ImageHead extends Head {
     let done = 0;
     try {
       while (done < bytes.length) {
-        const { bytesRead } = await this.#handle.read(bytes, done, bytes.length - done, at + done);
+        const { bytesRead } = await read(this.fd, bytes, done, bytes.length - done, at + done);
         if (bytesRead === 0) break;
         done += bytesRead;
       }
@@ -106,7 +104,7 @@ export class ImageHead extends Head {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#handle.close();
+    await close(this.fd);
   }
 }
 

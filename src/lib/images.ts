@@ -7,13 +7,18 @@ import { isRemoteUrl, shownUrl } from '../drivers/http/location.ts';
 import { type CheckOptions, driverOptions, fixOf, type ImageOptions } from './image-options.ts';
 import { inspect } from './inspect.ts';
 import { type IOThread, useThread } from './iothread.ts';
-import type { CreateMessage, Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
+import type { CreateMessage, ImageMethod, Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
 import { type Format, formatByName, type HttpSettings } from './options.ts';
 
-/** Whatever takes the calls of messages.ts: an IOThread, or a loop in this thread. */
+/** Whatever takes the calls of messages.ts. */
 export interface Engine {
   call<M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>>;
+}
+
+/** The part of it that is done in one thread: by an IOThread, or by a loop in this one. */
+export interface ImageEngine {
+  call<M extends ImageMethod>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>>;
 }
 
 export interface EngineOptions {
@@ -96,7 +101,7 @@ export async function check(path: string, options: CheckImageOptions = {}): Prom
   }
 }
 
-export function checkIn(engine: Engine, path: string, options: CheckImageOptions): Promise<CheckResult> {
+export function checkIn(engine: ImageEngine, path: string, options: CheckImageOptions): Promise<CheckResult> {
   const fix = fixOf(options);
   const { format, http } = options;
   const { options: node, name, probed } = openMessage(path, { format, http, readOnly: fix === 'none' });
@@ -105,7 +110,7 @@ export function checkIn(engine: Engine, path: string, options: CheckImageOptions
 
 /** Opens an image for the time of `body`, which gets the disk's number. */
 export async function withDisk<T>(
-  engine: Engine,
+  engine: ImageEngine,
   message: OpenMessage,
   body: (disk: number) => Promise<T>,
 ): Promise<T> {

@@ -1,15 +1,19 @@
-import type { Engine } from './images.ts';
+import { imageHandlers } from './image-handlers.ts';
+import type { ImageEngine } from './images.ts';
 import { withLocalContext } from './local-context.ts';
 import type { MethodArgs, MethodResult } from './messages.ts';
-import { setup } from './worker.ts';
+import { ThreadDisks } from './thread-disks.ts';
+import { WorkerJobs } from './worker-jobs.ts';
 
 /**
  * Runs `body` with an engine in this thread, which may put it to sleep: for a program that does one thing and ends, and
  * would wait longer for a worker to start. One at a time.
  */
-export function withLocalEngine<T>(body: (engine: Engine) => Promise<T>): Promise<T> {
+export function withLocalEngine<T>(body: (engine: ImageEngine) => Promise<T>): Promise<T> {
   return withLocalContext(async (context) => {
-    const { handlers, stop } = setup({ name: 'main', context, emit: () => undefined });
+    const disks = new ThreadDisks(context, 0);
+    const jobs = new WorkerJobs(disks);
+    const handlers = imageHandlers(context, disks, jobs);
     try {
       return await body({
         call: async (method, args) => {
@@ -20,7 +24,8 @@ export function withLocalEngine<T>(body: (engine: Engine) => Promise<T>): Promis
         },
       });
     } finally {
-      await stop?.();
+      await jobs.stopAll();
+      await disks.closeAll();
     }
   });
 }

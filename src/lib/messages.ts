@@ -1,9 +1,11 @@
 /** What crosses between a program's thread and an IOThread: one entry a method. Plain data only. */
 import type { MessagePort } from 'node:worker_threads';
 import type { LoopStats, SocketAddress } from '../aio/backend.ts';
+import type { PollOptions } from '../aio/poll-policy.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { HandedOver } from '../exports/nbd/export-list.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
 import type { JobMethods } from './job-messages.ts';
 import type { MoveMethods } from './move-messages.ts';
@@ -19,7 +21,7 @@ export interface OpenMessage {
   /** What the image is called in messages. */
   readonly name: string;
   readonly writethrough: boolean;
-  /** Nobody said what the format is: see WorkerDisks. */
+  /** Nobody said what the format is: see probe.ts. */
   readonly probed: boolean;
   readonly policy: ReferencePolicy;
 }
@@ -135,7 +137,19 @@ export interface ExportMessage {
   readonly bitmaps: readonly string[];
   readonly allocationDepth: boolean;
   readonly multiConn: boolean;
+  /** Its clients are served in its home, not by the server that greets them. */
+  readonly atHome?: boolean;
 }
+
+/** A client that has been greeted, for the server of its export's home ('hand-over'). */
+export interface NbdHandOverEvent extends NbdServiceMessage {
+  readonly token: number;
+  /** Of the thread that tells of it: to be duplicated. */
+  readonly fd: number;
+  readonly handed: HandedOver;
+}
+
+export type NbdAdoptMessage = Omit<NbdHandOverEvent, 'token'>;
 
 /** What a service tells of a client that has come or gone. */
 export interface NbdClientEvent extends NbdServiceMessage {
@@ -241,21 +255,12 @@ export interface ThreadStats {
 }
 
 /** What a program's thread asks of an IOThread, and what it answers. */
-export interface Methods
-  extends BitmapMethods,
-    JobMethods,
-    MoveMethods,
-    NodeJobMethods,
-    NodeMethods,
-    TransactionMethods {
-  drivers(args: DriversMessage): void;
+/** What is done with images and disks where no other thread uses them. */
+export interface ImageMethods extends JobMethods {
   open(args: OpenMessage): OpenReply;
   /** Answers the tree of an image of which nobody said what format it is. */
   probe(args: OpenMessage): BlockdevOptions;
   close(args: DiskMessage): void;
-  share(args: ShareMessage): BlkIdentity;
-  guest(args: GuestMessage): void;
-  'guest-close'(args: DiskMessage): void;
   flush(args: DiskMessage): void;
   zero(args: RangeMessage): void;
   discard(args: RangeMessage): void;
@@ -269,10 +274,27 @@ export interface Methods
   amend(args: AmendMessage): void;
   /** Answers all of them, or the one that the action was about. */
   snapshots(args: SnapshotMessage): SnapshotReply;
+}
+
+export interface Methods
+  extends BitmapMethods,
+    ImageMethods,
+    MoveMethods,
+    NodeJobMethods,
+    NodeMethods,
+    TransactionMethods {
+  drivers(args: DriversMessage): void;
+  share(args: ShareMessage): BlkIdentity;
+  guest(args: GuestMessage): void;
+  'guest-close'(args: DiskMessage): void;
   'nbd-start'(args: NbdStartMessage): NbdStartReply;
   /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
   'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
   'nbd-add'(args: NbdAddMessage): void;
+  /** Serves a client that another thread's server has greeted; answers when it has gone. */
+  'nbd-adopt'(args: NbdAdoptMessage): void;
+  /** A client that was handed over has gone. */
+  'nbd-over'(args: NbdServiceMessage & { readonly token: number }): void;
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;
   'nbd-stats'(args: NbdServiceMessage): NbdStats;
@@ -281,8 +303,11 @@ export interface Methods
   'vhost-user-stop'(args: VhostUserServiceMessage): VhostUserStats;
   'vhost-user-stats'(args: VhostUserServiceMessage): VhostUserStats;
   stats(): ThreadStats;
+  /** Spins so from now on; what is left out stays. */
+  polling(args: PollOptions): void;
 }
 
 export type Method = keyof Methods;
+export type ImageMethod = keyof ImageMethods;
 export type MethodArgs<M extends Method> = Parameters<Methods[M]>[0];
 export type MethodResult<M extends Method> = ReturnType<Methods[M]>;

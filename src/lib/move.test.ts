@@ -35,7 +35,7 @@ class Home implements MoveThread {
   constructor(sim: Sim, name: string) {
     this.name = name;
     this.context = new AioContext(sim.backend(name), { name });
-    this.#furnished = setup({ name, context: this.context, emit: () => undefined });
+    this.#furnished = setup({ name, threadId: 0, context: this.context, emit: () => undefined });
   }
 
   call = async <M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> => {

@@ -6,12 +6,14 @@ import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
-import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStats } from './messages.ts';
+import type { ExportMessage, NbdClientEvent, NbdHandOverEvent, NbdStartMessage, NbdStats } from './messages.ts';
 
 interface Member {
   readonly thread: IOThread;
   readonly service: number;
   readonly onCrash: (error: Error) => void;
+  /** It accepts no clients: others hand it those of disks that live in its thread. */
+  readonly inner: boolean;
   clients: number;
   handshakes: number;
 }
@@ -33,10 +35,14 @@ export class NbdMembers {
   /** By name. */
   readonly #shown = new Map<string, Shown>();
   readonly #events: MemberEvents;
+  readonly #atHome: boolean;
+  #message: Omit<NbdStartMessage, 'exports'> | undefined;
   #last: NbdStats | undefined;
 
-  constructor(events: MemberEvents) {
+  /** `atHome`: clients of a disk are served in its thread, whoever greets them. Of {@link add}, not of `start`. */
+  constructor(events: MemberEvents, atHome = false) {
     this.#events = events;
+    this.#atHome = atHome;
   }
 
   get clients(): number {
@@ -57,6 +63,7 @@ export class NbdMembers {
     shown: readonly Shown[],
     message: Omit<NbdStartMessage, 'exports'>,
   ): Promise<readonly SocketAddress[]> {
+    this.#message = message;
     for (const one of shown) this.#shown.set(one.message.name, one);
     const exports = shown.map((one) => one.message);
     const disks = new Set(shown.map((one) => one.disk));
@@ -71,21 +78,60 @@ export class NbdMembers {
     return addresses;
   }
 
-  #join(thread: IOThread, service: number): void {
+  #join(thread: IOThread, service: number, inner = false): Member {
     const onCrash = (error: Error): void => {
       this.#leave(member);
       this.#events.onCrash(error);
     };
-    const member: Member = { thread, service, onCrash, clients: 0, handshakes: 0 };
+    const member: Member = { thread, service, onCrash, inner, clients: 0, handshakes: 0 };
     this.#members.push(member);
     thread.on('crash', onCrash);
     thread.hold();
     thread.listen(service, (name, payload) => {
+      if (name === 'hand-over') {
+        void this.#handOver(member, payload as NbdHandOverEvent);
+        return;
+      }
       const { peer, clients, handshakes } = payload as NbdClientEvent;
       member.clients = clients;
       member.handshakes = handshakes;
       this.#events.onClient(name, peer);
     });
+    return member;
+  }
+
+  /** To the server in the home of its disk; where that cannot have it, the client is left. */
+  async #handOver({ thread, service }: Member, { token, fd, handed }: NbdHandOverEvent): Promise<void> {
+    const home = this.#shown.get(handed.exportName)?.disk.iothread;
+    const to = this.#members.find((member) => member.inner && member.thread === home);
+    try {
+      await to?.thread.call('nbd-adopt', { service: to.service, fd, handed });
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+    } finally {
+      await thread.call('nbd-over', { service, token }).catch(() => undefined);
+    }
+  }
+
+  /** Who offers a disk: those that accept clients, and one in its home. */
+  async #offering({ disk }: Shown): Promise<Member[]> {
+    const outer = this.#members.filter(({ inner }) => !inner);
+    const home = disk.iothread;
+    if (!this.#atHome || outer.some(({ thread }) => thread === home)) return outer;
+    const there = this.#members.find(({ thread }) => thread === home);
+    if (there) return [...outer, there];
+    const message = { ...this.#message!, listen: [], exports: [], tls: undefined };
+    const { service } = await home.call('nbd-start', message);
+    return [...outer, this.#join(home, service, true)];
+  }
+
+  /** Servers that were there for one disk. */
+  async #endIdle(): Promise<void> {
+    const homes = new Set([...this.#shown.values()].map(({ disk }) => disk.iothread));
+    for (const member of this.#members.filter(({ inner, thread }) => inner && !homes.has(thread))) {
+      this.#leave(member);
+      await member.thread.call('nbd-stop', { service: member.service, graceMs: 0 });
+    }
   }
 
   #leave(member: Member): void {
@@ -101,36 +147,42 @@ export class NbdMembers {
   async add(one: Shown): Promise<void> {
     const { name } = one.message;
     const added: Member[] = [];
+    // A client may come as soon as the first has it.
+    const isNew = !this.#shown.has(name);
+    if (isNew) this.#shown.set(name, one);
     try {
-      for (const member of this.#members) {
+      for (const member of await this.#offering(one)) {
         await this.#addTo(member, one);
         added.push(member);
       }
-      this.#shown.set(name, one);
     } catch (error) {
+      if (isNew) this.#shown.delete(name);
       await Promise.allSettled(added.map((member) => this.#removeFrom(member, name, 'hard')));
+      await this.#endIdle();
       throw error;
     }
   }
 
   /** Takes an export away from every server; where one refuses ('safe': EBUSY), from none. */
   async remove(name: string, mode: 'safe' | 'hard'): Promise<void> {
+    const one = this.#shown.get(name);
     const removed: Member[] = [];
     try {
-      for (const member of [...this.#members]) {
+      for (const member of one ? await this.#offering(one) : [...this.#members]) {
         await this.#removeFrom(member, name, mode);
         removed.push(member);
       }
     } catch (error) {
-      const one = this.#shown.get(name);
       if (one) await Promise.allSettled(removed.map((member) => this.#addTo(member, one)));
       throw error;
     }
     this.#shown.delete(name);
+    await this.#endIdle();
   }
 
   async #addTo({ thread, service }: Member, { disk, message }: Shown): Promise<void> {
-    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: message }));
+    const atHome = this.#atHome && thread !== disk.iothread;
+    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: { ...message, atHome } }));
   }
 
   #removeFrom({ thread, service }: Member, name: string, mode: 'safe' | 'hard'): Promise<void> {

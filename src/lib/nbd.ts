@@ -9,7 +9,7 @@ import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import { type ListenTarget, listenOf } from './listen.ts';
 import type { ExportMessage, NbdStats } from './messages.ts';
-import { NbdMembers, type Shown } from './nbd-members.ts';
+import { type MemberEvents, NbdMembers, type Shown } from './nbd-members.ts';
 import { PrivateDirectory } from './private-directory.ts';
 import { type TlsServerOptions, tlsMessage } from './tls-options.ts';
 import { nbdUri } from './uri.ts';
@@ -103,20 +103,22 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     this.#directory = directory;
   }
 
-  /** @internal Use serveNbd(). */
+  /** @internal Use serveNbd(). `atHome`: see NbdMembers. */
   static async start(
     threads: readonly IOThread[],
     shown: readonly Shown[],
     message: Parameters<NbdMembers['start']>[2],
     directory: PrivateDirectory | undefined,
+    atHome = false,
   ): Promise<NbdService> {
     let service: NbdService | undefined;
-    const members = new NbdMembers({
+    const events: MemberEvents = {
       onClient: (name, peer) => service?.emit(name as 'client' | 'disconnect', peer),
       onCrash: (error) => {
         if (service) service.#crashed(error);
       },
-    });
+    };
+    const members = new NbdMembers(events, atHome);
     try {
       service = new NbdService(
         members,

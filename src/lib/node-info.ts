@@ -1,5 +1,6 @@
 import { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
+import { layerOf } from '../block/copy-up.ts';
 import type { BlockNode } from '../block/node.ts';
 import type { NodeInfo } from './node-messages.ts';
 import { type BlockdevOptions, nameOf } from './options.ts';
@@ -11,11 +12,13 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
   return {
     name: node.name,
     driver: common.driver,
+    layer: layerOf(node).name,
     filename: filenameOf(node),
     readOnly: node.readOnly,
     detectZeroes: node.detectZeroes,
     direct: common.cache?.direct ?? false,
     noFlush: node.noFlush,
+    active: !node.inactive,
     length: node.length,
     allocated: await allocatedBytes(node),
     threshold: node.writeThreshold,

@@ -3,6 +3,7 @@ import type { Bytes } from '../base/units.ts';
 import type { ErrorPolicy } from '../jobs/block-job.ts';
 import type { JobStatus } from '../jobs/job-states.ts';
 import type { CopyMode } from '../jobs/mirror-job.ts';
+import type { NodeAmendMessage } from './node-messages.ts';
 
 /** What every job takes. Ids are the daemon's. */
 export interface NodeJobMessage {
@@ -37,6 +38,7 @@ export interface NodeMirrorMessage extends NodeJobMessage {
   readonly copyMode: CopyMode;
   readonly granularity: Bytes | undefined;
   readonly bufSize: Bytes | undefined;
+  readonly unmap?: boolean;
   readonly onSourceError: ErrorPolicy;
   readonly onTargetError: ErrorPolicy;
 }
@@ -48,6 +50,8 @@ export interface NodeCreateMessage extends NodeJobMessage {
   readonly nodes: { readonly file?: string; readonly 'data-file'?: string };
   readonly options: Readonly<Record<string, unknown>>;
 }
+
+export interface NodeJobAmendMessage extends NodeJobMessage, NodeAmendMessage {}
 
 /** How a job stands. */
 export interface NodeJobInfo {
@@ -97,5 +101,8 @@ export interface NodeJobMethods {
   'node-job-create'(args: NodeCreateMessage): void;
   'node-job-verb'(args: NodeJobVerbMessage): void;
   'node-job-speed'(args: { readonly id: string; readonly speed: Bytes }): void;
+  /** Of a mirror. */
+  'node-job-change'(args: { readonly id: string; readonly copyMode: CopyMode }): void;
+  'node-job-amend'(args: NodeJobAmendMessage): void;
   'node-jobs'(): NodeJobInfo[];
 }

@@ -20,6 +20,10 @@ export interface NodeNames {
   readonly names: readonly string[];
 }
 
+export interface NodeAdded extends NodeNames {
+  readonly node: string;
+}
+
 export interface NodeResizeMessage extends NodeMessage {
   readonly size: Bytes;
 }
@@ -56,12 +60,15 @@ export interface BackendInfo {
 export interface NodeInfo {
   readonly name: string;
   readonly driver: string;
+  /** What decides what it reads as: itself, or the node below it where it is a filter. */
+  readonly layer: string;
   /** Of its file, or of what stands for that. */
   readonly filename: string;
   readonly readOnly: boolean;
   readonly detectZeroes: 'off' | 'on' | 'unmap';
   readonly direct: boolean;
   readonly noFlush: boolean;
+  readonly active: boolean;
   readonly length: Bytes;
   /** What it takes of its storage, where that is known. */
   readonly allocated: Bytes | undefined;
@@ -85,6 +92,12 @@ export interface ThresholdEvent {
   readonly end: Offset;
 }
 
+export interface NodeActiveMessage {
+  /** Default: all. */
+  readonly node: string | undefined;
+  readonly active: boolean;
+}
+
 export interface NodeSnapshotMessage extends NodeMessage {
   /** Id or name. */
   readonly which: string;
@@ -106,7 +119,10 @@ export interface NodeMethods {
   /** Takes an internal snapshot away; answers what it was. */
   'node-snapshot-delete'(args: NodeSnapshotMessage): SnapshotInfo;
   'node-amend'(args: NodeAmendMessage): void;
-  'node-add'(args: NodeAddMessage): NodeNames;
+  'node-set-active'(args: NodeActiveMessage): void;
+  'node-add'(args: NodeAddMessage): NodeAdded;
+  /** What was added belongs to those who use it: it goes with the last of them, or at once. */
+  'node-let-go'(args: NodeMessage): NodeNames;
   'node-del'(args: NodeMessage): NodeNames;
   'node-list'(): NodeInfo[];
   'node-resize'(args: NodeResizeMessage): void;

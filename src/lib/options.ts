@@ -61,6 +61,8 @@ export interface Qcow2Settings {
   readonly 'l2-cache-entry-size'?: number | undefined;
   /** Seconds after which unused cache memory is given back; 0 for never. */
   readonly 'cache-clean-interval'?: number | undefined;
+  /** Seconds between checkpoints of the dirty bitmaps, which then outlive a crash (docs/QCOW2.md). Default 0: none. */
+  readonly 'bitmap-checkpoint'?: number | undefined;
   readonly 'pass-discard-request'?: boolean | undefined;
   readonly 'pass-discard-snapshot'?: boolean | undefined;
   readonly 'pass-discard-other'?: boolean | undefined;

@@ -9,7 +9,6 @@
  * - A format that only the content speaks for leads nowhere: a guest can write any content into a raw image.
  * - Time and memory have a bound: so many images in a chain, each file once, of each its first cluster.
  */
-import { lstat, readlink, realpath } from 'node:fs/promises';
 import { dirname, isAbsolute, sep } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
@@ -18,6 +17,7 @@ import { identityOf } from '../drivers/file/driver.ts';
 import { Incompatible } from '../proto/qcow2/constants.ts';
 import type { Qcow2Header } from '../proto/qcow2/header.ts';
 import { backingFormat, dataFileName } from '../proto/qcow2/header-extensions.ts';
+import { lstat, readlink, realpath } from './file-calls.ts';
 import { ImageHead, kindOf } from './image-head.ts';
 import { type BlockdevOptions, formatByName } from './options.ts';
 import type { ReferencePolicy } from './reference-policy.ts';

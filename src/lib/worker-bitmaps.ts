@@ -4,6 +4,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { KiB } from '../base/units.ts';
 import { explicitNode } from '../block/copy-up.ts';
 import type { DirtyBitmap, NodeBitmaps } from '../block/dirty-bitmap.ts';
+import { assertActive } from '../block/inactive.ts';
 import { nodeByName } from '../block/registry.ts';
 import type {
   BitmapChangeMessage,
@@ -12,7 +13,7 @@ import type {
   BitmapMethods,
   DirtyExtent,
 } from './bitmap-messages.ts';
-import type { WorkerDisks } from './worker-disks.ts';
+import type { ThreadDisks } from './thread-disks.ts';
 
 /** Extents in one answer. */
 const MAX_EXTENTS = 4096;
@@ -21,22 +22,26 @@ type Handlers = {
   readonly [M in keyof BitmapMethods]: (args: Parameters<BitmapMethods[M]>[0]) => Promise<ReturnType<BitmapMethods[M]>>;
 };
 
-export function bitmapHandlers(disks: WorkerDisks): Handlers {
+export function bitmapHandlers(disks: ThreadDisks): Handlers {
   const of = (disk: number | string): NodeBitmaps => {
     if (typeof disk === 'string') return nodeByName(disk).bitmaps;
     const { root } = disks.blk(disk);
     if (root) return explicitNode(root).bitmaps;
     throw new BlockError(Errno.ENOMEDIUM, `Could not use disk ${disk}: there is no medium`);
   };
+  const changing = (disk: number | string): NodeBitmaps => {
+    if (typeof disk === 'string') assertActive(nodeByName(disk));
+    return of(disk);
+  };
   return {
     'bitmap-list': async ({ disk }) => of(disk).list().map(describeBitmap),
-    'bitmap-add': async ({ disk, name, ...options }) => void (await of(disk).add(name, options)),
-    'bitmap-change': (args) => change(of(args.disk), args),
+    'bitmap-add': async ({ disk, name, ...options }) => void (await changing(disk).add(name, options)),
+    'bitmap-change': (args) => change(changing(args.disk), args),
     'bitmap-merge': async ({ disk, name, sources }) => {
       const found = sources.map((source) =>
         typeof source === 'string' ? source : sharedBitmap(of(source.node), source.name),
       );
-      await of(disk).merge(name, found);
+      await changing(disk).merge(name, found);
     },
     'bitmap-hash': async ({ disk, name }) => hash(sharedBitmap(of(disk), name)),
     'bitmap-extents': async (args) => extents(of(args.disk), args),

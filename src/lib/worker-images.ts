@@ -1,4 +1,4 @@
-/** Functions on images as a whole, inside an IOThread. */
+/** Functions on images as a whole. */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { BlockBackend } from '../block/backend.ts';
@@ -9,11 +9,13 @@ import type { CheckResult, SnapshotControl, SnapshotInfo } from '../block/driver
 import type { NodeOptions } from '../block/graph.ts';
 import { ofImage } from './image-head.ts';
 import type { CheckImageMessage, CreateMessage, SnapshotMessage, SnapshotReply } from './messages.ts';
+import { needDrivers } from './needed-drivers.ts';
 import type { BlockdevOptions } from './options.ts';
 import { probe } from './probe.ts';
 
 export async function makeImage(context: AioContext, message: CreateMessage): Promise<void> {
   const { format, file, dataFile, options } = message;
+  await needDrivers([file, dataFile], format);
   await createImage(
     context,
     format,
@@ -27,6 +29,7 @@ export async function checkFile(context: AioContext, message: CheckImageMessage)
   const { name, probed, fix } = message;
   try {
     const options = probed ? await probe(context, message.options, name) : message.options;
+    await needDrivers(options);
     const { file } = options as { readonly file?: BlockdevOptions };
     if (!file) throw new BlockError(Errno.ENOTSUP, `Could not check '${name}': it is not in a file`);
     return await checkImage(context, options.driver, { file: node(withSettings(file, options)) }, fix);

@@ -1,4 +1,4 @@
-/** The jobs of an IOThread, by number. */
+/** The jobs of a thread, by number. */
 
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -8,7 +8,6 @@ import { releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import { CopyJob, wholeOf } from '../jobs/copy-job.ts';
 import type { Job, JobOptions } from '../jobs/job.ts';
-import { StreamJob } from '../jobs/stream-job.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
 import type {
   BackupMessage,
@@ -21,7 +20,7 @@ import type {
 } from './job-messages.ts';
 import type { OpenMessage } from './messages.ts';
 import { openTreeNode } from './open-tree.ts';
-import type { WorkerDisks } from './worker-disks.ts';
+import type { ThreadDisks } from './thread-disks.ts';
 
 /** Jobs in one thread at a time, those included whose end nobody has asked for yet. */
 const MAX_JOBS = 1024;
@@ -32,12 +31,12 @@ type JobHandlers = {
 
 export class WorkerJobs {
   readonly handlers: JobHandlers;
-  readonly #disks: WorkerDisks;
+  readonly #disks: ThreadDisks;
   readonly #jobs = new Map<number, Job>();
   #ids = 0;
   #making = 0;
 
-  constructor(disks: WorkerDisks) {
+  constructor(disks: ThreadDisks) {
     this.#disks = disks;
     this.handlers = {
       'job-copy': (args) => this.#copy(args),
@@ -66,7 +65,8 @@ export class WorkerJobs {
     return this.#start((number) => new CopyJob([wholeOf(from)], to, { ...optionsOf('copy', number), ...options }));
   }
 
-  #stream({ disk, base: name, backingFile, speed }: StreamMessage): Promise<number> {
+  async #stream({ disk, base: name, backingFile, speed }: StreamMessage): Promise<number> {
+    const { StreamJob } = await import('../jobs/stream-job.ts');
     const blk = this.#disks.blk(disk);
     const base = name === undefined ? undefined : baseOf(blk, name, backingFile);
     const alone = (step: () => Promise<void>): Promise<void> => this.#disks.control(disk, step);

@@ -14,6 +14,7 @@ type Handlers = { readonly [M in keyof Methods]: (args: Parameters<Methods[M]>[0
 /** Every method, so that one that is missing is seen. */
 const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-add': true,
+  'node-let-go': true,
   'node-del': true,
   'node-reopen': true,
   'node-list': true,
@@ -28,6 +29,9 @@ const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-job-create': true,
   'node-job-verb': true,
   'node-job-speed': true,
+  'node-job-change': true,
+  'node-job-amend': true,
+  'node-set-active': true,
   'node-jobs': true,
   transaction: true,
 };

@@ -2,10 +2,21 @@
 import type { AioSocket } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
-import { BlockError, Errno } from '../base/errors.ts';
+import { Gate } from '../aio/op.ts';
+import { BlockError, Errno, errnoText } from '../base/errors.ts';
 import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
+import type { HandedOver } from '../exports/nbd/export-list.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
-import type { ExportMessage, NbdClientEvent, NbdStartMessage, NbdStartReply, NbdStats } from './messages.ts';
+import { duplicate } from '../native/file.ts';
+import type {
+  ExportMessage,
+  NbdAdoptMessage,
+  NbdClientEvent,
+  NbdHandOverEvent,
+  NbdStartMessage,
+  NbdStartReply,
+  NbdStats,
+} from './messages.ts';
 import { assertWritable, ServiceTable } from './service-table.ts';
 import type { TlsMessage } from './tls-options.ts';
 import type { WorkerDisks } from './worker-disks.ts';
@@ -35,6 +46,9 @@ export class WorkerNbd {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
   readonly services: ServiceTable<NbdServer>;
+  #tokens = 0;
+  /** Clients that the server of another thread serves, by service and token. */
+  readonly #handed = new Map<string, Gate>();
 
   /** `newId`: numbers that no other service of the thread has. */
   constructor(thread: SetupThread, disks: WorkerDisks, newId: () => number) {
@@ -80,7 +94,30 @@ export class WorkerNbd {
     const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
-    server.addExport({ name, description, ...common, bitmaps });
+    const handOver = entry.atHome ? (fd: number, handed: HandedOver) => this.#handOver(service, fd, handed) : undefined;
+    server.addExport({ name, description, ...common, bitmaps, ...(handOver ? { handOver } : {}) });
+  }
+
+  #handOver(service: number, fd: number, handed: HandedOver): Promise<void> {
+    const token = ++this.#tokens;
+    const gone = new Gate();
+    this.#handed.set(`${service} ${token}`, gone);
+    this.#thread.emit('hand-over', { service, token, fd, handed } satisfies NbdHandOverEvent);
+    return gone.promise;
+  }
+
+  /** A client that was handed over has gone. */
+  over(service: number, token: number): void {
+    const key = `${service} ${token}`;
+    this.#handed.get(key)?.open();
+    this.#handed.delete(key);
+  }
+
+  async adopt({ service, fd, handed }: NbdAdoptMessage): Promise<void> {
+    const server = this.services.get(service);
+    const own = duplicate(fd);
+    if (own < 0) throw new BlockError(-own, `Could not take over a client: ${errnoText(-own)}`);
+    await server.adopt(await this.#thread.context.backend.adoptSocket(own), handed);
   }
 
   share(service: number): NbdStartMessage['listen'] {
@@ -114,5 +151,6 @@ async function serverTls({ credentials, required, authz }: TlsMessage): Promise<
 }
 
 function statsOf(server: NbdServer): NbdStats {
-  return { clients: server.clients.length, connections: server.stats.accepted, ...server.traffic };
+  const clients = server.clients.filter(({ adopted }) => !adopted).length;
+  return { clients, connections: server.stats.accepted, ...server.traffic };
 }

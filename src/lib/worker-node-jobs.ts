@@ -12,10 +12,13 @@ import { allNodes, nodeByName } from '../block/registry.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
 import { VERBS } from '../jobs/job-states.ts';
+import type { MirrorJob } from '../jobs/mirror-job.ts';
+import { amendAlone } from './alone.ts';
 import { baseOf, layerByName, lowestLayer } from './backing-names.ts';
 import type {
   NodeCommitMessage,
   NodeCreateMessage,
+  NodeJobAmendMessage,
   NodeJobErrorEvent,
   NodeJobEvent,
   NodeJobInfo,
@@ -54,6 +57,8 @@ export class WorkerNodeJobs {
         else job[verb]();
       },
       'node-job-speed': async ({ id, speed }) => this.#job(id).setSpeed(speed),
+      'node-job-change': async ({ id, copyMode }) => (this.#job(id) as MirrorJob).setCopyMode(copyMode),
+      'node-job-amend': (args) => this.#amend(args),
       'node-jobs': async () => [...this.#jobs.values()].map(infoOf),
     };
   }
@@ -125,6 +130,12 @@ export class WorkerNodeJobs {
       else await createImage(context, driver, nodes as never, given);
     };
     await this.#start(settings, (options) => new CreateJob(context, make, options));
+  }
+
+  async #amend({ node, changes, ...settings }: NodeJobAmendMessage): Promise<void> {
+    const { CreateJob } = await import('../jobs/create-job.ts');
+    const amend = () => amendAlone(this.control, node, changes);
+    await this.#start(settings, (options) => new CreateJob(this.#thread.context, amend, options, 'amend'));
   }
 
   async #alone(step: () => Promise<void>): Promise<void> {

@@ -5,17 +5,19 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { changeNodes } from '../block/change.ts';
 import { BlockChild } from '../block/child.ts';
-import { assertUnclaimed } from '../block/claims.ts';
-import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
+import { assertActive, setActive } from '../block/inactive.ts';
 import { truncateNode } from '../block/io.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
+import { alone, amendAlone } from './alone.ts';
 import { ofImage } from './image-head.ts';
 import type { OpenReply } from './messages.ts';
 import { nodeInfo } from './node-info.ts';
 import type {
+  NodeActiveMessage,
+  NodeAdded,
   NodeAddMessage,
   NodeDiskMessage,
   NodeMethods,
@@ -48,23 +50,25 @@ export class WorkerNodes {
     this.#disks = disks;
     this.handlers = {
       'node-add': (args) => this.#add(args),
+      'node-let-go': async ({ node: name }) => {
+        const node = this.#owned.get(name);
+        this.#owned.delete(name);
+        if (node) await releaseNode(node);
+        return this.#names();
+      },
       'node-del': ({ node }) => this.#delete(node),
       'node-reopen': (args) => this.#reopen(args),
       'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
       'node-resize': (args) => this.#resize(args),
       'node-threshold': async (args) => this.#setThreshold(args),
       'node-snapshot-delete': ({ node, which }) =>
-        this.#alone(node, ({ impl, driver, name }) => {
+        alone(this.#control, node, ({ impl, driver, name }) => {
           if (impl.snapshots) return impl.snapshots.delete(which);
           const why = `the format '${driver.name}' does not support it`;
           throw new BlockError(Errno.ENOTSUP, `Could not use snapshots of node '${name}': ${why}`);
         }),
-      'node-amend': ({ node, changes }) =>
-        this.#alone(node, ({ impl, driver, name }) => {
-          if (impl.amend) return impl.amend(changes);
-          const why = `the format '${driver.name}' does not support it`;
-          throw new BlockError(Errno.ENOTSUP, `Could not amend node '${name}': ${why}`);
-        }),
+      'node-amend': ({ node, changes }) => amendAlone(this.#control, node, changes),
+      'node-set-active': (args) => this.#setActive(args),
       'node-disk': (args) => this.#disk(args),
     };
   }
@@ -77,7 +81,7 @@ export class WorkerNodes {
     for (const node of nodes) await releaseNode(node);
   }
 
-  async #add({ options, policy }: NodeAddMessage): Promise<NodeNames> {
+  async #add({ options, policy }: NodeAddMessage): Promise<NodeAdded> {
     const name = nameOf(options);
     let node: BlockNode | undefined;
     try {
@@ -89,32 +93,25 @@ export class WorkerNodes {
       throw ofImage(error, name);
     }
     this.#owned.set(node.name, node);
-    return this.#names();
+    return { node: node.name, ...this.#names() };
   }
 
   async #delete(name: string): Promise<NodeNames> {
-    const node = this.#owned.get(name);
-    if (!node) throw new BlockError(Errno.EPERM, `Node ${nodeByName(name).name} is not owned by the monitor`);
-    if (node.parents.length > 0) {
-      const below = node.parents.every((parent) => parent instanceof BlockChild);
-      throw new BlockError(Errno.EBUSY, `${below ? 'Block device' : 'Node'} ${name} is in use`);
+    const { parents } = nodeByName(name);
+    if (!parents.every((parent) => parent instanceof BlockChild)) {
+      throw new BlockError(Errno.EBUSY, `Node ${name} is in use`);
     }
+    const node = this.#owned.get(name);
+    if (!node) throw new BlockError(Errno.EPERM, `Node ${name} is not owned by the monitor`);
+    if (parents.length > 0) throw new BlockError(Errno.EBUSY, `Block device ${name} is in use`);
     this.#owned.delete(name);
     await releaseNode(node);
     return this.#names();
   }
 
-  /** Runs `body` when nothing is in flight on the node, and nothing else changes it as a whole. */
-  async #alone<T>(name: string, body: (node: BlockNode) => T | Promise<T>): Promise<T> {
-    using _turn = await this.#control.lock();
-    const node = nodeByName(name);
-    assertUnclaimed(node);
-    using _drained = await drain(node);
-    return await body(node);
-  }
-
   async #reopen({ changes }: NodeReopenMessage): Promise<NodeNames> {
     using _turn = await this.#control.lock();
+    for (const options of changes) assertActive(nodeByName(options['node-name']!));
     await changeNodes(
       changes.map((options) => ({
         node: nodeByName(options['node-name']!),
@@ -122,6 +119,12 @@ export class WorkerNodes {
       })),
     );
     return this.#names();
+  }
+
+  async #setActive({ node, active }: NodeActiveMessage): Promise<void> {
+    using _turn = await this.#control.lock();
+    const nodes = node === undefined ? roots([...this.#owned.values()]) : [nodeByName(node)];
+    for (const one of nodes) await setActive(one, active);
   }
 
   #names(): NodeNames {
@@ -157,4 +160,9 @@ export class WorkerNodes {
       await BlockBackend.open(context, node, { name, perm, shared, readOnly: !writable, writethrough }),
     );
   }
+}
+
+/** Those that no other node is above of: what is below goes along. */
+function roots(owned: readonly BlockNode[]): BlockNode[] {
+  return owned.filter(({ parents }) => !parents.some((parent) => parent instanceof BlockChild));
 }

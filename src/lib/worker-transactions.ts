@@ -9,6 +9,7 @@ import { BlockBackend } from '../block/backend.ts';
 import { assertUnclaimed } from '../block/claims.ts';
 import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import { drain } from '../block/drain.ts';
+import { assertActive } from '../block/inactive.ts';
 import type { BlockNode } from '../block/node.ts';
 import { putOverlay } from '../block/overlay.ts';
 import { nodeByName } from '../block/registry.ts';
@@ -156,7 +157,9 @@ async function takeSnapshot(node: BlockNode, name: string): Promise<Taken> {
 }
 
 function nodesOf(steps: readonly Step[]): Set<BlockNode> {
-  return new Set(steps.flatMap((step) => ('node' in step ? [nodeByName(step.node)] : [])));
+  const nodes = new Set(steps.flatMap((step) => ('node' in step ? [nodeByName(step.node)] : [])));
+  for (const node of nodes) assertActive(node);
+  return nodes;
 }
 
 async function drainAll(nodes: Iterable<BlockNode>): Promise<Disposable> {

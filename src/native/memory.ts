@@ -7,8 +7,32 @@ import { mapAnonymous, mapShared, unmapUnderView } from './mmap.ts';
 
 /** `bytes`, on a SharedArrayBuffer or native memory, as {@link Memory}. The result keeps them alive. */
 export function memoryOf(bytes: Uint8Array): Memory {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  return { bytes, view, address: addressOf(bytes) };
+  return new ViewedMemory(bytes);
+}
+
+class ViewedMemory implements Memory {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  readonly address: number;
+  /** Made by the first copy. */
+  #plain: Uint8Array | undefined;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+    this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    this.address = addressOf(bytes);
+  }
+
+  get plain(): Uint8Array {
+    this.#plain ??= this.#asPlain();
+    return this.#plain;
+  }
+
+  #asPlain(): Uint8Array {
+    const { bytes, address } = this;
+    const is = bytes.buffer instanceof ArrayBuffer || bytes.length === 0;
+    return is ? bytes : new Uint8Array(viewOf(address, bytes.length));
+  }
 }
 
 /** One mapped region of at most 4 GiB; larger ones are mapped in windows. {@link release} ends it: nobody, the kernel

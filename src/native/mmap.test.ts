@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { test } from 'node:test';
 import { Errno } from '../base/errors.ts';
-import { Iov } from '../base/memory.ts';
+import { forCopying, Iov } from '../base/memory.ts';
 import { GiB, MiB } from '../base/units.ts';
 import { close, ftruncate } from './file.ts';
 import { addressOf, nativeAbsence, viewOf } from './lib.ts';
@@ -114,4 +114,19 @@ test('memory that may move has no address, and a view must be real', { skip }, (
   assert.throws(() => viewOf(0, 8), /bad address/);
   assert.throws(() => viewOf(4096, 5 * GiB), /bad view length/);
   assert.throws(() => viewOf(4096, 0), /bad view length/);
+});
+
+test('what is copied through the plain view of shared memory is in it, whatever its alignment', { skip }, () => {
+  const shared = memoryOf(new Uint8Array(new SharedArrayBuffer(64)).subarray(3));
+  const plain = forCopying(shared);
+  assert.ok(plain.buffer instanceof ArrayBuffer);
+  assert.deepEqual([plain.length, addressOf(plain)], [61, shared.address]);
+  const bytes = Uint8Array.from({ length: 40 }, (_, i) => i + 1);
+  const iov = new Iov().push(shared, 5, 20).push(shared, 30, 20);
+  assert.equal(iov.copyFrom(bytes), 40);
+  assert.deepEqual([...shared.bytes.subarray(5, 25), ...shared.bytes.subarray(30, 50)], [...bytes]);
+  const back = new Uint8Array(33);
+  assert.equal(iov.copyTo(back, 7), 33);
+  assert.deepEqual(back, bytes.subarray(7));
+  assert.deepEqual(iov.runForCopying(1), bytes.subarray(20));
 });

@@ -91,7 +91,10 @@ export class Uring {
   readonly #maps: readonly (readonly [number, number])[];
   #tail = 0;
   #submitted = 0;
+  /** Of completions: the next to take, and the end of those that are known to be there. The kernel is told of the first
+   *  with each `enter`: it adds none, or next to none, in between. */
   #head = 0;
+  #seen = 0;
 
   /** Negative errno in `Uring.create` when the kernel refuses. */
   private constructor(native: Native, fd: number, params: Uint32Array) {
@@ -156,7 +159,8 @@ export class Uring {
 
   /** Room for another entry; when false, `submit` first. */
   get room(): boolean {
-    return (this.#tail - Atomics.load(this.#ring, this.#sqHeadAt)) >>> 0 < this.entries;
+    // The kernel takes entries within an `enter` only.
+    return (this.#tail - this.#submitted) >>> 0 < this.entries;
   }
 
   /**
@@ -212,7 +216,7 @@ export class Uring {
 
   /** True when {@link next} would find a completion. */
   get completed(): boolean {
-    return Atomics.load(this.#ring, this.#cqTailAt) !== this.#head;
+    return this.#head !== this.#seen || Atomics.load(this.#ring, this.#cqTailAt) !== this.#head;
   }
 
   /** True when the kernel holds finished work that only an `enter` turns into completions. */
@@ -228,6 +232,7 @@ export class Uring {
   enter(wait: boolean, timeoutNs: number, gather = 1, gatherUs = 0): number {
     const count = this.toSubmit;
     Atomics.store(this.#ring, this.#sqTailAt, this.#tail);
+    Atomics.store(this.#ring, this.#cqHeadAt, this.#head);
     const several = wait && gather > 1 && (this.features & FEAT_MIN_TIMEOUT) !== 0;
     let flags = ENTER_GETEVENTS;
     let arg = 0;
@@ -254,7 +259,10 @@ export class Uring {
    * advance}.
    */
   next(): number {
-    if (Atomics.load(this.#ring, this.#cqTailAt) === this.#head) return -1;
+    if (this.#head === this.#seen) {
+      this.#seen = Atomics.load(this.#ring, this.#cqTailAt);
+      if (this.#head === this.#seen) return -1;
+    }
     return (this.#head & this.#cqMask) * 4;
   }
 
@@ -272,7 +280,6 @@ export class Uring {
 
   advance(): void {
     this.#head = (this.#head + 1) >>> 0;
-    Atomics.store(this.#ring, this.#cqHeadAt, this.#head);
   }
 
   /** Ends the ring: nothing may be called any more. A map alone would keep it alive in the kernel. */

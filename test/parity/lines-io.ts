@@ -59,11 +59,8 @@ const PROGRAM_LINES: readonly Line[] = [
   "-c 'read 0 64k' base.raw",
   "-c 'write 0 64k' base.raw",
   "-c 'write -s data.qcow2 0 512' base.raw",
-  {
-    line: "-c 'write -s data.qcow2 0 64k' base.raw",
-    differs: 'A refused write to a raw image by guess',
-    except: ['files'],
-  },
+  "-c 'write -s data.qcow2 0 64k' base.raw",
+  "-c 'write -s data.qcow2 0 64k' -c 'write -s data.qcow2 0 8' -c 'write -z 0 4k' -c 'map' base.raw",
   "-c 'read 0 64k' data.qcow2",
   '-f qcow2 -c length base.raw',
   ...[io(RAW, 'foo', '', '  ', 'help foo'), io(RAW, 'quit', 'length'), io(RAW, 'foo', 'q', 'length')],

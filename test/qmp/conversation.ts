@@ -245,6 +245,9 @@ const OWN = new Set([
   ...['vm-clock-sec', 'vm-clock-nsec', 'micro', 'package', 'major', 'minor'],
 ]);
 
+/** What newer releases tell, too. */
+const NEWER = new Set(['active']);
+
 export function alike(value: Json, directory: string, options: Pick<Step, 'words'> = {}): Json {
   // Where it has no file, there is another way to write what it is.
   if (typeof value === 'string' && /^(json:\{.*"null-co".*|null-co:\/\/)$/.test(value)) return '(null-co)';
@@ -256,7 +259,9 @@ export function alike(value: Json, directory: string, options: Pick<Step, 'words
       : items.sort((a, b) => orderOf(a).localeCompare(orderOf(b)));
   }
   if (typeof value !== 'object' || value === null) return value;
-  const names = Object.keys(value).sort();
+  const names = Object.keys(value)
+    .filter((name) => !NEWER.has(name))
+    .sort();
   return Object.fromEntries(
     names.map((name) => {
       if (OWN.has(name)) return [name, '(own)'];

@@ -6,7 +6,7 @@
 import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
 import { Errno } from '../../base/errors.ts';
-import type { Iov, Memory } from '../../base/memory.ts';
+import { forCopying, type Iov, type Memory } from '../../base/memory.ts';
 import type { Bytes } from '../../base/units.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
 import { AioOp, Gate } from '../op.ts';
@@ -279,7 +279,7 @@ export class PoolSocket implements AioSocket, OpOwner, PoolResource {
     const count = Math.min(this.#to - this.#from, this.#wanted - this.#received);
     if (count === 0 || !this.#receiver) return;
     const bytes = this.#source.subarray(this.#from, this.#from + count);
-    this.#memory!.bytes.set(bytes, this.#at + this.#received);
+    forCopying(this.#memory!).set(bytes, this.#at + this.#received);
     this.#from += count;
     this.#received += count;
     if (this.#all && this.#received < this.#wanted) return;

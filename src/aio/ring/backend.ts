@@ -56,9 +56,9 @@ ONE[0] = 1;
 const ABANDON_NS = 1_000_000_000;
 /** Errors of io_uring_enter that pass: it is called again anyway. */
 const LATER: ReadonlySet<number> = new Set([Errno.EINTR, Errno.ETIME, Errno.EBUSY, Errno.EAGAIN]);
-/** Operations that the kernel hands to threads of its own as a rule: while one is in flight, spinning would only take
- *  the processor from it. */
-const WORKER_OPS: ReadonlySet<number> = new Set([Op.WRITE, Op.WRITEV, Op.FSYNC, Op.FALLOCATE]);
+/** Operations that the kernel hands to threads of its own as a rule, a bit each: while one is in flight, spinning would
+ *  only take the processor from it. */
+const WORKER_OPS = (1 << Op.WRITE) | (1 << Op.WRITEV) | (1 << Op.FSYNC) | (1 << Op.FALLOCATE);
 /** With many of those in flight, one wake-up is for a part of them, and waits for that so long at most: a thread of the
  *  kernel's ends one after the other, and waking for each would take more time from it than they take. */
 const GATHER_PART = 4;
@@ -207,7 +207,7 @@ export class RingBackend implements AioBackend {
   ): void {
     const slot = this.#admit(op);
     if (slot < 0) return;
-    if (WORKER_OPS.has(code)) {
+    if (((WORKER_OPS >>> code) & 1) === 1) {
       this.#byWorker[slot] = 1;
       this.#workerOps++;
     }

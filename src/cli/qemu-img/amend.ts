@@ -7,6 +7,7 @@ import { Incompatible } from '../../proto/qcow2/constants.ts';
 import { settingsOf } from './create.ts';
 import { creationHelp } from './help.ts';
 import { failureText } from './messages.ts';
+import { Progress } from './progress.ts';
 import { cacheMode, imageSpec, warnProbedRaw } from './targets.ts';
 import { Failure, Misuse, Option, type Verb } from './verb.ts';
 
@@ -17,8 +18,8 @@ const AMENDED: ReadonlySet<string> = new Set([...AMENDABLE, 'refcount_bits', 'si
 
 export const amend: Verb = {
   options: [
-    ...[Option.object, Option.imageOpts, Option.plainFormat, Option.progress, Option.quiet, Option.cache],
-    ...[Option.settings, FORCE],
+    ...[Option.object, Option.imageOpts, Option.plainFormat, Option.quiet, Option.cache],
+    ...[Option.progress, Option.progressForm, Option.settings, FORCE],
   ],
   async run(line, terminal) {
     const texts = settingsOf(line);
@@ -34,12 +35,11 @@ export const amend: Verb = {
     const cache = cacheMode(line, Option.cache);
     const spec = imageSpec(line, file);
     const how = { cache, objects: line.objects, onProbedRaw: warnProbedRaw(terminal) };
-    const shown = line.has(Option.progress) && !line.has(Option.quiet);
-    if (shown) terminal.out('    (0.00/100%)\r');
+    using shown = Progress.of(line, terminal);
     await withLocalContext((context) =>
       amendImage(context, spec, (blk) => changesOf(blk.root!.driver.name, texts), how).catch(explained),
     );
-    if (shown) terminal.out('    (100.00/100%)\r\n');
+    shown.end();
     return 0;
   },
 };

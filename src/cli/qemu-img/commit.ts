@@ -11,10 +11,10 @@ const BASE = { short: 'b', argument: 'required' } as const;
 const KEEP = { short: 'd' } as const;
 const SPEED = { short: 'r', argument: 'required' } as const;
 
-const { object, imageOpts, plainFormat, quiet, progress, cache } = Option;
+const { object, imageOpts, plainFormat, quiet, progress, progressForm, cache } = Option;
 
 export const commit: Verb = {
-  options: [object, imageOpts, plainFormat, quiet, progress, cache, BASE, KEEP, SPEED],
+  options: [object, imageOpts, plainFormat, quiet, progress, progressForm, cache, BASE, KEEP, SPEED],
   async run(line, terminal) {
     const rate = line.value(SPEED);
     const speed = rate === undefined ? 0 : sizeOf(rate, 'rate limit');
@@ -25,7 +25,7 @@ export const commit: Verb = {
       how: { cache: mode, objects: line.objects, onProbedRaw: warnProbedRaw(terminal) },
       ...{ base: line.value(BASE), keep: line.has(KEEP), speed },
     };
-    using shown = new Progress(terminal, line.has(progress) && !line.has(quiet));
+    using shown = Progress.of(line, terminal);
     await withLocalContext((context) =>
       interruptible((signal) => commitImage(context, { ...options, signal, onProgress: shown.at })),
     );

@@ -13,10 +13,21 @@ const STRICT = { short: 's' } as const;
 
 const EXIT = { different: 1, open: 2, status: 3, read: 4 } as const;
 
-const { object, imageOpts, plainFormat, forceShare, quiet, progress, sourceCache } = Option;
+const { object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, sourceCache } = Option;
 
 export const compare: Verb = {
-  options: [object, imageOpts, plainFormat, forceShare, quiet, progress, sourceCache, SECOND_FORMAT, STRICT],
+  options: [
+    object,
+    imageOpts,
+    plainFormat,
+    forceShare,
+    quiet,
+    progress,
+    progressForm,
+    sourceCache,
+    SECOND_FORMAT,
+    STRICT,
+  ],
   objectExit: EXIT.open,
   async run(line, terminal) {
     const silent = line.has(quiet);
@@ -24,7 +35,7 @@ export const compare: Verb = {
       if (!silent) terminal.out(text);
     };
     const options = optionsOf(line, say);
-    using shown = new Progress(terminal, line.has(progress) && !silent);
+    using shown = Progress.of(line, terminal, EXIT.open);
     try {
       const { at, kind } = await withLocalContext((context) =>
         interruptible(async (signal) => {

@@ -13,7 +13,7 @@ import { creationHelp } from './help.ts';
 import { interruptible } from './interrupt.ts';
 import { Progress } from './progress.ts';
 import { sizeOf } from './sizes.ts';
-import { cacheMode, imageSpec } from './targets.ts';
+import { cacheMode, imageSpec, warnProbedRaw } from './targets.ts';
 import { Failure, Option, type Terminal, type Verb, type VerbLine } from './verb.ts';
 
 const own = {
@@ -35,13 +35,14 @@ const own = {
   skipBroken: { long: 'skip-broken-bitmaps' },
 } as const;
 
-const { object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache, settings } = Option;
+const { object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache, settings } =
+  Option;
 
 const SPARSE_MAX = 16 * MiB;
 
 export const convert: Verb = {
   options: [
-    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache, settings],
+    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache, settings],
     ...Object.values(own),
   ],
   async run(line, terminal) {
@@ -54,7 +55,7 @@ export const convert: Verb = {
     }
     if (line.operands.length < 2) throw new Failure('Must specify image file name');
     const options = optionsOf(line, terminal, { ...given, format });
-    using shown = new Progress(terminal, line.has(progress) && !line.has(quiet));
+    using shown = Progress.of(line, terminal);
     try {
       await withLocalContext((context) =>
         interruptible((signal) => convertImages(context, { ...options, signal, onProgress: shown.at })),
@@ -123,7 +124,10 @@ function optionsOf(line: VerbLine, terminal: Terminal, given: Given): ConvertOpt
     cache: cacheMode(line, sourceCache),
     ...{ forceShare: line.has(forceShare), objects: line.objects, snapshot },
   };
-  const targetHow = { cache: cacheMode(line, cache) ?? ('unsafe' as const), objects: line.objects };
+  const targetHow = {
+    ...{ cache: cacheMode(line, cache) ?? ('unsafe' as const), objects: line.objects },
+    onProbedRaw: warnProbedRaw(terminal),
+  };
   const sources = names.map((source) => imageSpec(line, source));
   if (snapshot !== undefined && sources.length > 1) {
     throw new Failure('No support for concatenating multiple snapshot');

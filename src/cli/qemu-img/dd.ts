@@ -6,6 +6,7 @@ import { CreationFailure } from '../../img/new-file.ts';
 import { withLocalContext } from '../../lib/local-context.ts';
 import { creationReason } from './creation-messages.ts';
 import { interruptible } from './interrupt.ts';
+import { Progress } from './progress.ts';
 import { sizeOf } from './sizes.ts';
 import { Failure, Option, type Verb, type VerbLine } from './verb.ts';
 
@@ -39,9 +40,12 @@ export const dd: Verb = {
       ...{ target, skip: skip * bs, end: count === undefined ? Number.POSITIVE_INFINITY : count * bs },
       onBeyond: () => terminal.err(`qemu-img: ${source}: cannot skip to specified offset\n`),
     };
+    using asked = new Progress(terminal);
     try {
       await withLocalContext((context) =>
-        interruptible((signal) => copyPart(context, { ...options, signal }, (size) => sized(line, size))),
+        interruptible((signal) =>
+          copyPart(context, { ...options, signal, onProgress: asked.at }, (size) => sized(line, size)),
+        ),
       );
       return 0;
     } catch (error) {

@@ -1,45 +1,67 @@
-/** `-p`: how far it has come, on one line; without, SIGUSR1 asks. */
-import type { Terminal } from './verb.ts';
+/** How far a verb has come: `-p` shows it on one line, `--progress=json` in JSON lines, and SIGUSR1 asks at any time. */
+import { Failure, Option, type Terminal, type VerbLine } from './verb.ts';
 
 /** Percent between two lines. */
 const STEP = 1;
 
+type Form = 'none' | 'line' | 'json';
+
 export class Progress implements Disposable {
   readonly #terminal: Terminal;
-  readonly #shown: boolean;
-  #percent = 0;
-  #last = 0;
+  readonly #form: Form;
+  #current = 0;
+  #total = 0;
+  /** Percent that was told last. */
+  #told = 0;
   readonly #asked = (): void => this.#terminal.err(`${this.#text}\n`);
 
-  constructor(terminal: Terminal, shown: boolean) {
+  /** What the options of a verb that has {@link Option.progress} and {@link Option.progressForm} ask for. */
+  static of(line: VerbLine, terminal: Terminal, misuseExit = 1): Progress {
+    const form = line.value(Option.progressForm) ?? (line.has(Option.progress) ? 'line' : 'none');
+    if (form !== 'none' && form !== 'line' && form !== 'json') {
+      throw new Failure('--progress must be used with none, line or json as argument.', misuseExit);
+    }
+    return new Progress(terminal, line.has(Option.quiet) ? 'none' : form);
+  }
+
+  constructor(terminal: Terminal, form: Form = 'none') {
     this.#terminal = terminal;
-    this.#shown = shown;
-    if (shown) this.#print();
-    else process.on('SIGUSR1', this.#asked);
+    this.#form = form;
+    this.#tell();
+    // Always: what Node does of its own accord when it is asked is to let debuggers in.
+    process.on('SIGUSR1', this.#asked);
   }
 
   readonly at = (current: number, total: number): void => {
-    this.#percent = total === 0 ? 100 : Math.min(100, (current / total) * 100);
-    if (this.#shown && (this.#percent - this.#last >= STEP || (this.#percent === 100 && this.#last < 100)))
-      this.#print();
+    this.#current = current;
+    this.#total = total;
+    const percent = this.#percent;
+    if (percent - this.#told >= STEP || (percent === 100 && this.#told < 100)) this.#tell();
   };
 
   /** All is done. */
   end(): void {
-    this.at(1, 1);
+    const total = this.#total || 1;
+    this.at(total, total);
+  }
+
+  get #percent(): number {
+    return this.#total === 0 ? 0 : Math.min(100, (this.#current / this.#total) * 100);
   }
 
   get #text(): string {
     return `    (${this.#percent.toFixed(2)}/100%)`;
   }
 
-  #print(): void {
-    this.#last = this.#percent;
-    this.#terminal.out(`${this.#text}\r`);
+  #tell(): void {
+    this.#told = this.#percent;
+    if (this.#form === 'line') this.#terminal.out(`${this.#text}\r`);
+    const { current, total } = { current: this.#current, total: this.#total };
+    if (this.#form === 'json') this.#terminal.out(`${JSON.stringify({ current, total })}\n`);
   }
 
   [Symbol.dispose](): void {
-    if (this.#shown) this.#terminal.out('\n');
+    if (this.#form === 'line') this.#terminal.out('\n');
     process.off('SIGUSR1', this.#asked);
   }
 }

@@ -14,16 +14,16 @@ const BACKING = { short: 'b', argument: 'required' } as const;
 const BACKING_FORMAT = { short: 'F', argument: 'required' } as const;
 const UNSAFE = { short: 'u' } as const;
 
-const { object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache } = Option;
+const { object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache } = Option;
 
 export const rebase: Verb = {
   options: [
-    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, cache, sourceCache],
+    ...[object, imageOpts, plainFormat, forceShare, quiet, progress, progressForm, cache, sourceCache],
     ...[BACKING, BACKING_FORMAT, UNSAFE],
   ],
   async run(line, terminal) {
     const options = optionsOf(line, terminal);
-    using shown = new Progress(terminal, line.has(progress) && !line.has(quiet));
+    using shown = Progress.of(line, terminal);
     try {
       await withLocalContext((context) =>
         interruptible((signal) => rebaseImage(context, { ...options, signal, onProgress: shown.at })),

@@ -49,6 +49,7 @@ export const Option = {
   forceShare: { short: 'U', long: 'force-share' },
   quiet: { short: 'q' },
   progress: { short: 'p' },
+  progressForm: { long: 'progress', argument: 'required' },
   cache: { short: 't', argument: 'required' },
   sourceCache: { short: 'T', argument: 'required' },
   settings: { short: 'o', argument: 'required' },

@@ -1,3 +1,4 @@
+import { driverTable } from '../../block/registry.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Daemon } from '../daemon.ts';
 import { errorPolicy } from '../jobs.ts';
@@ -21,6 +22,7 @@ export function jobCommands(daemon: Daemon): Handlers {
     'block-job-complete': ({ device }) => jobs.do(device, 'complete', 'block-job'),
     'block-job-dismiss': ({ id }) => jobs.do(id, 'dismiss', 'block-job'),
     'block-job-finalize': ({ id }) => jobs.do(id, 'finalize', 'block-job'),
+    'block-job-change': ({ id, ...change }) => jobs.change(id, change),
     ...copyingCommands(daemon),
   };
 }
@@ -55,24 +57,18 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
     },
-    'blockdev-mirror': async (args) => {
-      const { device: node, target, replaces, sync, granularity, 'buf-size': bufSize } = args;
-      const thread = nodes.lookup(undefined, node);
-      if (nodes.lookup(undefined, target) !== thread) {
-        throw new QmpError(`Nodes '${node}' and '${target}' are in different IOThreads`);
-      }
-      if (sync === 'incremental' || sync === 'bitmap') throw new QmpError(`Sync mode '${sync}' not supported`);
-      const more = {
-        sync,
-        replaces,
-        granularity: granularity === 0 ? undefined : granularity,
-        bufSize,
-        copyMode: args['copy-mode'] ?? 'background',
-        onSourceError: errorPolicy(args['on-source-error']),
-        onTargetError: errorPolicy(args['on-target-error']),
-      } as const;
-      await jobs.start(thread, args, (settings) =>
-        thread.call('node-job-mirror', { ...settings, node, target, ...more }),
+    'x-blockdev-amend': async ({ 'job-id': id, 'node-name': node, options }) => {
+      const { driver, version, ...rest } = options as Readonly<Record<string, unknown>>;
+      const thread = nodes.lookup(node);
+      const there = (await nodes.list()).find((one) => one.name === node)?.driver;
+      if (there !== driver) throw new QmpError("x-blockdev-amend doesn't support changing the block driver");
+      if (!driverTable().get(there ?? '')?.amendOptions) throw new QmpError('Driver does not support x-blockdev-amend');
+      const changes = { ...rest, ...(version === undefined ? {} : { compat: version }) };
+      await jobs.start(
+        thread,
+        { 'job-id': id },
+        (settings) => thread.call('node-job-amend', { ...settings, node, changes }),
+        true,
       );
     },
     'blockdev-create': async ({ 'job-id': id, options }) => {

@@ -6,6 +6,7 @@ import { snapshotInfo } from './query.ts';
 import type { Handlers } from './table.ts';
 
 const SECTOR = 512;
+const CONFLICT = 'The parameters child and node are in conflict';
 
 export function nodeCommands({ nodes, objects }: Daemon): Handlers {
   return {
@@ -45,6 +46,24 @@ export function nodeCommands({ nodes, objects }: Daemon): Handlers {
         );
       }
       return snapshotInfo(await thread.call('node-snapshot-delete', { node: device, which: found.id }));
+    },
+    'blockdev-set-active': async ({ 'node-name': node, active }) => {
+      const threads = node === undefined ? nodes.threads : [nodes.lookup(node)];
+      for (const thread of threads) await thread.call('node-set-active', { node, active });
+    },
+    'x-blockdev-change': async ({ parent, child, node }) => {
+      nodes.lookup(undefined, parent);
+      if ((child === undefined) === (node === undefined)) {
+        const why = child === undefined ? 'Either child or node must be specified' : CONFLICT;
+        throw new QmpError(why);
+      }
+      const { children } = (await nodes.list()).find(({ name }) => name === parent)!;
+      if (child !== undefined && !children.some(({ name }) => name === child)) {
+        throw new QmpError(`Node '${parent}' does not have child '${child}'`);
+      }
+      if (node !== undefined && !nodes.find(node)) throw new QmpError(`Node '${node}' not found`);
+      // No driver has children that come and go.
+      throw new QmpError(`The node ${parent} does not support ${child === undefined ? 'adding' : 'removing'} a child`);
     },
     'block-set-write-threshold': async ({ 'node-name': node, 'write-threshold': bytes }) => {
       const thread = nodes.find(node);

@@ -20,7 +20,8 @@ export function objectCommands({ objects }: Daemon): Handlers {
     'object-del': ({ id }) => objects.remove(id),
     'qom-list': ({ path }) => qom.list(path),
     'qom-get': ({ path, property }) => qom.get(path, property),
-    'qom-set': ({ path, property }) => qom.set(path, property),
+    'qom-set': ({ path, property, value }) => qom.set(path, property, value),
+    'qom-list-get': ({ paths }) => qom.listGet(paths),
     'qom-list-types': ({ implements: implemented, abstract = false }) => qom.types(implemented, abstract),
     'qom-list-properties': ({ typename }) => qom.properties(typename),
   };

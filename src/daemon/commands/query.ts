@@ -53,6 +53,7 @@ function deviceInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'BlockDev
     image: imageInfo(node, graph, flat),
     cache: { writeback: true, direct: node.direct, 'no-flush': node.noFlush },
     write_threshold: node.threshold,
+    active: node.active,
     ...(node.bitmaps.length === 0 ? {} : { 'dirty-bitmaps': node.bitmaps.map(bitmapInfo) }),
   };
 }
@@ -71,11 +72,19 @@ function imageInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'ImageInfo
     'virtual-size': node.length,
     ...(node.allocated === undefined ? {} : { 'actual-size': node.allocated }),
     ...(FILES.has(node.driver) ? { 'dirty-flag': false } : {}),
+    ...ofShown(node, graph),
     ...node.image,
     ...(typeof name === 'string' ? { 'full-backing-filename': fullName(node.filename, name) } : {}),
     ...(node.snapshots.length === 0 ? {} : { snapshots: node.snapshots.map(snapshotInfo) }),
     ...(backing ? { 'backing-image': imageInfo(backing, graph, flat) } : {}),
   };
+}
+
+/** What a filter says of the image that it shows. */
+function ofShown({ name, layer, driver }: NodeInfo, graph: Graph): Pick<Qapi<'ImageInfo'>, 'cluster-size'> {
+  const { image } = (layer === name || driver === 'raw' ? undefined : graph.get(layer)) ?? { image: {} };
+  const told = ['cluster-size', 'dirty-flag'].filter((one) => Object.hasOwn(image, one));
+  return Object.fromEntries(told.map((one) => [one, (image as Readonly<Record<string, unknown>>)[one]]));
 }
 
 /** Drivers of files, which are never dirty. */

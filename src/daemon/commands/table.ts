@@ -7,11 +7,11 @@ import { chardevCommands } from './chardev.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './exports.ts';
 import { jobCommands } from './jobs.ts';
+import { mirrorCommands } from './mirror.ts';
 import { nodeCommands } from './nodes.ts';
 import { objectCommands } from './objects.ts';
 import { queryCommands } from './query.ts';
 import { transactionCommands } from './transactions.ts';
-import { unsupportedCommands } from './unsupported.ts';
 
 /** What a command does. `session`: of the client that asks, where it came over a monitor. */
 export type Handler<N extends CommandName> = (
@@ -33,8 +33,8 @@ export function commandTable(daemon: Daemon): ReadonlyMap<string, AnyHandler> {
     exportCommands(daemon),
     bitmapCommands(daemon),
     jobCommands(daemon),
+    mirrorCommands(daemon),
     transactionCommands(daemon),
-    unsupportedCommands(),
     objectCommands(daemon),
   ];
   return new Map(parts.flatMap((part) => Object.entries(part) as [string, AnyHandler][]));

@@ -14,6 +14,13 @@ interface IOThreadOptions {
   readonly 'poll-shrink'?: number;
 }
 
+/** What the thread calls them. */
+const POLLING: Readonly<Record<string, 'pollMaxNs' | 'pollGrow' | 'pollShrink'>> = {
+  'poll-max-ns': 'pollMaxNs',
+  'poll-grow': 'pollGrow',
+  'poll-shrink': 'pollShrink',
+};
+
 /** Options that say how much is done at a time: the context decides that here. */
 const IGNORED = {
   'aio-max-batch': { type: 'integer', help: 'the context decides' },
@@ -42,6 +49,12 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
       });
       nodes.addThread(thread);
       return thread;
+    },
+    async set(thread, property, to) {
+      if (typeof to !== 'number') throw new QmpError(`Invalid parameter type for '${property}', expected: integer`);
+      if (to < 0) throw new QmpError(`${property} value must be in range [0, 9223372036854775807]`);
+      const option = POLLING[property];
+      if (option !== undefined) await thread.call('polling', { [option]: to });
     },
     async remove(thread, id) {
       if (nodes.isUsed(thread)) throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);

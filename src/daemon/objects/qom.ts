@@ -27,17 +27,29 @@ export class Qom {
   }
 
   get(path: string, property: string): unknown {
-    const { type, options } = this.#find(path);
+    const { id, type } = this.#find(path);
     if (property === 'type') return type;
     const spec = this.#spec(type, property);
     if (spec.type === 'secret') throw new QmpError(`Insufficient permission to perform this operation`);
-    return options[property] ?? emptyValue(spec);
+    return this.#objects.property(id, property) ?? emptyValue(spec);
   }
 
-  /** No property of an object changes once it is there. */
-  set(path: string, property: string): never {
-    this.#spec(this.#find(path).type, property);
-    throw new QmpError('Insufficient permission to perform this operation');
+  async set(path: string, property: string, value: unknown): Promise<void> {
+    const { id, type } = this.#find(path);
+    if (property === 'type') throw new QmpError(`Property '${type}.type' is not writable`);
+    this.#spec(type, property);
+    await this.#objects.setProperty(id, property, value);
+  }
+
+  /** Of each path its properties; those that nobody may read without what they are. */
+  listGet(paths: readonly string[]): Qapi<'ObjectPropertiesValues'>[] {
+    return paths.map((path) => ({ properties: this.list(path).map((property) => this.#withValue(path, property)) }));
+  }
+
+  #withValue(path: string, { name, type }: Property): Qapi<'ObjectPropertyValue'> {
+    const object = this.#objects.list().find(({ id }) => id === idOf(path));
+    const readable = object && (name === 'type' || this.#spec(object.type, name).type !== 'secret');
+    return { name, type, ...(readable ? { value: this.get(path, name) } : {}) };
   }
 
   types(implemented: string | undefined, abstract: boolean): Qapi<'ObjectTypeInfo'>[] {
@@ -65,13 +77,17 @@ export class Qom {
     throw new QmpError(`Property '${type}.${property}' not found`);
   }
 
-  /** By its whole path, or the end of it. */
   #find(path: string): ObjectInfo {
-    const id = path.replace(/^(\/?objects)?\//, '');
+    const id = idOf(path);
     const found = this.#objects.list().find((object) => object.id === id);
     if (!found) throw new QmpError(`Device '${path}' not found`, 'DeviceNotFound');
     return found;
   }
+}
+
+/** By its whole path, or the end of it. */
+function idOf(path: string): string {
+  return path.replace(/^(\/?objects)?\//, '');
 }
 
 function typeName(type: string, option: string, { type: kind, values }: ObjectOption): string {

@@ -8,7 +8,7 @@
  * - A cluster is copied by one at a time; a copy that fails leaves it pending.
  * - Once the snapshot is broken nothing is copied, and nobody reads it.
  *
- * Bounds: a backup's copies share 16 MiB, those that a guest waits for have 16 clusters of their own.
+ * Bounds: copies that a guest waits for share 16 clusters; a backup's have memory of their own.
  */
 import type { AioContext } from '../../aio/context.ts';
 import { Gate } from '../../aio/op.ts';
@@ -25,8 +25,6 @@ import {
   RequestFlags,
 } from '../../block/driver.ts';
 
-const COPY_BYTES: Bytes = MiB;
-const POOL_BYTES: Bytes = 16 * MiB;
 /** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
 const FRAGMENT_BYTES: Bytes = 256 * KiB;
 const GUEST_SLOTS = 16;
@@ -73,7 +71,6 @@ class Slots {
 export class Snapshot implements PointInTime {
   readonly unit: Bytes;
   writeFlags = 0;
-  readonly #aio: AioContext;
   readonly #file: Child;
   readonly #target: Child;
   /** Of the disk as it was. */
@@ -84,17 +81,13 @@ export class Snapshot implements PointInTime {
   readonly #copying = new Set<Range>();
   readonly #reading = new Set<Range>();
   readonly #quiet: () => void;
-  readonly #guestSlots: Slots;
-  #slots: Slots | undefined;
+  readonly #slots: Slots;
   #copyingBytes = 0;
-  /** Of a backup: each is in flight from its beginning to its end. */
-  #copies = 0;
   #broken: BlockError | undefined;
   #waiting: Gate[] = [];
 
   /** `quiet`: called when nothing is being copied any more. */
   constructor(aio: AioContext, file: Child, target: Child, unit: Bytes, quiet: () => void) {
-    this.#aio = aio;
     this.#file = file;
     this.#target = target;
     this.unit = unit;
@@ -107,7 +100,7 @@ export class Snapshot implements PointInTime {
       this.#pending.set(0, count - 1);
       this.#kept.set(0, count - 1);
     }
-    this.#guestSlots = new Slots(aio, unit, GUEST_SLOTS);
+    this.#slots = new Slots(aio, unit, GUEST_SLOTS);
   }
 
   get remaining(): Bytes {
@@ -119,7 +112,11 @@ export class Snapshot implements PointInTime {
   }
 
   get busy(): boolean {
-    return this.#copying.size > 0 || this.#copies > 0;
+    return this.#copying.size > 0;
+  }
+
+  get bits(): PagedBits {
+    return this.#pending;
   }
 
   break(error: BlockError): void {
@@ -142,34 +139,39 @@ export class Snapshot implements PointInTime {
 
   forget(at: Offset, length: Bytes): void {
     const first = Math.ceil(at / this.unit);
-    const end = at + length >= this.#length ? this.#kept.length : Math.floor((at + length) / this.unit);
-    if (end <= first) return;
-    this.#pending.unset(first, end - 1);
-    this.#kept.unset(first, end - 1);
+    const end = this.#wholeEnd(at + length);
+    if (end > first) this.#kept.unset(first, end - 1);
+    this.settle(at, length);
+  }
+
+  settle(at: Offset, length: Bytes): void {
+    const first = Math.ceil(at / this.unit);
+    const end = this.#wholeEnd(at + length);
+    if (end > first) this.#pending.unset(first, end - 1);
+  }
+
+  /** Number of the first cluster that is not as a whole before `end`. */
+  #wholeEnd(end: Offset): number {
+    return end >= this.#length ? this.#kept.length : Math.floor(end / this.unit);
   }
 
   next(from: Offset, most: Bytes): { readonly at: Offset; readonly length: Bytes } {
     const { unit } = this;
     const count = this.#pending.length;
-    const first = this.#pending.next(Math.floor(from / unit), count, true);
+    // The last cluster may be a short one: its end is not in the next.
+    const first = from < this.#length ? this.#pending.next(Math.floor(from / unit), count, true) : count;
     if (first >= count) return { at: this.#length, length: 0 };
     const last = this.#pending.next(first, Math.min(count, first + Math.max(1, Math.floor(most / unit))), false);
     return { at: first * unit, length: Math.min(last * unit, this.#length) - first * unit };
   }
 
-  async copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
-    this.#slots ??= new Slots(
-      this.#aio,
-      Math.max(COPY_BYTES, this.unit),
-      Math.max(1, POOL_BYTES / Math.max(COPY_BYTES, this.unit)),
-    );
-    this.#copies++;
-    try {
-      return await this.#copy(at, length, this.#slots);
-    } finally {
-      this.#copies--;
-      if (!this.busy) this.#quiet();
-    }
+  begin(at: Offset, length: Bytes): (copied: boolean) => void {
+    const range = this.#claim(at, length);
+    return (copied) => this.#release(range, copied ? length : 0);
+  }
+
+  async settled(): Promise<void> {
+    while (this.busy) await this.#wait();
   }
 
   /** True where a write has to wait for nothing. */
@@ -181,7 +183,7 @@ export class Snapshot implements PointInTime {
 
   /** A range is about to be written to. */
   async beforeWrite(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
-    const failure = await this.#copy(at, length, this.#guestSlots);
+    const failure = await this.#copy(at, length);
     if (failure !== undefined) return failure;
     // What is read of the disk for the snapshot was pending when it began, so nobody begins any more.
     while (overlapping(this.#reading, at, at + length)) await this.#wait();
@@ -193,12 +195,12 @@ export class Snapshot implements PointInTime {
     return this.#pending.next(Math.floor(at / this.unit), end, true) < end;
   }
 
-  async #copy(at: Offset, length: Bytes, slots: Slots): Promise<CopyFailure | undefined> {
+  async #copy(at: Offset, length: Bytes): Promise<CopyFailure | undefined> {
     const end = Math.min(at + length, this.#length);
     while (this.#broken === undefined) {
       const next = this.next(at, end - at + this.unit);
       if (next.length > 0 && next.at < end) {
-        const failure = await this.#copyRun(next.at, Math.min(next.length, alignUp(end, this.unit) - next.at), slots);
+        const failure = await this.#copyRun(next.at, Math.min(next.length, alignUp(end, this.unit) - next.at));
         if (failure !== undefined) return failure;
       } else if (overlapping(this.#copying, alignDown(at, this.unit), end)) await this.#wait();
       else return undefined;
@@ -207,19 +209,19 @@ export class Snapshot implements PointInTime {
   }
 
   /** Copies the beginning of a pending run, as much as is done at once. */
-  async #copyRun(at: Offset, most: Bytes, slots: Slots): Promise<CopyFailure | undefined> {
-    const place = await slots.take();
+  async #copyRun(at: Offset, most: Bytes): Promise<CopyFailure | undefined> {
+    const place = await this.#slots.take();
     try {
       // May interleave: others can have begun with it, or the snapshot is broken.
       const { at: from, length } = this.next(at, most);
       if (this.#broken !== undefined || from !== at || length === 0) return undefined;
-      return await this.#copyNow(at, Math.min(length, most), place, slots);
+      return await this.#copyNow(at, Math.min(length, most), place);
     } finally {
-      slots.give(place);
+      this.#slots.give(place);
     }
   }
 
-  async #copyNow(at: Offset, most: Bytes, place: Offset, slots: Slots): Promise<CopyFailure | undefined> {
+  async #copyNow(at: Offset, most: Bytes, place: Offset): Promise<CopyFailure | undefined> {
     const { unit } = this;
     const range = this.#claim(at, Math.min(most, ZERO_BYTES));
     let done = 0;
@@ -233,8 +235,12 @@ export class Snapshot implements PointInTime {
         done = whole;
         return undefined;
       }
-      const length = Math.min(slots.bytes, range.end - at, alignUp(Math.max(Math.abs(zeroes), FRAGMENT_BYTES), unit));
-      const iov = slots.iov(place, length);
+      const length = Math.min(
+        this.#slots.bytes,
+        range.end - at,
+        alignUp(Math.max(Math.abs(zeroes), FRAGMENT_BYTES), unit),
+      );
+      const iov = this.#slots.iov(place, length);
       await this.#file.read(at, iov);
       operation = 'write';
       await this.#target.write(at, iov, this.writeFlags);

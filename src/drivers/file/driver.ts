@@ -211,6 +211,8 @@ class FileNode implements DriverNode {
   async activate(): Promise<void> {
     this.#forgetData();
     await this.#locks?.settle();
+    // Whoever had it meanwhile may have made it longer.
+    this.length = (await this.#file.stat()).size;
   }
 
   async close(): Promise<void> {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import test from 'node:test';
-import { pattern } from '../../../test/harness.ts';
+import { pattern, scratch } from '../../../test/harness.ts';
 import { Errno } from '../../base/errors.ts';
 import { KiB, MiB } from '../../base/units.ts';
 import { driverConformance } from '../../block/conformance.ts';
@@ -301,4 +302,58 @@ test('a write is refused, and so is a node that should be written', async (t) =>
   const { blk, close } = await openImage({ driver: 'http', 'auto-read-only': true, url: server.url() });
   assert.equal(blk.readOnly, true);
   await close();
+});
+
+test('download: a server without ranges is asked for all of the file, once, and nothing of it stays', async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  const folder = scratch(t);
+  const before = process.env.TMPDIR;
+  process.env.TMPDIR = folder;
+  t.after(() => {
+    if (before === undefined) delete process.env.TMPDIR;
+    else process.env.TMPDIR = before;
+  });
+  server.script = (_asked, response) =>
+    void response.writeHead(200, { 'content-length': String(DATA.length) }).end(DATA);
+  const disk = await openUrl(t, server.url(), { download: true, cookie: 'a=b' });
+  assert.equal(disk.blk.length, DATA.length);
+  assert.deepEqual(await disk.read(0, DATA.length), DATA);
+  assert.deepEqual(await disk.read(4 * MiB + 5, 7777), part(4 * MiB + 5, 7777));
+  assert.deepEqual(
+    server.asked.map(({ headers }) => [headers.range !== undefined, headers.cookie]),
+    [
+      [true, 'a=b'],
+      [false, 'a=b'],
+    ],
+  );
+  assert.deepEqual(readdirSync(folder), []);
+  await disk.close();
+});
+
+test('download: a file that does not come whole, or has no length, is not opened', async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  server.script = ({ headers }, response) => {
+    response.writeHead(200, { 'content-length': String(DATA.length) });
+    if (headers.range !== undefined) response.end(DATA);
+    else response.write(DATA.subarray(0, MiB), () => response.destroy());
+  };
+  const cut = await failure(openUrl(t, server.url(), { download: true, retries: 2 }));
+  assert.match(cut.message, /^Could not open '.*': (the connection was cut|the response ended \d+ bytes too early)/);
+  assert.equal(server.asked.length, 2);
+  server.script = (_asked, response) => {
+    response.writeHead(200, { 'transfer-encoding': 'chunked' });
+    response.end(DATA);
+  };
+  const endless = await failure(openUrl(t, server.url(), { download: true }));
+  assert.match(endless.message, /does not say how long the file is/);
+});
+
+test('download: a server with ranges is read by ranges all the same', async (t) => {
+  const server = await RangeServer.start(t, DATA);
+  const disk = await openUrl(t, server.url(), { download: true, readahead: 0 });
+  assert.deepEqual(await disk.read(5 * MiB, 4096), part(5 * MiB, 4096));
+  assert.deepEqual(
+    server.asked.map(({ last }) => last),
+    [256 * KiB - 1, 5 * MiB + 4095],
+  );
 });

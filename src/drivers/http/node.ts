@@ -6,7 +6,7 @@
 import type { AioContext } from '../../aio/context.ts';
 import { type AioOp, Gate } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
-import type { Iov, Memory } from '../../base/memory.ts';
+import { forCopying, type Iov, type Memory } from '../../base/memory.ts';
 import { type Bytes, KiB, MiB, type Offset } from '../../base/units.ts';
 import type { DriverNode, Limits, OpenContext } from '../../block/driver.ts';
 import type { Transport } from './exchange.ts';
@@ -58,7 +58,7 @@ class HttpNode implements DriverNode {
 
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean {
     if (this.#remote.broken !== null || at + length > this.#head.length) return false;
-    memory.bytes.set(this.#head.subarray(at, at + length), offset);
+    forCopying(memory).set(this.#head.subarray(at, at + length), offset);
     return true;
   }
 
@@ -126,7 +126,10 @@ export async function openHttp(context: OpenContext, options: HttpOptions, proto
     return new HttpNode(context.aio, settings, remote, head.bytes.subarray(0, Math.min(HEAD_BYTES, remote.length)));
   } catch (error) {
     remote.close();
-    throw error;
+    const noRanges = error instanceof BlockError && error.errno === Errno.ENOTSUP;
+    if (!settings.download || !noRanges) throw error;
+    const { openSpooled } = await import('./spool.ts');
+    return await openSpooled(context, settings, await transportOf(settings));
   }
 }
 

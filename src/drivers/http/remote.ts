@@ -10,7 +10,7 @@
 import type { AioContext } from '../../aio/context.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { Fifo } from '../../base/fifo.ts';
-import { type Bytes, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
+import { type Bytes, MAX_OFFSET, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
 import { Attempt, type AttemptOwner, BYTES_PER_SECOND_MIN, type Failure, failed, type Verdict } from './attempt.ts';
 import type { Transport } from './exchange.ts';
 import { redirected } from './location.ts';
@@ -39,6 +39,8 @@ const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
 const PASSING: ReadonlySet<number> = new Set([408, 429, 500, 502, 503, 504]);
 /** A remembered target of a redirect (a signed URL, say) may have expired when it answers these. */
 const EXPIRED: ReadonlySet<number> = new Set([400, 401, 403, 404, 410]);
+
+const NO_RANGES = "the server does not serve ranges, which are needed; option 'download' fetches all of it first";
 
 /** Who wants a range. */
 export interface RangeSink {
@@ -111,6 +113,8 @@ export class Remote {
   readonly #transport: Transport;
   /** Told when no request is under way any more. */
   readonly #onIdle: () => void;
+  /** For a server without ranges: there is one fetch, of the whole file. */
+  readonly #whole: boolean;
   #known = false;
   #validator: Validator | undefined;
   readonly #urgent = new Fifo<RangeFetch>();
@@ -118,7 +122,8 @@ export class Remote {
   readonly #active = new Set<RangeFetch>();
   #closed = false;
 
-  constructor(aio: AioContext, settings: HttpSettings, transport: Transport, onIdle: () => void) {
+  constructor(aio: AioContext, settings: HttpSettings, transport: Transport, onIdle: () => void, whole = false) {
+    this.#whole = whole;
     this.#aio = aio;
     this.#settings = settings;
     this.#transport = transport;
@@ -191,7 +196,7 @@ export class Remote {
     fetch.attempts++;
     fetch.attempt = new Attempt(this.#aio, fetch, timeoutNs);
     fetch.attempt.start(this.#transport, fetch.url, {
-      range: `bytes=${first}-${fetch.at + fetch.length - 1}`,
+      ...(this.#whole ? {} : { range: `bytes=${first}-${fetch.at + fetch.length - 1}` }),
       // What is compressed on the way is not the file's bytes, and can be without end.
       'accept-encoding': 'identity',
       'user-agent': 'blockplane',
@@ -214,9 +219,10 @@ export class Remote {
       return typeof to === 'string' ? failed(to, false) : { kind: 'redirect', to };
     }
     if (!this.#known && isEmptyFile(status, headers)) return this.#learn(fetch, 0, headers, { kind: 'empty' });
+    if (this.#whole && status === 200) return this.#judgeWhole(fetch, headers);
     if (status === 206) return this.#judgeRange(fetch, headers);
     if (status === 200) {
-      if (!this.#known) return failed('the server does not serve ranges, which are needed', false, Errno.ENOTSUP);
+      if (!this.#known) return failed(NO_RANGES, false, Errno.ENOTSUP);
       return this.#sameState(headers) ?? failed('the server does not serve ranges any more', false);
     }
     if (status === 416 && this.#known) return changed('the server says that it is shorter than it was');
@@ -229,6 +235,17 @@ export class Remote {
     if (status === 407) return failed(`the proxy answered ${status}`, false, Errno.EACCES);
     const failure: Failure = { errno: Errno.EIO, why, retry: PASSING.has(status), afterSeconds: retryAfter(headers) };
     return { kind: 'failed', failure };
+  }
+
+  #judgeWhole(fetch: RangeFetch, headers: Headers): Verdict {
+    const coding = wrongCoding(headers);
+    if (coding !== undefined) return failed(coding, false);
+    const [digits] = /^\d{1,16}$/.exec(headerOf(headers, 'content-length') ?? '') ?? [];
+    const length = Number(digits ?? 0);
+    if (length === 0 || length > MAX_OFFSET) {
+      return failed('the server does not say how long the file is (Content-Length)', false);
+    }
+    return this.#learn(fetch, length, headers, { kind: 'body', length });
   }
 
   #judgeRange(fetch: RangeFetch, headers: Headers): Verdict {
@@ -310,13 +327,15 @@ export class Remote {
     );
     // As long as bytes come, it goes on.
     if (fetch.received > 0 && fetch.tries === 0) fetch.deadline = this.#aio.now() + 2 * this.#settings.timeoutNs;
+    // Without ranges it cannot go on where it was.
+    const cut = this.#whole && fetch.received > 0;
     const inTime =
-      this.#aio.now() + waitNs < Math.min(fetch.deadline, fetch.limit) && fetch.attempts < fetch.attemptsMax;
+      !cut && this.#aio.now() + waitNs < Math.min(fetch.deadline, fetch.limit) && fetch.attempts < fetch.attemptsMax;
     if (failure.retry && inTime && fetch.tries++ < this.#settings.retries) {
       this.#again(fetch, waitNs);
       return;
     }
-    const what = this.#known ? `read ${fetch.length} bytes at ${fetch.at} of` : 'open';
+    const what = this.#known && !this.#whole ? `read ${fetch.length} bytes at ${fetch.at} of` : 'open';
     this.#finish(fetch, this.#error(`Could not ${what} '${this.#settings.shown}'`, failure));
   }
 

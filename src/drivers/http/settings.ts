@@ -20,6 +20,7 @@ export interface HttpOptions {
   readonly sslverify?: boolean;
   readonly cafile?: string;
   readonly 'insecure-redirects'?: boolean;
+  readonly download?: boolean;
   readonly proxy?: string;
   readonly 'proxy-username'?: string;
   readonly 'proxy-password'?: string;
@@ -39,6 +40,7 @@ export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
   sslverify: { type: 'boolean', help: "check the server's certificate (default on)" },
   cafile: { type: 'string', help: 'file with the certificates (PEM) to trust instead of the usual ones' },
   'insecure-redirects': { type: 'boolean', help: 'follow redirects from https to http (default off)' },
+  download: { type: 'boolean', help: 'where the server does not serve ranges, fetch all of it first (default off)' },
   proxy: { type: 'secret', help: 'URL of an HTTP proxy' },
   'proxy-username': { type: 'string', help: 'user for the proxy' },
   'proxy-password': { type: 'secret', help: 'password for the proxy' },
@@ -46,7 +48,7 @@ export const OPTIONS: Readonly<Record<string, OptionSpec>> = {
 
 /** What of it there is for ftp and ftps. */
 export const FTP_OPTIONS: Readonly<Record<string, OptionSpec>> = Object.fromEntries(
-  Object.entries(OPTIONS).filter(([name]) => !/^proxy|cookie|bearer|redirects/.test(name)),
+  Object.entries(OPTIONS).filter(([name]) => !/^proxy|cookie|bearer|redirects|download/.test(name)),
 );
 
 export interface TlsSettings {
@@ -66,6 +68,8 @@ export interface HttpSettings {
   readonly connections: number;
   readonly retries: number;
   readonly insecureRedirects: boolean;
+  /** A server without ranges has all of the file fetched first. */
+  readonly download: boolean;
   readonly tls: TlsSettings;
   /** Headers with credentials: for the URL's own origin. */
   readonly secrets: Readonly<Record<string, string>>;
@@ -101,6 +105,7 @@ export function settingsOf(options: HttpOptions, protocol: Protocol): HttpSettin
   return {
     ...{ url, shown, readahead, timeoutNs: timeout * NS, connections, retries },
     insecureRedirects: options['insecure-redirects'] ?? false,
+    download: options.download ?? false,
     tls: {
       rejectUnauthorized: options.sslverify ?? true,
       ...(cafile === undefined ? {} : { ca: certificates(cafile, refuse) }),

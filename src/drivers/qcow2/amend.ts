@@ -13,15 +13,15 @@ import { Refcounts } from './refcounts.ts';
 import { freeEntry } from './tables.ts';
 import type { Writer } from './write.ts';
 
-const KNOWN = ['compat', 'lazy-refcounts', 'refcount-bits', 'backing-file', 'backing-fmt'] as const;
+export const AMENDABLE = ['compat', 'lazy-refcounts', 'refcount-bits', 'backing-file', 'backing-fmt'] as const;
 const V2_REFCOUNT_ORDER = 4;
 
 /** The new values, by the names of the creation options. EINVAL for what cannot be, before anything has changed. */
 export async function amend(image: Image, writer: Writer, changes: Readonly<Record<string, unknown>>): Promise<void> {
   image.assertUndamaged();
   if (image.readOnly) throw refusal('it is open read-only', Errno.EPERM);
-  const unknown = Object.keys(changes).find((name) => !(KNOWN as readonly string[]).includes(name));
-  if (unknown !== undefined) throw refusal(`'${unknown}' cannot be changed (only ${KNOWN.join(', ')})`);
+  const unknown = Object.keys(changes).find((name) => !(AMENDABLE as readonly string[]).includes(name));
+  if (unknown !== undefined) throw refusal(`'${unknown}' cannot be changed (only ${AMENDABLE.join(', ')})`);
   await image.sync.completeRefcounts();
   await image.mark(Incompatible.DIRTY, false);
   const version = versionOf(changes.compat, image.header.version);

@@ -7,8 +7,8 @@
  */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { PagedBits } from '../../base/paged-bits.ts';
-import { type Bytes, MiB, type Offset } from '../../base/units.ts';
-import type { BitmapStore, BitmapToStore, StoredBitmap } from '../../block/driver.ts';
+import { type Bytes, MiB, type Nanoseconds, type Offset } from '../../base/units.ts';
+import type { BitmapPart, BitmapStore, BitmapToStore, StoredBitmap } from '../../block/driver.ts';
 import {
   BITMAP_ALL_CLEAR,
   BITMAP_ALL_SET,
@@ -55,6 +55,10 @@ export class Bitmaps implements BitmapStore {
     this.#image = image;
     this.damage = damage;
     this.#all = all;
+  }
+
+  get checkpointEvery(): Nanoseconds {
+    return this.#image.settings.bitmapCheckpoint;
   }
 
   get stored(): readonly StoredBitmap[] {
@@ -141,7 +145,26 @@ export class Bitmaps implements BitmapStore {
       return next;
     });
     for (const { name, bits } of bitmaps) this.#known.set(name, { bits, generation: bits.generation });
-    if (!inUse) this.#inUse.clear();
+    for (const { name, covered } of bitmaps) if (covered || !inUse) this.#inUse.delete(name);
+  }
+
+  async extend(parts: readonly BitmapPart[]): Promise<void> {
+    const image = this.#image;
+    const { clusterSize } = image.geometry;
+    image.assertUndamaged();
+    for (const { name, at, bytes } of parts) {
+      const { table } = this.#all.find(({ entry }) => entry.name === name)!;
+      this.#known.delete(name);
+      for (let done = 0; done < bytes.length; ) {
+        const within = (at + done) % clusterSize;
+        const length = Math.min(bytes.length - done, clusterSize - within);
+        const cluster = table[Math.floor((at + done) / clusterSize)]!;
+        // In place: torn or not, bits are only set.
+        if (cluster !== BITMAP_ALL_SET) await image.io.write(cluster + within, bytes.subarray(done, done + length));
+        done += length;
+      }
+    }
+    await image.file.flush();
   }
 
   async remove(name: string): Promise<void> {
@@ -170,12 +193,13 @@ export class Bitmaps implements BitmapStore {
     const { name, granularity, enabled, bits } = bitmap;
     this.assertStorable(name, granularity);
     const old = this.#all.find(({ entry }) => entry.name === name);
-    const flags = (inUse ? BitmapFlags.IN_USE : 0) | (enabled ? BitmapFlags.AUTO : 0);
+    const marked = inUse && !bitmap.covered;
+    const flags = (marked ? BitmapFlags.IN_USE : 0) | (enabled ? BitmapFlags.AUTO : 0);
     const compatible = (old?.entry.flags ?? 0) & BitmapFlags.EXTRA_DATA_COMPATIBLE;
     const place =
       old && this.#hasBits(name, bits)
         ? { table: old.table, tableOffset: old.entry.tableOffset }
-        : await this.#writeBits(bits);
+        : await this.#writeBits(bits, bitmap.covered ?? false);
     const entry: BitmapEntry = {
       ...{ tableOffset: place.tableOffset, tableSize: place.table.length, flags: flags | compatible },
       ...{ type: BITMAP_TYPE_DIRTY, granularityBits: Math.log2(granularity), name },
@@ -184,7 +208,11 @@ export class Bitmaps implements BitmapStore {
     return { entry, table: place.table, unusable: false };
   }
 
-  async #writeBits(bits: PagedBits): Promise<{ readonly table: Float64Array; readonly tableOffset: Offset }> {
+  /** `whole`: clear ones as well, which may be set in place. */
+  async #writeBits(
+    bits: PagedBits,
+    whole: boolean,
+  ): Promise<{ readonly table: Float64Array; readonly tableOffset: Offset }> {
     const { io, geometry } = this.#image;
     const perCluster = geometry.clusterSize * 8;
     const table = new Float64Array(Math.ceil(bits.length / perCluster));
@@ -192,7 +220,7 @@ export class Bitmaps implements BitmapStore {
     for (let i = 0; i < table.length; i++) {
       const first = i * perCluster;
       const end = Math.min(first + perCluster, bits.length);
-      if (bits.next(first, end, true) === end) continue;
+      if (!whole && bits.next(first, end, true) === end) continue;
       if (bits.next(first, end, false) === end) table[i] = BITMAP_ALL_SET;
       else mixed.push(i);
     }

@@ -18,7 +18,7 @@ import type {
   Supported,
 } from '../../block/driver.ts';
 import { Incompatible, QCOW2_MAGIC } from '../../proto/qcow2/constants.ts';
-import { amend } from './amend.ts';
+import { AMENDABLE, amend } from './amend.ts';
 import { checkFile, checkImage } from './check.ts';
 import { createImage } from './create.ts';
 import { createOptions } from './create-options.ts';
@@ -28,7 +28,7 @@ import { imageInfo } from './info.ts';
 import { Lookup } from './lookup.ts';
 import { OpaqueIo } from './opaque.ts';
 import { openImage, reopen, reread } from './open.ts';
-import { optionSpecs, type Qcow2Options } from './options.ts';
+import { optionSpecs, type Qcow2Options, reopenOptions } from './options.ts';
 import { resize } from './resize.ts';
 import { Snapshots } from './snapshots.ts';
 import { Writer } from './write.ts';
@@ -210,7 +210,9 @@ export const qcow2Driver: Driver<Qcow2Options> = {
   role: 'format',
   children: { file: 'primary', backing: 'cow', 'data-file': 'data' },
   options: optionSpecs,
+  reopenOptions,
   createOptions,
+  amendOptions: AMENDABLE,
   probe: (head) => (new DataView(head.buffer, head.byteOffset, head.length).getUint32(0) === QCOW2_MAGIC ? 100 : 0),
   async open(context: OpenContext, options: Qcow2Options): Promise<DriverNode> {
     const image = await openImage(context, options);

@@ -6,7 +6,7 @@
 import { CoMutex } from '../../aio/co-mutex.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
-import { alignUp, type Bytes, type Offset, SECTOR } from '../../base/units.ts';
+import { alignUp, type Bytes, type Nanoseconds, type Offset, SECTOR } from '../../base/units.ts';
 import type { Child, OpenContext } from '../../block/driver.ts';
 import type { SectorCipher } from '../../codec/sector-cipher.ts';
 import { Autoclear, EntryHigh, Incompatible } from '../../proto/qcow2/constants.ts';
@@ -29,6 +29,8 @@ export interface Qcow2Settings {
   readonly passDiscard: { readonly request: boolean; readonly snapshot: boolean; readonly other: boolean };
   /** A discard keeps the cluster, so that the file does not fragment. */
   readonly discardNoUnref: boolean;
+  /** Between checkpoints of the bitmaps; 0 for none. */
+  readonly bitmapCheckpoint: Nanoseconds;
 }
 
 /** Sizes that follow from the header. `entry` is one of an L2 table. */

@@ -12,6 +12,7 @@ export interface Qcow2Options {
   readonly 'l2-cache-entry-size'?: Bytes;
   readonly 'refcount-cache-size'?: Bytes;
   readonly 'cache-clean-interval'?: number;
+  readonly 'bitmap-checkpoint'?: number;
   readonly 'pass-discard-request'?: boolean;
   readonly 'pass-discard-snapshot'?: boolean;
   readonly 'pass-discard-other'?: boolean;
@@ -29,6 +30,10 @@ export const optionSpecs: Readonly<Record<keyof Qcow2Options, OptionSpec>> = {
   'l2-cache-entry-size': { type: 'size', help: 'bytes of a cache entry: a power of two, 512 to the cluster size' },
   'refcount-cache-size': { type: 'size', help: 'bytes of the refcount cache (default: a quarter of the L2 cache)' },
   'cache-clean-interval': { type: 'number', help: 'seconds after which unused cache memory is given back (600)' },
+  'bitmap-checkpoint': {
+    type: 'number',
+    help: 'seconds between checkpoints of the dirty bitmaps, which then outlive a crash (default 0: none)',
+  },
   'pass-discard-request': {
     type: 'boolean',
     help: "guest's discards free space of the file (default: with discard=unmap)",
@@ -49,6 +54,15 @@ export const optionSpecs: Readonly<Record<keyof Qcow2Options, OptionSpec>> = {
   snapshot: { type: 'string', help: 'id or name of the internal snapshot to open, read-only' },
 };
 
+/** All but what the image is, or shows. */
+export const reopenOptions = Object.keys(optionSpecs).filter(
+  (name) => !name.startsWith('encrypt.') && name !== 'snapshot',
+);
+
+/** Nanoseconds of a second. */
+const NS = 1e9;
+/** A day. */
+const CHECKPOINT_MAX = 86_400;
 const L2_CACHE_MAX = 32 * MiB;
 const SLICE = 4 * KiB;
 const L2_SLOTS_MIN = 4;
@@ -66,7 +80,14 @@ export function settingsOf(options: Qcow2Options, header: Qcow2Header, discardUn
       other: options['pass-discard-other'] ?? false,
     },
     discardNoUnref: options['discard-no-unref'] ?? false,
+    bitmapCheckpoint: checkpointOf(options) * NS,
   };
+}
+
+/** Seconds. EINVAL. */
+function checkpointOf({ 'bitmap-checkpoint': seconds = 0 }: Qcow2Options): number {
+  if (seconds >= 0 && seconds <= CHECKPOINT_MAX) return seconds;
+  throw refusal(`'bitmap-checkpoint' is ${seconds}, not a number of seconds up to ${CHECKPOINT_MAX}`);
 }
 
 /** Bytes of a cached slice. EINVAL. */

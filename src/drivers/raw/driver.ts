@@ -1,7 +1,7 @@
 /** raw: the image is the file, or a window of it. It has no I/O code: everything is where `map` says. */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Bytes, Offset } from '../../base/units.ts';
-import type { Child, Driver, DriverNode, Mapping, MapReason, OpenContext } from '../../block/driver.ts';
+import type { Child, Driver, DriverNode, Mapping, MapReason, OpenContext, Supported } from '../../block/driver.ts';
 import { GUARDED_BYTES, HeadGuard } from './head-guard.ts';
 
 export interface RawOptions {
@@ -25,10 +25,7 @@ class RawNode implements DriverNode {
     this.#offset = offset;
     this.#size = size;
     this.#guarded = guard ? GUARDED_BYTES : 0;
-    if (guard) {
-      // What is no data of the file's is written through the guard, which passes flags on.
-      Object.assign(this, { nativeFua: true, pwritev: guard.write.bind(guard) } satisfies Partial<DriverNode>);
-    }
+    if (guard) Object.assign(this, this.#guardedBy(guard));
     // Growing is up to the file; a window of a given size cannot.
     if (size !== undefined) (this as DriverNode).grew = undefined as never;
   }
@@ -38,7 +35,8 @@ class RawNode implements DriverNode {
   }
 
   map(at: Offset, want: Bytes, why: MapReason, out: Mapping): void {
-    if (at < this.#guarded && why === 'write') out.other('opaque', Math.min(want, this.#guarded - at));
+    // A write that is refused writes nothing: it goes whole to the guard.
+    if (at < this.#guarded && why === 'write') out.other('opaque', want);
     else out.data(want, this.#file, at + this.#offset);
   }
 
@@ -46,6 +44,24 @@ class RawNode implements DriverNode {
 
   inactivate(): Record<string, unknown> {
     return {};
+  }
+
+  /** What begins in the guarded bytes goes through the guard, which passes flags on. */
+  #guardedBy(guard: HeadGuard): Partial<DriverNode> {
+    const file = this.#file;
+    return {
+      nativeFua: true,
+      pwritev: guard.write.bind(guard),
+      zero: async (at, length, flags): Promise<Supported> => {
+        if (at < GUARDED_BYTES) await guard.zero(at, length, flags);
+        else await file.writeZeroes(at + this.#offset, length, flags);
+        return 'done';
+      },
+      discard: async (at, length): Promise<Supported> => {
+        await file.discard(at + this.#offset, length);
+        return 'done';
+      },
+    };
   }
 
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
@@ -58,6 +74,7 @@ export const rawDriver: Driver<RawOptions> = {
   name: 'raw',
   role: 'format',
   children: { file: 'filtered' },
+  reopenOptions: ['offset', 'size'],
   options: {
     offset: { type: 'size', help: 'where the image begins in the file, in bytes' },
     size: { type: 'size', help: 'length of the image in bytes (default: to the end of the file)' },

@@ -11,7 +11,8 @@ export const GUARDED_BYTES: Bytes = MAGIC_BYTES;
 
 /**
  * The beginning of an image that is raw by guess. A guest that writes the beginning of another format there would have
- * it taken for that the next time, with all the files that it names: such a write is EPERM.
+ * it taken for that the next time, with all the files that it names: such a write is EPERM, and nothing of it is
+ * written.
  */
 export class HeadGuard {
   readonly #file: Child;
@@ -27,17 +28,28 @@ export class HeadGuard {
     this.#head = aio.backend.memory(new Uint8Array(new SharedArrayBuffer(GUARDED_BYTES)));
   }
 
-  /** Writes inside the guarded bytes. */
+  /** Writes that begin inside the guarded bytes. */
   async write(at: Offset, iov: Iov, flags: number): Promise<void> {
     using _turn = await this.#mutex.lock();
+    await this.#check((head) => iov.copyTo(head.subarray(at)));
+    await this.#file.write(this.#start + at, iov, flags);
+  }
+
+  /** As {@link write}, of zeroes. */
+  async zero(at: Offset, length: Bytes, flags: number): Promise<void> {
+    using _turn = await this.#mutex.lock();
+    await this.#check((head) => head.fill(0, at, at + length));
+    await this.#file.writeZeroes(this.#start + at, length, flags);
+  }
+
+  /** Throws where the image would look like another one after a change. */
+  async #check(change: (head: Uint8Array) => void): Promise<void> {
     const { bytes } = this.#head;
     await this.#file.read(this.#start, Iov.of(this.#head));
-    iov.copyTo(bytes.subarray(at));
+    change(bytes);
     const format = magicOf(bytes);
-    if (format !== undefined) {
-      const why = `it would look like a ${format} image, and its format was not given`;
-      throw new BlockError(Errno.EPERM, `Could not write to the beginning of a raw image: ${why}`);
-    }
-    await this.#file.write(this.#start + at, iov, flags);
+    if (format === undefined) return;
+    const why = `it would look like a ${format} image, and its format was not given`;
+    throw new BlockError(Errno.EPERM, `Could not write to the beginning of a raw image: ${why}`);
   }
 }

@@ -86,6 +86,7 @@ export const throttleDriver: Driver<ThrottleOptions> = {
   name: 'throttle',
   role: 'filter',
   children: { file: 'filtered' },
+  reopenOptions: ['throttle-group'],
   options: { 'throttle-group': { type: 'group', required: true, help: 'name of the throttle group' } },
   async open(context: OpenContext, options: ThrottleOptions): Promise<DriverNode> {
     const file = await context.openChild('file', 'filtered');

@@ -94,8 +94,9 @@ export class Session implements DeviceOwner {
     const device = new Device(this.#aio, await connectSocket(this.#aio, this.#target), this.#target, this);
     this.#candidate = device;
     try {
-      if (this.#resting) throw new BlockError(Errno.ECANCELED, 'the node was closed');
+      this.#assertWanted();
       await device.start();
+      this.#assertWanted();
       const why = this.#info && misfit(this.#info, device.agreed.info);
       if (why !== undefined) throw new BlockError(Errno.EPROTO, why);
     } catch (error) {
@@ -108,6 +109,10 @@ export class Session implements DeviceOwner {
     this.#device = device;
     this.#window.cancel();
     this.resized(device);
+  }
+
+  #assertWanted(): void {
+    if (this.#resting) throw new BlockError(Errno.ECANCELED, 'the node was closed');
   }
 
   // Requests.

@@ -142,18 +142,19 @@ export interface Client {
 /** A test with our back-end and a client of it. */
 export function onClient(
   title: string,
-  options: BackEndOptions & { readonly client?: ClientOptions; readonly unless?: string | false },
+  options: BackEndOptions & { readonly client?: ClientOptions },
   body: (client: Client) => Promise<void>,
 ): void {
-  test(title, { skip: skip || (options.unless ?? false), timeout: 60_000 }, () =>
+  test(title, { skip, timeout: 60_000 }, () =>
     withContext(async (context) => {
       const end = new OwnBackEnd(context, 4 * 2 ** 20, options);
       await end.start();
       const blk = await BlockBackend.open(context, end.options(options.client), {});
       try {
         await body({ context, blk, end });
-      } finally {
         await blk.close();
+      } finally {
+        // The context waits for its end, also when the test has failed.
         await end.stop();
         end.remove();
       }

@@ -5,6 +5,7 @@ import type { BlockBackend } from '../../block/backend.ts';
 import { TransmissionFlag } from '../../proto/nbd/constants.ts';
 import { isWireString } from '../../proto/nbd/option.ts';
 import type { ExportBitmaps } from './bitmaps.ts';
+import type { ActiveContexts } from './meta-context.ts';
 
 export interface NbdExport {
   /** At most 4096 bytes of UTF-8; '' is the export of clients that name none. */
@@ -21,6 +22,23 @@ export interface NbdExport {
   readonly multiConn: boolean;
   /** Offer `qemu:dirty-bitmap:NAME` of these; the server releases them. */
   readonly bitmaps?: ExportBitmaps;
+  /**
+   * Has the server of another thread, the disk's home, serve a client from the end of its handshake on: see
+   * NbdServer.adopt. Resolves when that is over; the descriptor stays open until then. Does not reject.
+   */
+  readonly handOver?: (fd: number, handed: HandedOver) => Promise<void>;
+}
+
+/** What has been agreed on with a client; survives structured clone, but for contexts of bitmaps. */
+export interface HandedOver {
+  readonly exportName: string;
+  /** Structured replies; true as well with {@link extended}. */
+  readonly structured: boolean;
+  /** 32-byte headers. */
+  readonly extended: boolean;
+  readonly contexts: ActiveContexts;
+  /** What the client has sent already after the handshake: the start of the transmission phase. */
+  readonly buffered: Uint8Array;
 }
 
 /** How a handshake looks exports up. */

@@ -36,21 +36,20 @@ import {
   type InfoRequest,
   type Malformed,
 } from '../../proto/nbd/option.ts';
-import { blockSizes, type ExportDirectory, exportSize, type NbdExport, transmissionFlags } from './export-list.ts';
+import {
+  blockSizes,
+  type ExportDirectory,
+  exportSize,
+  type HandedOver,
+  type NbdExport,
+  transmissionFlags,
+} from './export-list.ts';
 import type { NbdLimits } from './limits.ts';
-import { type ActiveContexts, activeContexts, NO_CONTEXTS, selectContexts } from './meta-context.ts';
+import { activeContexts, NO_CONTEXTS, selectContexts } from './meta-context.ts';
 
 /** What a handshake that led to the transmission phase has settled. */
-export interface Negotiated {
-  readonly exportName: string;
+export interface Negotiated extends HandedOver {
   readonly export: NbdExport;
-  /** Structured replies; true as well with {@link extended}. */
-  readonly structured: boolean;
-  /** 32-byte headers. */
-  readonly extended: boolean;
-  readonly contexts: ActiveContexts;
-  /** What the client has sent already after the handshake: the start of the transmission phase. */
-  readonly buffered: Uint8Array;
 }
 
 /** What a connection may do about TLS. */

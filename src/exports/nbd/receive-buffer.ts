@@ -4,7 +4,7 @@
  *
  *     chunk:  | consumed | parsed, in use by writes | pos: not yet parsed | fill: free |
  */
-import type { Memory } from '../../base/memory.ts';
+import { forCopying, type Memory } from '../../base/memory.ts';
 import { type Bytes, KiB } from '../../base/units.ts';
 
 export const CHUNK_BYTES = 64 * KiB;
@@ -64,7 +64,7 @@ export class ReceiveBuffer {
 
   /** Copies what comes from elsewhere behind `fill`; at most a chunk's length, on an unused buffer. */
   preload(bytes: Uint8Array): void {
-    this.memory.bytes.set(bytes, this.fill);
+    forCopying(this.memory).set(bytes, this.fill);
     this.fill += bytes.length;
   }
 
@@ -89,7 +89,7 @@ export class ReceiveBuffer {
 
   #moveTo(chunk: number): void {
     const start = chunk * CHUNK_BYTES;
-    this.memory.bytes.copyWithin(start, this.pos, this.fill);
+    forCopying(this.memory).copyWithin(start, this.pos, this.fill);
     this.fill = start + this.available;
     this.pos = start;
     this.#chunk = chunk;

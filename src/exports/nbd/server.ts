@@ -13,7 +13,7 @@ import { SecureSocket } from '../../tls/secure-socket.ts';
 import type { TlsSide } from '../../tls/side.ts';
 import { ByteBudget } from './budget.ts';
 import { transmit } from './connection.ts';
-import { ExportList, type NbdExport } from './export-list.ts';
+import { ExportList, type HandedOver, type NbdExport } from './export-list.ts';
 import {
   handshake,
   handshakeMemorySize,
@@ -55,6 +55,8 @@ export interface NbdClientInfo {
   readonly state: 'handshake' | 'transmission';
   /** Undefined in the handshake. */
   readonly exportName: string | undefined;
+  /** It came from the server of another thread, which counts it as its own. */
+  readonly adopted: boolean;
 }
 
 export interface NbdServerStats {
@@ -73,6 +75,8 @@ class Client {
   readonly stop = new StopSignal();
   export: NbdExport | undefined;
   evicted = false;
+  /** Another server has greeted it, and counts it. */
+  adopted = false;
   readonly tls: TlsPolicy | undefined;
 
   constructor(socket: AioSocket, since: Nanoseconds, tls: TlsPolicy | undefined) {
@@ -132,7 +136,8 @@ export class NbdServer {
   }
 
   get clients(): readonly NbdClientInfo[] {
-    return [...this.#clients].map(({ socket, export: entry }) => ({
+    return [...this.#clients].map(({ socket, export: entry, adopted }) => ({
+      adopted,
       peer: socket.peer,
       state: entry ? 'transmission' : 'handshake',
       exportName: entry?.name,
@@ -228,11 +233,25 @@ export class NbdServer {
     const client = this.#client(socket);
     this.#clients.add(client);
     const why = this.#stopping ? 'the server is stopping' : await this.#converse(client);
+    await this.#end(client);
+    this.#onClientEnd(socket.peer, client.evicted ? 'it was too slow and others waited' : why);
+  }
+
+  /** Serves a client whose handshake was the business of another thread's server (NbdExport.handOver) to its end. */
+  async adopt(socket: AioSocket, handed: HandedOver): Promise<void> {
+    const client = new Client(socket, this.context.now(), undefined);
+    client.adopted = true;
+    this.#clients.add(client);
+    const entry = this.#exports.find(handed.exportName);
+    if (entry && !this.#stopping) await this.#transmission(client, { ...handed, export: entry });
+    await this.#end(client);
+  }
+
+  async #end(client: Client): Promise<void> {
     client.socket.shutdown();
     await client.socket.close();
     this.#clients.delete(client);
     this.#notify();
-    this.#onClientEnd(socket.peer, client.evicted ? 'it was too slow and others waited' : why);
   }
 
   #client(socket: AioSocket): Client {
@@ -349,7 +368,14 @@ export class NbdServer {
     // Both may have come since the handshake looked.
     if (this.#stopping) return 'the server is stopping';
     if (this.#exports.find(result.exportName) !== result.export) return 'its export was removed';
-    return this.#transmission(client, result);
+    const { handOver } = result.export;
+    const { fd } = client.socket;
+    if (!handOver || fd === undefined) return this.#transmission(client, result);
+    client.export = result.export;
+    const { export: _, buffered, ...handed } = result;
+    // The memory is the next client's.
+    await handOver(fd, { ...handed, buffered: buffered.slice() });
+    return 'the transmission has ended';
   }
 
   async #transmission(client: Client, negotiated: Negotiated): Promise<string> {

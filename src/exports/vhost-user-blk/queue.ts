@@ -22,9 +22,9 @@ import { PackedRing } from './packed-ring.ts';
 import { BlkRequest, type RequestOwner } from './request.ts';
 import { type RingSpans, SplitRing } from './split-ring.ts';
 
-/** More waiting chains than this are taken in halves, so that the guest goes on with the first half while the kernel
- *  works on the second. */
-const WHOLE_BATCH = 8;
+/** Chains that are taken in a turn: half of those that wait, and no more than this. So the guest goes on with the first
+ *  while the kernel works on the next. A system call for each batch costs 0.3 µs, and copying 4 KiB 1.7 µs. */
+const BATCH_MAX = 8;
 /** A turn ends when its chains have had so many runs (some 0.2 ms): the loop has others to look after. */
 const RUNS_A_TURN = 4096;
 /** What transfers of one queue may hold besides the guest's memory: two of the largest. */
@@ -195,7 +195,7 @@ export class BlkQueue implements Poller, RequestOwner {
     }
     ring.begin();
     let runs = 0;
-    for (let left = waiting <= WHOLE_BATCH ? waiting : (waiting + 1) >> 1; left > 0 && runs < RUNS_A_TURN; left--) {
+    for (let left = waiting > BATCH_MAX ? BATCH_MAX : (waiting + 1) >> 1; left > 0 && runs < RUNS_A_TURN; left--) {
       const { head } = ring;
       if (!this.#begin(ring, head)) break;
       ring.take(this.#chain.slots);

@@ -33,6 +33,10 @@ export interface ObjectType<T = unknown> {
   readonly options: Readonly<Record<string, ObjectOption>>;
   /** `options` are checked. Others are found in `objects`. Throws BlockError. */
   create(options: Readonly<Record<string, unknown>>, objects: ObjectStore, id: string): T | Promise<T>;
+  /** What a property is now; undefined: what its options said. */
+  get?(value: T, property: string): unknown;
+  /** A property becomes something else, with effect at once. Default: none can. EINVAL. */
+  set?(value: T, property: string, to: unknown): void | Promise<void>;
   /** Called before it is removed: EBUSY while it is in use. Default: those who have it keep what they have. */
   remove?(value: T, id: string): void | Promise<void>;
 }

@@ -9,8 +9,8 @@ const ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
 
 interface StoredObject {
   readonly type: ObjectType;
-  /** What it was made of, without what is secret. */
-  readonly options: Readonly<Record<string, unknown>>;
+  /** What it was made of, or is by now, without what is secret. */
+  options: Readonly<Record<string, unknown>>;
   /** Undefined while it is being made. */
   value: { readonly own: unknown } | undefined;
 }
@@ -96,6 +96,27 @@ export class ObjectStore {
     await entry.type.remove?.(entry.value.own, id);
     // May interleave: another call that was as quick.
     if (this.#objects.get(id) === entry) this.#objects.delete(id);
+  }
+
+  /** @internal What a property is now. */
+  property(id: string, property: string): unknown {
+    const { type, options, value } = this.#made(id);
+    return type.get?.(value.own, property) ?? options[property];
+  }
+
+  /** @internal ENOENT, EINVAL; EPERM for one that cannot change. */
+  async setProperty(id: string, property: string, to: unknown): Promise<void> {
+    const entry = this.#made(id);
+    const { type, value } = entry;
+    if (!type.set) throw new BlockError(Errno.EPERM, 'Insufficient permission to perform this operation');
+    await type.set(value.own, property, to);
+    entry.options = { ...entry.options, [property]: to };
+  }
+
+  #made(id: string): StoredObject & { readonly value: { readonly own: unknown } } {
+    const entry = this.#objects.get(id);
+    if (!entry?.value) throw new BlockError(Errno.ENOENT, `object '${id}' not found`);
+    return entry as StoredObject & { readonly value: { readonly own: unknown } };
   }
 
   /** @internal ENOENT; EINVAL for one of another kind. */

@@ -42,11 +42,37 @@ export const throttleGroupType: ObjectType<ThrottleGroup> = {
     for (const [name, value] of Object.entries(single)) given[name.slice('x-'.length)] = value;
     return ThrottleGroup.create(id, limitsOf(given as ThrottleGroupLimits));
   },
+  get: (group, property) => {
+    const limits = limitsNow(group);
+    return property === 'limits' ? limits : limits[property.slice('x-'.length)];
+  },
+  set: (group, property, to) => {
+    if (property !== 'limits') throw wrong('Property cannot be set after initialization');
+    if (typeof to !== 'object' || to === null) throw wrong("Invalid parameter type for 'limits', expected: object");
+    const unknown = Object.keys(to).find((name) => !Object.hasOwn(LIMITS, name));
+    if (unknown !== undefined) throw wrong(`Parameter 'limits.${unknown}' is unexpected`);
+    const given = objectOptions(LIMITS, to as Readonly<Record<string, unknown>>, false);
+    group.setLimits(limitsOf({ ...limitsNow(group), ...given } as ThrottleGroupLimits));
+  },
   remove(group, id) {
     if (group.users > 0) throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
     group.delete();
   },
 };
+
+/** All of them by their names, with what they are where nobody has said it. */
+function limitsNow({ limits }: ThrottleGroup): ThrottleGroupLimits {
+  const entries = RATES.flatMap((rate, i) => {
+    const { avg = 0, max = 0, maxLength = 1 } = limits[rate] ?? {};
+    const name = NAMES[i]!;
+    return [
+      [name, avg],
+      [`${name}-max`, max],
+      [`${name}-max-length`, maxLength],
+    ];
+  });
+  return { ...Object.fromEntries(entries), 'iops-size': limits.iopsSize ?? 0 };
+}
 
 function limitsOf(given: ThrottleGroupLimits): ThrottleLimits {
   const rates = RATES.map((rate, i): [RateName, ThrottleRate] => {

@@ -53,6 +53,8 @@ export const CONTROL = part({
     ChardevRingbuf: { ...CHARDEV, 'size?': 'int' },
     MonitorOptions: { 'id?': 'str', 'mode?': 'MonitorMode', 'pretty?': 'bool', chardev: 'str' },
     ObjectPropertyInfo: { name: 'str', type: 'str', 'description?': 'str', 'default-value?': 'any' },
+    ObjectPropertyValue: { name: 'str', type: 'str', 'value?': 'any' },
+    ObjectPropertiesValues: { properties: '[ObjectPropertyValue]' },
     ObjectTypeInfo: { name: 'str', 'abstract?': 'bool', 'parent?': 'str' },
   },
   unions: {
@@ -104,6 +106,7 @@ export const CONTROL = part({
     'qom-list': { data: { path: 'str' }, returns: '[ObjectPropertyInfo]' },
     'qom-get': { data: { path: 'str', property: 'str' }, returns: 'any' },
     'qom-set': { data: { path: 'str', property: 'str', value: 'any' } },
+    'qom-list-get': { data: { paths: '[str]' }, returns: '[ObjectPropertiesValues]' },
     'qom-list-types': { data: { 'implements?': 'str', 'abstract?': 'bool' }, returns: '[ObjectTypeInfo]' },
     'qom-list-properties': { data: { typename: 'str' }, returns: '[ObjectPropertyInfo]' },
   },

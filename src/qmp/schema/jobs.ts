@@ -105,6 +105,11 @@ export const JOBS = part({
     TransactionProperties: { 'completion-mode?': 'ActionCompletionMode' },
   },
   unions: {
+    BlockJobChangeOptions: {
+      tag: 'type',
+      base: { id: 'str', type: 'JobType' },
+      branches: { mirror: { 'copy-mode': 'MirrorCopyMode' } },
+    },
     TransactionAction: {
       tag: 'type',
       base: { type: 'TransactionActionKind' },
@@ -140,6 +145,7 @@ export const JOBS = part({
     'block-job-complete': { data: DEVICE },
     'block-job-dismiss': { data: NAMED },
     'block-job-finalize': { data: NAMED },
+    'block-job-change': { data: 'BlockJobChangeOptions' },
     'block-stream': {
       data: {
         'job-id?': 'str',

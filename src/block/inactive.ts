@@ -1,0 +1,100 @@
+/**
+ * Nodes that rest while somebody else has their images: another process to which they go, or from which they come
+ * (migration). All that only memory holds is written, and the locks are given up; nobody can use such a node. When it
+ * becomes active again, its driver reads everything anew. Control functions.
+ */
+import { BlockError, Errno } from '../base/errors.ts';
+import { BlockChild } from './child.ts';
+import { assertUnclaimed } from './claims.ts';
+import { drain } from './drain.ts';
+import { activate, inactivate } from './move.ts';
+import type { BlockNode } from './node.ts';
+import { graphSection, PermChange } from './permissions.ts';
+
+/** EPERM. */
+export function assertActive(node: BlockNode): void {
+  if (node.inactive) throw new BlockError(Errno.EPERM, `Could not use node '${node.name}': it is inactive`);
+}
+
+/**
+ * The node, and what only it and its like use below it. EBUSY where it is in use, ENOTSUP for a driver that cannot
+ * rest; EAGAIN where the locks of an image cannot be had again: it is inactive then as it was.
+ */
+export async function setActive(node: BlockNode, active: boolean): Promise<void> {
+  if (node.inactive !== active) return;
+  if (active) await wake(node);
+  else await rest(node);
+}
+
+async function rest(root: BlockNode): Promise<void> {
+  assertIdle(root);
+  using _drained = await drain(root);
+  assertIdle(root);
+  const nodes = restable(root);
+  const formats = nodes.filter(holdsMetadata);
+  await inactivate(root, formats);
+  try {
+    await mark(root, nodes, true);
+  } catch (error) {
+    await activate(formats);
+    throw error;
+  }
+}
+
+function assertIdle(node: BlockNode): void {
+  assertUnclaimed(node);
+  const refuse = (why: string, errno: number): BlockError =>
+    new BlockError(errno, `Could not inactivate node '${node.name}': ${why}`);
+  const user = node.parents.find((parent) => !(parent instanceof BlockChild && parent.parent.inactive));
+  if (user) throw refuse(`${user.describe} uses it`, Errno.EBUSY);
+  const cannot = restable(node).find((one) => holdsMetadata(one) && !one.impl.inactivate);
+  if (cannot) throw refuse(`driver '${cannot.driver.name}' does not support it`, Errno.ENOTSUP);
+}
+
+async function wake(root: BlockNode): Promise<void> {
+  using _drained = await drain(root);
+  const nodes = inactiveBelow(root);
+  await mark(root, nodes, false);
+  try {
+    await activate(nodes);
+  } catch (error) {
+    await mark(root, nodes, true);
+    throw error;
+  }
+}
+
+/** All of `nodes`, or none. */
+async function mark(root: BlockNode, nodes: readonly BlockNode[], inactive: boolean): Promise<void> {
+  using _section = await graphSection();
+  for (const node of nodes) node.inactive = inactive;
+  try {
+    await new PermChange().refresh(root).apply();
+  } catch (error) {
+    for (const node of nodes) node.inactive = !inactive;
+    throw error;
+  }
+}
+
+/** A leaf has nothing to write but what a flush does. */
+function holdsMetadata({ children }: BlockNode): boolean {
+  return children.length > 0;
+}
+
+/** The node and what nobody else uses below it, parents first. */
+function restable(root: BlockNode): BlockNode[] {
+  const nodes = new Set([root]);
+  for (const node of nodes) {
+    for (const { node: below } of node.children) {
+      const others = below.parents.some((parent) => !(parent instanceof BlockChild && nodes.has(parent.parent)));
+      if (!below.inactive && !others) nodes.add(below);
+    }
+  }
+  return [...nodes];
+}
+
+/** The node and what is inactive below it, parents first. */
+function inactiveBelow(root: BlockNode): BlockNode[] {
+  const nodes = new Set([root]);
+  for (const node of nodes) for (const child of node.children) if (child.node.inactive) nodes.add(child.node);
+  return [...nodes];
+}

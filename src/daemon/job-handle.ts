@@ -1,0 +1,156 @@
+/** A job of a daemon, for programs: its progress as it goes, and its end. */
+import { Gate } from '../aio/op.ts';
+import { QmpError } from '../qmp/errors.ts';
+import type { Arguments, Qapi } from '../qmp/schema/schema.ts';
+import type { Daemon } from './daemon.ts';
+
+/** Commands that begin a job. */
+export type JobCommand =
+  | 'block-stream'
+  | 'block-commit'
+  | 'blockdev-mirror'
+  | 'blockdev-backup'
+  | 'drive-mirror'
+  | 'drive-backup'
+  | 'blockdev-create'
+  | 'x-blockdev-amend';
+
+/** Without what is the handle's affair: it takes the job away when it has ended. */
+export type JobArguments<N extends JobCommand> = Omit<Arguments<N>, 'auto-dismiss' | 'job-id'> & {
+  readonly 'job-id': string;
+};
+
+/** Those that stay until they are dismissed anyway. */
+const STAYING: ReadonlySet<JobCommand> = new Set(['blockdev-create', 'x-blockdev-amend']);
+/** Between two looks at a job that does not change its status. */
+const LOOK_MS = 250;
+
+export interface JobProgress {
+  readonly status: Qapi<'JobStatus'>;
+  /** Bytes, as a rule. */
+  readonly current: number;
+  readonly total: number;
+}
+
+/**
+ * ```ts
+ * const job = await daemon.begin('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'copy', sync: 'full' });
+ * for await (const { current, total } of job) console.log(current, 'of', total);
+ * ```
+ */
+export class JobHandle implements AsyncIterable<JobProgress> {
+  readonly id: string;
+  readonly #daemon: Daemon;
+  /** Opens at the next change of its status. */
+  #changed = new Gate();
+  #last: Qapi<'JobInfo'> | undefined;
+  /** Resolves when it is done; rejects with what it failed with, or with what it was cancelled. */
+  readonly ended: Promise<void>;
+
+  private constructor(daemon: Daemon, id: string) {
+    this.id = id;
+    this.#daemon = daemon;
+    this.ended = this.#follow();
+    // Who only reads its progress is told there.
+    this.ended.catch(() => undefined);
+  }
+
+  /** @internal Use Daemon.begin(). */
+  static async begin<N extends JobCommand>(daemon: Daemon, command: N, args: JobArguments<N>): Promise<JobHandle> {
+    const dismissing = STAYING.has(command) ? {} : { 'auto-dismiss': false };
+    const { 'job-id': id } = args;
+    let handle: JobHandle | undefined;
+    const leave = daemon.events.listen((event) => {
+      if (event.event !== 'JOB_STATUS_CHANGE' || event.data.id !== id) return;
+      if (handle) handle.#tell();
+      if (event.data.status === 'null') leave();
+    });
+    try {
+      await daemon.run(command, { ...args, ...dismissing } as never);
+    } catch (error) {
+      leave();
+      throw error;
+    }
+    handle = new JobHandle(daemon, id);
+    return handle;
+  }
+
+  /** Until it has ended; then throws what it failed with. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<JobProgress> {
+    while (this.#last === undefined) {
+      const info = await this.#info();
+      if (info === undefined || info.status === 'concluded') break;
+      yield progressOf(info);
+      await this.#change();
+    }
+    await this.ended;
+    if (this.#last) yield progressOf(this.#last);
+  }
+
+  async pause(): Promise<void> {
+    await this.#daemon.run('job-pause', { id: this.id });
+  }
+
+  async resume(): Promise<void> {
+    await this.#daemon.run('job-resume', { id: this.id });
+  }
+
+  /** Of a mirror that is ready: has its users go on with the target. */
+  async complete(): Promise<void> {
+    await this.#daemon.run('job-complete', { id: this.id });
+  }
+
+  /** The last step of one that was begun with `auto-finalize: false`. */
+  async finalize(): Promise<void> {
+    await this.#daemon.run('job-finalize', { id: this.id });
+  }
+
+  /** Gives it up; where it is ready and `force` is false, its target is left as a copy of this moment. */
+  async cancel(force = true): Promise<void> {
+    if (force) await this.#daemon.run('job-cancel', { id: this.id });
+    else await this.#daemon.run('block-job-cancel', { device: this.id, force });
+  }
+
+  /** Bytes a second; 0 for as fast as it goes. */
+  async setSpeed(speed: number): Promise<void> {
+    await this.#daemon.run('block-job-set-speed', { device: this.id, speed });
+  }
+
+  async #info(): Promise<Qapi<'JobInfo'> | undefined> {
+    return (await this.#daemon.run('query-jobs', {})).find(({ id }) => id === this.id);
+  }
+
+  #tell(): void {
+    const changed = this.#changed;
+    this.#changed = new Gate();
+    changed.open();
+  }
+
+  /** Its status has changed, or time has passed. */
+  async #change(): Promise<void> {
+    const { promise } = this.#changed;
+    const alarm = new Gate();
+    const timer = setTimeout(() => alarm.open(), LOOK_MS);
+    await Promise.race([promise, alarm.promise]);
+    clearTimeout(timer);
+  }
+
+  async #follow(): Promise<void> {
+    for (;;) {
+      const { promise } = this.#changed;
+      const info = await this.#info();
+      if (info === undefined) throw new QmpError(`Job '${this.id}' was dismissed`);
+      if (info.status === 'concluded') {
+        this.#last = info;
+        await this.#daemon.run('job-dismiss', { id: this.id });
+        if (info.error !== undefined) throw new QmpError(info.error);
+        return;
+      }
+      await promise;
+    }
+  }
+}
+
+function progressOf(info: Qapi<'JobInfo'>): JobProgress {
+  return { status: info.status, current: info['current-progress'], total: info['total-progress'] };
+}

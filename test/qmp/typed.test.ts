@@ -1,0 +1,67 @@
+/** Nodes and jobs of a daemon by typed calls. */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { Daemon, QmpError } from '../../src/daemon/index.ts';
+import { needs, peer, scratch } from '../harness.ts';
+
+async function withDisks(t: TestContext): Promise<{ readonly daemon: Daemon; readonly directory: string }> {
+  const directory = scratch(t);
+  const daemon = await Daemon.start();
+  t.after(() => daemon.close());
+  for (const name of ['a', 'b']) {
+    const filename = join(directory, `${name}.qcow2`);
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', filename, '8M');
+    await peer('qemu-io', '-f', 'qcow2', '-c', `write -P ${name === 'a' ? 7 : 0} 0 8M`, filename);
+    await daemon.graph.add({ driver: 'qcow2', 'node-name': name, file: { driver: 'file', filename } });
+  }
+  return { daemon, directory };
+}
+
+test('a job is followed to its end, and is gone then', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon, directory } = await withDisks(t);
+  const job = await daemon.begin('blockdev-backup', { 'job-id': 'k', device: 'a', target: 'b', sync: 'full' });
+  let last = { status: 'undefined', current: -1, total: 0 };
+  for await (const progress of job) {
+    assert.ok(progress.current >= last.current && progress.current <= progress.total);
+    last = progress;
+  }
+  assert.deepEqual(last, { status: 'concluded', current: last.total, total: last.total });
+  await job.ended;
+  assert.deepEqual(await daemon.run('query-jobs', {}), []);
+  for (const name of ['a', 'b']) await daemon.graph.remove(name);
+  await peer('qemu-img', 'compare', join(directory, 'a.qcow2'), join(directory, 'b.qcow2'));
+});
+
+test('a job that is given up is told of where it is followed', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon } = await withDisks(t);
+  const slow = { 'job-id': 'k', device: 'a', target: 'b', sync: 'full', speed: 1 } as const;
+  const job = await daemon.begin('blockdev-mirror', slow);
+  await assert.rejects(daemon.begin('blockdev-mirror', slow), new QmpError("Job ID 'k' already in use"));
+  const seen = (async () => {
+    for await (const { status } of job) if (status === 'running') await job.cancel();
+  })();
+  await assert.rejects(seen, /canceled/i);
+  await assert.rejects(job.ended, /canceled/i);
+  // Its id is free again.
+  const again = await daemon.begin('blockdev-mirror', { ...slow, speed: 0 });
+  for await (const { status } of again) if (status === 'ready') await again.cancel(false);
+  await again.ended;
+});
+
+test('nodes are added, changed and listed by methods', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon } = await withDisks(t);
+  const { graph } = daemon;
+  await graph.resize('a', 16 << 20);
+  await graph.setActive('b', false);
+  const known = (await graph.list()).filter((node) => /^[ab]$/.test(node['node-name'] ?? ''));
+  assert.deepEqual(known.map((node) => [node['node-name'], node.image['virtual-size'], node.active]).sort(), [
+    ['a', 16 << 20, true],
+    ['b', 8 << 20, false],
+  ]);
+  await assert.rejects(graph.add({ driver: 'null-co', 'node-name': 'a' }), /Duplicate nodes with node-name='a'/);
+  await graph.add({ driver: 'throttle', 'node-name': 't', 'throttle-group': 'nope', file: 'a' }).then(
+    () => assert.fail('there is no such group'),
+    (error: unknown) => assert.match(String(error), /nope/),
+  );
+});
