@@ -1,6 +1,7 @@
 /**
- * Copying images with `blockplane qemu-img convert` and with qemu-img, in turns: raw to qcow2 and back, compressing,
- * decompressing, and an image with nothing in it. Wall-clock time, CPU time and the largest resident size of each.
+ * Images in the hands of `blockplane qemu-img` and of qemu-img, in turns: copies (raw to qcow2 and back, compressing,
+ * decompressing, and of an image with nothing in it), and `check` and `map` of an image whose clusters are all there.
+ * Wall-clock time, CPU time and the largest resident size of each.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs';
@@ -24,16 +25,21 @@ interface Case {
   readonly name: string;
   readonly source: string;
   readonly words: readonly string[];
+  /** The source's name is followed by that of a target. */
+  readonly copies?: boolean;
   /** Their time by ours, at least. */
   readonly bar?: number;
 }
 
 const CASES: readonly Case[] = [
-  { name: 'raw to qcow2', source: 'data.raw', words: ['-f', 'raw', '-O', 'qcow2'], bar: 1 },
-  { name: 'qcow2 to raw', source: 'data.qcow2', words: ['-f', 'qcow2', '-O', 'raw'], bar: 1 },
-  { name: 'compressing', source: 'data.raw', words: ['-c', '-f', 'raw', '-O', 'qcow2'], bar: 1.5 },
-  { name: 'decompressing', source: 'packed.qcow2', words: ['-f', 'qcow2', '-O', 'raw'], bar: 1.3 },
-  { name: 'empty', source: 'empty.raw', words: ['-f', 'raw', '-O', 'qcow2'] },
+  { name: 'raw to qcow2', source: 'data.raw', words: ['convert', '-f', 'raw', '-O', 'qcow2'], copies: true, bar: 1 },
+  { name: 'qcow2 to raw', source: 'data.qcow2', words: ['convert', '-f', 'qcow2', '-O', 'raw'], copies: true, bar: 1 },
+  { name: 'compressing', source: 'data.raw', words: ['convert', '-c', '-O', 'qcow2'], copies: true, bar: 1.5 },
+  { name: 'decompressing', source: 'packed.qcow2', words: ['convert', '-O', 'raw'], copies: true, bar: 1.3 },
+  { name: 'empty', source: 'empty.raw', words: ['convert', '-f', 'raw', '-O', 'qcow2'], copies: true },
+  { name: 'check', source: 'full.qcow2', words: ['check'], bar: 0.5 },
+  { name: 'map', source: 'full.qcow2', words: ['map'], bar: 0.5 },
+  { name: 'map as JSON', source: 'full.qcow2', words: ['map', '--output=json'], bar: 0.5 },
 ];
 
 interface Figures {
@@ -43,14 +49,27 @@ interface Figures {
 }
 
 /** GNU time prints what the system says of the process. */
-function timed(words: readonly string[], target: string): Figures {
-  rmSync(target, { force: true });
+function timed(words: readonly string[]): Figures {
   const began = performance.now();
-  const { status, stderr } = spawnSync('/usr/bin/time', ['-f', '%U %S %M', ...words, target], { encoding: 'utf8' });
+  const { status, stderr } = spawnSync('/usr/bin/time', ['-f', '%U %S %M', ...words], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
   const seconds = (performance.now() - began) / 1000;
   if (status !== 0) throw new Error(`${words.join(' ')}: ${stderr}`);
   const [user = 0, system = 0, kib = 0] = stderr.trim().split('\n').at(-1)!.split(' ').map(Number);
   return { seconds, cpuSeconds: user + system, mib: kib / 1024 };
+}
+
+/** Each program once. What is copied to is made anew. */
+function turn({ source, words, copies }: Case, folder: string): { readonly ours: Figures; readonly theirs: Figures } {
+  const target = join(folder, 'target');
+  const images = [join(folder, source), ...(copies ? [target] : [])];
+  const run = (program: readonly string[]): Figures => {
+    rmSync(target, { force: true });
+    return timed([...program, ...words, ...images]);
+  };
+  return { theirs: run(['qemu-img']), ours: run([process.execPath, MAIN, 'qemu-img']) };
 }
 
 /** Runs of 4 MiB, a quarter of it noise, spread over the disk. */
@@ -84,7 +103,7 @@ function report(
     (of(theirs, 'seconds') / of(ours, 'seconds')).toFixed(2),
   ]);
   const columns = ['theirs s', 'CPU s', 'MiB', 'ours s', 'CPU s', 'MiB', 'theirs by ours'];
-  console.log(`\n${markdownTable(['copy', ...columns], rows)}\n`);
+  console.log(`\n${markdownTable(['what', ...columns], rows)}\n`);
   for (const [{ name, bar }, { ours, theirs }] of results) {
     if (bar === undefined) continue;
     const got = of(theirs, 'seconds') / of(ours, 'seconds');
@@ -95,10 +114,12 @@ function report(
 }
 
 function main(): number {
-  const given = options('Copying images', {
+  const given = options('Images in the hands of the command line', {
     rounds: { type: 'string', default: '5', help: 'rounds; the figures are medians over them' },
     size: { type: 'string', default: '10240', help: 'MiB of the disk' },
     data: { type: 'string', default: '1024', help: 'MiB of it that hold data' },
+    full: { type: 'string', default: '1024', help: 'GiB of the disk that is checked and mapped' },
+    only: { type: 'string', help: 'one of the rows, by its name' },
     smoke: { type: 'boolean', help: 'one round of a small image: does it still work' },
   });
   if (!hasProgram('qemu-img') || !hasProgram('time')) {
@@ -107,7 +128,9 @@ function main(): number {
   }
   const small = given.get('smoke') === true;
   const rounds = small ? 1 : Number(given.get('rounds'));
-  const [size, data] = small ? [256, 32] : [Number(given.get('size')), Number(given.get('data'))];
+  const [size = 0, data = 0, full = 0] = small
+    ? [256, 32, 4]
+    : ['size', 'data', 'full'].map((name) => Number(given.get(name)));
   console.log(machineLine(['qemu-img']));
   const folder = workFolder();
   const at = (name: string): string => join(folder, name);
@@ -115,15 +138,21 @@ function main(): number {
   execFileSync('truncate', ['-s', `${size}M`, at('empty.raw')]);
   execFileSync('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', at('data.raw'), at('data.qcow2')]);
   execFileSync('qemu-img', ['convert', '-c', '-f', 'raw', '-O', 'qcow2', at('data.raw'), at('packed.qcow2')]);
-  const results = new Map(CASES.map((one) => [one, { ours: [] as Figures[], theirs: [] as Figures[] }]));
+  // All tables are there, and every cluster has its place.
+  const places = ['-o', 'preallocation=metadata', at('full.qcow2'), `${full}G`];
+  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', ...places]);
+  const only = given.get('only');
+  const cases = CASES.filter(({ name }) => only === undefined || name === only);
+  const results = new Map(cases.map((one) => [one, { ours: [] as Figures[], theirs: [] as Figures[] }]));
   const node: number[] = [];
   for (let round = 0; round < rounds; round += 1) {
     const began = performance.now();
     spawnSync(process.execPath, ['-e', '0']);
     node.push(performance.now() - began);
-    for (const [{ source, words }, { ours, theirs }] of results) {
-      theirs.push(timed(['qemu-img', 'convert', ...words, at(source)], at('target')));
-      ours.push(timed([process.execPath, MAIN, 'qemu-img', 'convert', ...words, at(source)], at('target')));
+    for (const [one, { ours, theirs }] of results) {
+      const figures = turn(one, folder);
+      theirs.push(figures.theirs);
+      ours.push(figures.ours);
     }
   }
   report(results);

@@ -117,12 +117,20 @@ export class ClusterCounts {
   }
 
   #select(key: number): boolean {
+    const keys = this.#keys;
+    // Neighbours come one after the other, as a rule, and were made so.
+    const next = this.#page + 1;
+    if (next < this.#pages && keys[next] === key) {
+      this.#use(key, next);
+      return true;
+    }
+    if (this.#ascending && (this.#pages === 0 || key > keys[this.#pages - 1]!)) return false;
     const hash = this.#hash;
     const mask = hash.length - 1;
     for (let i = this.#home(key); ; i = (i + 1) & mask) {
       const page = hash[i]! - 1;
       if (page < 0) return false;
-      if (this.#keys[page] !== key) continue;
+      if (keys[page] !== key) continue;
       this.#use(key, page);
       return true;
     }
@@ -161,7 +169,7 @@ export class ClusterCounts {
     this.#keys.set(keys);
     this.#hash = new Int32Array(this.#hash.length * 2);
     this.#shift--;
-    for (const [page, key] of keys.entries()) this.#insert(key, page);
+    for (let page = 0; page < keys.length; page++) this.#insert(keys[page]!, page);
   }
 
   #widen(at: number, count: number): void {
