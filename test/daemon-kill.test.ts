@@ -1,21 +1,19 @@
 /**
- * A daemon that is killed at any moment of a job, while a guest writes, leaves images in which `qemu-img check` finds no
- * corruption, the guest's disk as it has flushed it, and what lies below it as it was.
+ * A daemon that is killed at any moment of a job, while a guest writes, leaves images in which `qemu-img check` finds
+ * no corruption, the guest's disk as it has flushed it, and what lies below it as it was.
  *
  * BLOCKPLANE_TEST_TIER=long: 20 kills of each job; BLOCKPLANE_KILLS for another number, BLOCKPLANE_SEED to begin with
  * another seed.
  */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Prng } from '../src/base/prng.ts';
-import { QmpClient } from '../src/daemon/index.ts';
 import { type Disk, open } from '../src/index.ts';
-import { MAIN, needs, peer, run, scratch } from './harness.ts';
+import { withDaemon } from './daemon-process.ts';
+import { needs, peer, run, scratch } from './harness.ts';
 
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const KILLS = Number(process.env.BLOCKPLANE_KILLS ?? (LONG ? 20 : 1));
@@ -136,20 +134,14 @@ function node(directory: string, name: string, backing?: object): object {
 
 /** Runs the job and the guest, and kills the daemon at a moment of `random`'s. */
 async function killed(directory: string, kind: Kind, start: Uint8Array, random: Prng): Promise<Guest> {
-  const [qmp, nbd] = [join(directory, 'qmp'), join(directory, 'nbd')];
+  const nbd = join(directory, 'nbd');
   const top = node(directory, 'top', node(directory, 'mid', node(directory, 'base')));
-  const blockdevs = [top, node(directory, 'new')].flatMap((tree) => ['--blockdev', JSON.stringify(tree)]);
   const args = [
-    ...blockdevs,
+    ...[top, node(directory, 'new')].flatMap((tree) => ['--blockdev', JSON.stringify(tree)]),
     ...['--nbd-server', `addr.type=unix,addr.path=${nbd}`],
     ...['--export', 'type=nbd,id=e,node-name=top,writable=on,name=disk'],
-    ...['--chardev', `socket,id=c,path=${qmp},server=on,wait=off`, '--monitor', 'c'],
   ];
-  const child = spawn(process.execPath, [MAIN, 'daemon', ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
-  const ended = once(child, 'close');
-  try {
-    while (!existsSync(qmp)) await delay(10);
-    const client = await QmpClient.connect({ path: qmp });
+  return withDaemon(directory, args, async (client, child) => {
     const disk = await open(`nbd+unix:///disk?socket=${nbd}`, { format: 'raw' });
     const guest = new Guest(disk, start, random);
     const using = guest.use().catch(() => undefined);
@@ -158,12 +150,8 @@ async function killed(directory: string, kind: Kind, start: Uint8Array, random: 
     child.kill('SIGKILL');
     await using;
     await disk.close().catch(() => undefined);
-    await client[Symbol.asyncDispose]().catch(() => undefined);
     return guest;
-  } finally {
-    child.kill('SIGKILL');
-    await ended;
-  }
+  });
 }
 
 for (const [name, kind] of Object.entries(KINDS)) {
