@@ -31,8 +31,8 @@ export interface BlockJobOptions extends JobOptions {
 
 /** Guests that have asked for something in this time are there. */
 const GUEST_NS: Nanoseconds = 100_000_000;
-/** While guests are there, after so many bytes the job rests eight times as long as these took: a ninth of the time is
- *  its own. At most 50 ms, so that it comes to its end whatever they do. */
+/** While guests are there, after so many bytes the job rests several times as long as these took (eight: a ninth of the
+ *  time is its own). At most 50 ms, so that it comes to its end whatever they do. */
 const REST_BYTES: Bytes = 256 * KiB;
 const REST_FACTOR = 8;
 const REST_NS_MAX: Nanoseconds = 50_000_000;
@@ -163,6 +163,11 @@ export abstract class BlockJob extends Job {
     this.#guestRequests = this.#countRequests();
   }
 
+  /** How many times as long as it works it rests while guests are there. */
+  protected get restFactor(): number {
+    return REST_FACTOR;
+  }
+
   /** While it is true, one piece at a time is enough. */
   protected get guestsAreThere(): boolean {
     return this.context.now() < this.#guestsUntil;
@@ -202,7 +207,7 @@ export abstract class BlockJob extends Job {
     if (requests !== this.#guestRequests) this.#guestsUntil = now + GUEST_NS;
     this.#guestRequests = requests;
     if (this.#sinceRest >= REST_BYTES) {
-      if (this.guestsAreThere) await this.idle(Math.min((now - this.#begun) * REST_FACTOR, REST_NS_MAX));
+      if (this.guestsAreThere) await this.idle(Math.min((now - this.#begun) * this.restFactor, REST_NS_MAX));
       this.#sinceRest = 0;
       this.#begun = this.context.now();
     }

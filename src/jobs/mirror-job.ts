@@ -27,6 +27,8 @@ const GRANULARITY_MAX: Bytes = 64 * MiB;
 const BUFFER_MAX: Bytes = 256 * MiB;
 /** Between two rounds once it is ready: what is written again and again is copied once in it. */
 const ROUND_NS = 100_000_000;
+/** Once what is written goes to both sides the guest pays for every write until the end: it comes soon. */
+const REST_FACTOR_BLOCKING = 2;
 /** Rounds that do not get nearer to the end before the rest is copied while the guest waits. */
 const ROUNDS = 3;
 
@@ -184,6 +186,10 @@ export class MirrorJob extends BlockJob {
     }
     do await this.#rounds(() => this.cancelled);
     while (!(await this.#finish()));
+  }
+
+  protected override get restFactor(): number {
+    return this.#copyMode === 'write-blocking' ? REST_FACTOR_BLOCKING : super.restFactor;
   }
 
   /** It may become write-blocking by itself. */
