@@ -9,6 +9,7 @@ import { busy, quiesce, unquiesce } from './drain.ts';
 import {
   type Child,
   type ChildRole,
+  type DebugEvent,
   type Limits,
   type MaybePromise,
   PERM_ALL,
@@ -123,6 +124,10 @@ export class BlockChild implements Child, NodeParent {
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full' = 'off'): Promise<void> {
     if (!this.mayGrow) throw this.#refusal('resize');
     await truncateNode(this.node, length, prealloc);
+  }
+
+  point(event: DebugEvent): MaybePromise<void> {
+    return this.node.impl.debugEvent?.(event);
   }
 
   drainBegin(): void {

@@ -18,8 +18,10 @@ import type { BlockError } from '../base/errors.ts';
 import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
+import type { Breakpoints, DebugEvent, DebugListener } from './debug-points.ts';
 import type { BlockStatus } from './status.ts';
 
+export { type Breakpoints, DEBUG_EVENTS, type DebugEvent } from './debug-points.ts';
 export type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
@@ -179,6 +181,8 @@ export interface NodeIo {
   readonly window?: boolean;
   /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
   blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
+  /** Told of the points that requests on it, and those of its parents on their files, come to. */
+  readonly debugEvent?: DebugListener;
 }
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
@@ -201,6 +205,7 @@ export interface NodeControl {
   /** There is a `cow` child from now on where there was none; what the image names is another matter. Synchronous. */
   takeBacking?(child: Child): void;
   readonly snapshots?: SnapshotControl;
+  readonly breakpoints?: Breakpoints;
   /** Of a filter that keeps what the disk was when it was put there. */
   readonly pointInTime?: PointInTime;
   /** Of a format that keeps bitmaps in its image. */
@@ -388,6 +393,8 @@ export interface Child {
   discard(at: Offset, length: Bytes): Promise<void>;
   flush(): Promise<void>;
   truncate(length: Bytes, prealloc?: 'off' | 'falloc' | 'full'): Promise<void>;
+  /** A request has come to a point of its way: `const stop = child.point(..); if (stop !== undefined) await stop;` */
+  point(event: DebugEvent): MaybePromise<void>;
 }
 
 /** Options every node takes, by their QAPI names. */
@@ -406,8 +413,12 @@ export interface CommonOptions {
  *  that no message shows. */
 export interface OptionSpec {
   /** 'group': a throttle group, by name or shared. */
-  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node' | 'group';
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node' | 'group' | 'list' | 'object';
   readonly values?: readonly string[];
+  /** Of a list. */
+  readonly element?: OptionSpec;
+  /** Of an object. */
+  readonly members?: Readonly<Record<string, OptionSpec>>;
   readonly required?: boolean;
   readonly help: string;
 }
@@ -458,6 +469,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   readonly options: Readonly<Record<string, OptionSpec>>;
   /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
   readonly copiesUp?: boolean;
+  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. */
+  claims?(options: CommonOptions): { readonly perm: number; readonly unshared: number };
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

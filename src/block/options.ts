@@ -96,6 +96,13 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
     case 'enum':
       if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
       return;
+    case 'list':
+      if (!Array.isArray(value)) throw wrong('a list');
+      for (const [i, one] of value.entries()) checkValue(fail, `${name}.${i}`, spec.element!, one);
+      return;
+    case 'object':
+      checkMembers(fail, name, spec.members!, value);
+      return;
     case 'secret':
       if (typeof value !== 'string') throw fail(`option '${name}' is not a string`);
       return;
@@ -106,6 +113,22 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');
   }
+}
+
+function checkMembers(
+  fail: (why: string) => BlockError,
+  name: string,
+  specs: Readonly<Record<string, OptionSpec>>,
+  value: unknown,
+): void {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw fail(`option '${name}' is no object`);
+  const given = Object.entries(value).filter(([, own]) => own !== undefined);
+  for (const [member, own] of given) {
+    if (!Object.hasOwn(specs, member)) throw fail(`unknown option '${name}.${member}'`);
+    checkValue(fail, `${name}.${member}`, specs[member]!, own);
+  }
+  const missing = Object.keys(specs).find((member) => specs[member]!.required && !Object.hasOwn(value, member));
+  if (missing !== undefined) throw fail(`option '${name}.${missing}' is missing`);
 }
 
 function isSharedThrottle(value: unknown): boolean {

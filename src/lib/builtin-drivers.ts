@@ -1,4 +1,5 @@
 import { registerDriver } from '../block/registry.ts';
+import { blkdebugDriver } from '../drivers/blkdebug/driver.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
@@ -25,6 +26,7 @@ export function builtinDrivers(): void {
   registerDriver(copyBeforeWriteDriver);
   registerDriver(snapshotAccessDriver);
   registerDriver(throttleDriver);
+  registerDriver(blkdebugDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
   registerDriver(ftpDriver);
