@@ -3,6 +3,9 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { isOffset } from '../base/units.ts';
 import type { Driver, OptionSpec, SharedThrottle } from './driver.ts';
 
+/** Of an enum with more, not all are listed in a message. */
+const VALUES_SHOWN = 16;
+
 /** Options that every node takes. */
 export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   driver: { type: 'string', help: 'driver' },
@@ -94,7 +97,7 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'number' || !Number.isFinite(value)) throw wrong('a number');
       return;
     case 'enum':
-      if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
+      if (typeof value !== 'string' || !spec.values!.includes(value)) throw wrong(oneOf(spec.values!));
       return;
     case 'list':
       if (!Array.isArray(value)) throw wrong('a list');
@@ -113,6 +116,10 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');
   }
+}
+
+function oneOf(values: readonly string[]): string {
+  return values.length > VALUES_SHOWN ? `one of the ${values.length} that there are` : `one of ${values.join(', ')}`;
 }
 
 function checkMembers(

@@ -5,7 +5,7 @@ import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
 import { ftpDriver, ftpsDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
-import { nullDriver } from '../drivers/null-co/driver.ts';
+import { nullAioDriver, nullDriver } from '../drivers/null-co/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
@@ -15,7 +15,8 @@ import { virtioBlkVhostUserDriver } from '../drivers/virtio-blk-vhost-user/drive
 /** Makes the drivers that come along known in this thread, all of them: needed-drivers.ts has them one by one.
  *  Idempotent. */
 export function builtinDrivers(): void {
-  registerDriver(nullDriver, 'null-aio');
+  registerDriver(nullDriver);
+  registerDriver(nullAioDriver);
   registerDriver(fileDriver);
   registerDriver(hostDeviceDriver);
   registerDriver(nbdDriver);

@@ -9,7 +9,7 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   qcow2: async () => (await import('../drivers/qcow2/driver.ts')).qcow2Driver,
   nbd: async () => (await import('../drivers/nbd/driver.ts')).nbdDriver,
   'null-co': async () => (await import('../drivers/null-co/driver.ts')).nullDriver,
-  'null-aio': async () => (await import('../drivers/null-co/driver.ts')).nullDriver,
+  'null-aio': async () => (await import('../drivers/null-co/driver.ts')).nullAioDriver,
   http: async () => (await import('../drivers/http/driver.ts')).httpDriver,
   https: async () => (await import('../drivers/http/driver.ts')).httpsDriver,
   ftp: async () => (await import('../drivers/http/driver.ts')).ftpDriver,

@@ -86,8 +86,21 @@ export class Session {
     this.#flying.add(tracked);
   }
 
-  /** Waits for all that goes on by itself. */
+  /** What `event` resolves to; undefined where every request has ended, or stopped, before it. */
+  async whileFlying<T>(event: Promise<T>): Promise<T | undefined> {
+    let result: T | undefined;
+    let over = false;
+    const watched = event.then((value) => {
+      result = value;
+      over = true;
+    });
+    while (!over && this.#flying.size > 0) await Promise.race([watched, ...this.#flying]);
+    return result;
+  }
+
+  /** Waits for all that goes on by itself; what was stopped goes on. */
   async settle(): Promise<void> {
+    this.#opened?.image.breakpoints?.resumeAll();
     for (const request of [...this.#flying]) await request;
   }
 }
