@@ -57,6 +57,11 @@ export class BlockChild implements Child, NodeParent {
     return this.node.name;
   }
 
+  get compressedUnit(): Bytes {
+    const { impl, limits } = this.node;
+    return impl.writeCompressed ? limits.zeroAlignment || 1 : 0;
+  }
+
   /** True when writes may go through this edge, and so flushes must. */
   get writes(): boolean {
     return (this.perm & (Perm.WRITE | Perm.WRITE_UNCHANGED)) !== 0;

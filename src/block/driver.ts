@@ -369,6 +369,8 @@ export interface Child {
   readonly length: Bytes;
   readonly limits: Limits;
   readonly nodeName: string;
+  /** Whole multiples of this can be stored compressed; 0 where nothing can. */
+  readonly compressedUnit: Bytes;
   /** True when the bytes were at hand and have been read, without waiting; see NodeIo.readNow. For metadata. */
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Zeroes beyond the child's end. */

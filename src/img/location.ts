@@ -29,6 +29,10 @@ function olderNode(protocol: string, name: string, depth: number): FoundTree | u
     const [config, image] = twoNames(name, 'blkdebug requires both config file and image path');
     return { driver: 'blkdebug', ...(config === '' ? {} : { config }), image: byteNode(image, depth) };
   }
+  if (protocol === 'blkverify') {
+    const [raw, test] = twoNames(name, 'blkverify requires raw copy and original image path');
+    return { driver: 'blkverify', raw: byteNode(raw, depth), test: byteNode(test, depth) };
+  }
   return undefined;
 }
 

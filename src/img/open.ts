@@ -110,7 +110,8 @@ export async function withImage<T>(
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   try {
     if (how.write && how.forceShare) throw new BlockError(Errno.EINVAL, "'force-share' needs 'read-only'");
-    const given = await withSecrets(spec, await treeOf(spec, how), how.objects);
+    const named = await treeOf(spec, how);
+    const given = await withSecrets(spec, isTree(spec) ? named : await withTested(context, named, how), how.objects);
     const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
@@ -178,6 +179,18 @@ async function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): Pro
 
 function withSettings(target: FoundTree | string, settings: object): FoundTree {
   return blockdevOf(target as string | BlockdevOptions, settings) as unknown as FoundTree;
+}
+
+/** In an older name of blkverify the image that is tried has the format that it looks like. */
+async function withTested(context: AioContext, tree: FoundTree, how: OpenHow): Promise<FoundTree> {
+  const file = tree.file as FoundTree | undefined;
+  if (file?.driver !== 'blkverify') return tree;
+  const bytes = { file: file.test };
+  const driver = await probe(context, bytes);
+  const guessed = how.write === true && driver === 'raw';
+  if (guessed) how.onProbedRaw?.(nameOf(file.test as BlockdevOptions));
+  const test = { driver, ...bytes, ...(guessed ? { guessed } : {}) };
+  return { ...tree, file: { ...file, test } };
 }
 
 /** The format that the first bytes are of. */

@@ -8,7 +8,7 @@ export type FoundTree = Readonly<Record<string, unknown>> & { readonly driver?: 
 
 const JSON_PREFIX = 'json:';
 /** Names of children, of whatever driver. */
-const CHILDREN = ['file', 'backing', 'data-file', 'image'];
+const CHILDREN = ['file', 'backing', 'data-file', 'image', 'test', 'raw'];
 /** Nodes deeper than this are for the graph to refuse. */
 const DEPTH_MAX = 64;
 

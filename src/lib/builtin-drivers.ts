@@ -1,5 +1,7 @@
 import { registerDriver } from '../block/registry.ts';
 import { blkdebugDriver } from '../drivers/blkdebug/driver.ts';
+import { blkverifyDriver } from '../drivers/blkverify/driver.ts';
+import { compressDriver } from '../drivers/compress/driver.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { copyOnReadDriver } from '../drivers/copy-on-read/driver.ts';
 import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
@@ -28,6 +30,8 @@ export function builtinDrivers(): void {
   registerDriver(snapshotAccessDriver);
   registerDriver(throttleDriver);
   registerDriver(blkdebugDriver);
+  registerDriver(blkverifyDriver);
+  registerDriver(compressDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
   registerDriver(ftpDriver);

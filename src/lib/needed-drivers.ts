@@ -17,6 +17,8 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   'copy-on-read': async () => (await import('../drivers/copy-on-read/driver.ts')).copyOnReadDriver,
   'copy-before-write': async () => (await import('../drivers/copy-before-write/driver.ts')).copyBeforeWriteDriver,
   'snapshot-access': async () => (await import('../drivers/snapshot-access/driver.ts')).snapshotAccessDriver,
+  blkverify: async () => (await import('../drivers/blkverify/driver.ts')).blkverifyDriver,
+  compress: async () => (await import('../drivers/compress/driver.ts')).compressDriver,
   blkdebug: async () => (await import('../drivers/blkdebug/driver.ts')).blkdebugDriver,
   throttle: async () => (await import('../drivers/throttle/driver.ts')).throttleDriver,
   'virtio-blk-vhost-user': async () =>

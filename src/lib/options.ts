@@ -117,6 +117,21 @@ export interface BlkdebugOptions extends NodeOptions, BlkdebugSettings {
   readonly image: BlockdevOptions | string;
 }
 
+/** Everything is done to both, and what reads give is compared. For tests. */
+export interface BlkverifyOptions extends NodeOptions {
+  readonly driver: 'blkverify';
+  /** The image that is to be tried. */
+  readonly test: BlockdevOptions | string;
+  /** One that is known to be right. */
+  readonly raw: BlockdevOptions | string;
+}
+
+/** What is written is stored compressed, in whole clusters. */
+export interface CompressOptions extends NodeOptions {
+  readonly driver: 'compress';
+  readonly file: BlockdevOptions | string;
+}
+
 /** An export of an NBD server. */
 export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
@@ -168,7 +183,9 @@ export type BlockdevOptions =
   | HttpOptions
   | VirtioBlkVhostUserOptions
   | ThrottleOptions
-  | BlkdebugOptions;
+  | BlkdebugOptions
+  | BlkverifyOptions
+  | CompressOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -314,7 +331,11 @@ export function nameOf(options: BlockdevOptions): string {
     };
     if (typeof filename === 'string') return filename;
     if (node.driver === 'virtio-blk-vhost-user') return String(path);
-    if (node.driver === 'blkdebug' && typeof image === 'object') return `blkdebug:${node.config ?? ''}:${nameOf(image)}`;
+    if (node.driver === 'blkverify' && typeof node.raw === 'object' && typeof node.test === 'object') {
+      return `blkverify:${nameOf(node.raw)}:${nameOf(node.test)}`;
+    }
+    if (node.driver === 'blkdebug' && typeof image === 'object')
+      return `blkdebug:${node.config ?? ''}:${nameOf(image)}`;
     if (node.driver === 'nbd') return locationName(node);
     if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;

@@ -44,7 +44,7 @@ const REASONS: readonly Reason[] = [
     ([, name, what]) => `Could not open backing file: Could not open '${name}': ${what}`,
   ],
   [/^it is encrypted: option 'encrypt.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
-  [/^option '(file|image)' is missing$/, ([, name]) => `A block device must be specified for "${name}"`],
+  [/^option '(file|image|test|raw)' is missing$/, ([, name]) => `A block device must be specified for "${name}"`],
   [/^option 'filename' is missing$/, () => "The 'file' block driver requires a file name"],
   [/^(Unknown driver '.*') \(known: .*\)$/s, ([, what]) => what!],
   [/^the file name is empty$/, () => "The 'file' block driver requires a file name"],

@@ -7,7 +7,7 @@ import type { ObjectStore } from '../../lib/objects/store.ts';
 import { openReason } from '../qemu-img/messages.ts';
 import { warnProbedRaw } from '../qemu-img/targets.ts';
 import type { Terminal } from '../qemu-img/verb.ts';
-import { Failed } from './command.ts';
+import { Failed, type Fatal } from './command.ts';
 
 /** Requests that nobody waits for; the next one waits until they have ended. */
 const FLYING_MAX = 1024;
@@ -25,6 +25,8 @@ export class Session {
   readonly objects: ObjectStore | undefined;
   /** No command comes any more. */
   ended = false;
+  /** Of a request that nobody waited for. */
+  fatal: Fatal | undefined;
   #opened: Opened | undefined;
   readonly #flying = new Set<Promise<void>>();
 
@@ -71,10 +73,13 @@ export class Session {
 
   /** Once all requests have ended. */
   async close(): Promise<void> {
-    await this.settle();
-    const opened = this.#opened;
-    this.#opened = undefined;
-    await opened?.image.close();
+    try {
+      await this.settle();
+    } finally {
+      const opened = this.#opened;
+      this.#opened = undefined;
+      await opened?.image.close();
+    }
   }
 
   /** Lets a request go on by itself; it must not reject. */
@@ -102,6 +107,7 @@ export class Session {
   async settle(): Promise<void> {
     this.#opened?.image.breakpoints?.resumeAll();
     for (const request of [...this.#flying]) await request;
+    if (this.fatal) throw this.fatal;
   }
 }
 
