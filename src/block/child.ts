@@ -9,6 +9,7 @@ import { busy, quiesce, unquiesce } from './drain.ts';
 import {
   type Child,
   type ChildRole,
+  type DebugEvent,
   type Limits,
   type MaybePromise,
   PERM_ALL,
@@ -54,6 +55,11 @@ export class BlockChild implements Child, NodeParent {
 
   get nodeName(): string {
     return this.node.name;
+  }
+
+  get compressedUnit(): Bytes {
+    const { impl, limits } = this.node;
+    return impl.writeCompressed ? limits.zeroAlignment || 1 : 0;
   }
 
   /** True when writes may go through this edge, and so flushes must. */
@@ -123,6 +129,10 @@ export class BlockChild implements Child, NodeParent {
   async truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full' = 'off'): Promise<void> {
     if (!this.mayGrow) throw this.#refusal('resize');
     await truncateNode(this.node, length, prealloc);
+  }
+
+  point(event: DebugEvent): MaybePromise<void> {
+    return this.node.impl.debugEvent?.(event);
   }
 
   drainBegin(): void {

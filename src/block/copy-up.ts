@@ -86,6 +86,7 @@ export async function copyUp(root: BlockNode, at: Offset, length: Bytes): Promis
     if (borrowed !== undefined) await borrowed;
     await waitConflicts(tracked);
     const stop = Math.min(tracked.overlapEnd, alignUp(node.length, node.alignment));
+    if (root.impl.debugEvent !== undefined) await root.impl.debugEvent('cor_write');
     await copyAbsent(node, tracked, tracked.overlapAt, stop, Math.max(PIECE, unit));
   } finally {
     // Nothing reads differently, but a flush has something to do.

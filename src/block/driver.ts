@@ -19,9 +19,11 @@ import type { Iov, Memory } from '../base/memory.ts';
 import type { PagedBits } from '../base/paged-bits.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { BitmapStore } from './bitmap-store.ts';
+import type { Breakpoints, DebugEvent, DebugListener } from './debug-points.ts';
 import type { BlockStatus } from './status.ts';
 
 export type { BitmapPart, BitmapStore, BitmapToStore, StoredBitmap } from './bitmap-store.ts';
+export { type Breakpoints, DEBUG_EVENTS, type DebugEvent } from './debug-points.ts';
 export type { BlockStatus } from './status.ts';
 
 /** A value now, or a promise of it: `const m = f(); const v = m instanceof Promise ? await m : m;` */
@@ -181,6 +183,8 @@ export interface NodeIo {
   readonly window?: boolean;
   /** In place of `map` and `status`, for a node that shows another BlockBackend as it is, layers included. */
   blockStatus?(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
+  /** Told of the points that requests on it, and those of its parents on their files, come to. */
+  readonly debugEvent?: DebugListener;
 }
 
 /** Control functions: called by graph changes, open and close only, with no request in flight (drained). */
@@ -203,6 +207,7 @@ export interface NodeControl {
   /** There is a `cow` child from now on where there was none; what the image names is another matter. Synchronous. */
   takeBacking?(child: Child): void;
   readonly snapshots?: SnapshotControl;
+  readonly breakpoints?: Breakpoints;
   /** Of a filter that keeps what the disk was when it was put there. */
   readonly pointInTime?: PointInTime;
   /** Of a format that keeps bitmaps in its image. */
@@ -328,6 +333,8 @@ export interface Child {
   readonly length: Bytes;
   readonly limits: Limits;
   readonly nodeName: string;
+  /** Whole multiples of this can be stored compressed; 0 where nothing can. */
+  readonly compressedUnit: Bytes;
   /** True when the bytes were at hand and have been read, without waiting; see NodeIo.readNow. For metadata. */
   readNow(at: Offset, memory: Memory, offset: Bytes, length: Bytes): boolean;
   /** Zeroes beyond the child's end. */
@@ -352,6 +359,8 @@ export interface Child {
   discard(at: Offset, length: Bytes): Promise<void>;
   flush(): Promise<void>;
   truncate(length: Bytes, prealloc?: 'off' | 'falloc' | 'full'): Promise<void>;
+  /** A request has come to a point of its way: `const stop = child.point(..); if (stop !== undefined) await stop;` */
+  point(event: DebugEvent): MaybePromise<void>;
 }
 
 /** Options every node takes, by their QAPI names. */
@@ -370,8 +379,12 @@ export interface CommonOptions {
  *  that no message shows. */
 export interface OptionSpec {
   /** 'group': a throttle group, by name or shared. */
-  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node' | 'group';
+  readonly type: 'string' | 'secret' | 'size' | 'number' | 'boolean' | 'enum' | 'node' | 'group' | 'list' | 'object';
   readonly values?: readonly string[];
+  /** Of a list. */
+  readonly element?: OptionSpec;
+  /** Of an object. */
+  readonly members?: Readonly<Record<string, OptionSpec>>;
   readonly required?: boolean;
   readonly help: string;
 }
@@ -422,6 +435,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   readonly options: Readonly<Record<string, OptionSpec>>;
   /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
   readonly copiesUp?: boolean;
+  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. */
+  claims?(options: CommonOptions): { readonly perm: number; readonly unshared: number };
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

@@ -82,11 +82,13 @@ export async function zeroAligned(
 ): Promise<void> {
   const unit = node.limits.zeroAlignment || 1;
   const stop = at + length;
+  if (node.impl.debugEvent !== undefined) await node.impl.debugEvent('pwritev_zero');
   const from = Math.min(alignUp(at, unit), stop);
   const to = stop === node.length ? stop : Math.max(from, alignDown(stop, unit));
   if (at < from) await zeroEdge(node, tracked, at, from - at, flags);
   if (from < to) await zeroPieces(node, tracked, from, to - from, flags);
   if (to < stop) await zeroEdge(node, tracked, to, stop - to, flags);
+  if (node.impl.debugEvent !== undefined) await node.impl.debugEvent('pwritev_done');
 }
 
 async function zeroEdge(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes, flags: number): Promise<void> {

@@ -206,9 +206,10 @@ function unwind(request: BlockRequest, error: number, write: boolean): void {
 async function runSlow(request: BlockRequest, root: BlockNode): Promise<void> {
   let error = 0;
   try {
-    // What map said is asked again: only that it is at hand by now matters.
-    if (request.pending !== null) await request.pending.catch(() => undefined);
+    const { pending } = request;
     request.pending = null;
+    // What map said is asked again: only that it is at hand by now matters, or that it cannot be had.
+    if (pending !== null) await pending;
     await perform(request, root);
   } catch (failure) {
     if (failure instanceof Bug || failure instanceof TypeError || failure instanceof ReferenceError) throw failure;

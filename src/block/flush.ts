@@ -12,7 +12,12 @@ export async function flushNode(node: BlockNode): Promise<void> {
     const gate = new Gate();
     node.flushing = gate;
     try {
+      const primary = node.primary;
+      const toOs = primary?.point('flush_to_os');
+      if (toOs !== undefined) await toOs;
       if (node.flushedGen < generation || node.writtenElsewhere) await flushSelf(node);
+      const toDisk = primary?.point('flush_to_disk');
+      if (toDisk !== undefined) await toDisk;
       await flushChildren(node);
       // Not before the children: a failed flush leaves the generation alone.
       if (node.flushedGen < generation) node.flushedGen = generation;

@@ -82,6 +82,8 @@ async function readMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Io
       } else if (mapping.kind === 'opaque') {
         await parts.add(readLeaf(node, at + done, part));
       } else if (mapping.kind === 'absent' && node.cow) {
+        const stop = node.primary?.point('read_backing_aio');
+        if (stop !== undefined) await stop;
         await parts.add(readNode(node.cow.node, at + done, part, 0));
       } else {
         part.fill(0);
@@ -99,6 +101,10 @@ async function readMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: Io
 /** The extent is held already, by its mapping. */
 async function readExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov): Promise<void> {
   try {
+    if (child.parent.driver.role === 'format') {
+      const stop = child.point('read_aio');
+      if (stop !== undefined) await stop;
+    }
     await readNode(child.node, at, iov, 0);
   } finally {
     unhold(tracked);
@@ -142,11 +148,13 @@ export async function writeAligned(
 ): Promise<boolean> {
   const fua = (flags & RequestFlags.FUA) !== 0 && !node.noFlush;
   const max = node.limits.maxTransfer || iov.length;
+  const compressed = (flags & RequestFlags.COMPRESSED) !== 0;
   let unstable = false;
+  if (node.impl.debugEvent !== undefined && !compressed) await node.impl.debugEvent('pwritev');
   for (let done = 0; done < iov.length; done += max) {
     const length = Math.min(max, iov.length - done);
     const part = length === iov.length ? iov : iov.slice(done, length);
-    if ((flags & RequestFlags.COMPRESSED) !== 0) {
+    if (compressed) {
       await writeCompressed(node, at + done, part);
       unstable = true;
     } else if (node.impl.map) {
@@ -157,6 +165,7 @@ export async function writeAligned(
       await writeLeaf(node, at + done, part, native ? RequestFlags.FUA : 0);
     }
   }
+  if (node.impl.debugEvent !== undefined) await node.impl.debugEvent('pwritev_done');
   return unstable && fua;
 }
 
@@ -214,6 +223,10 @@ async function writeMapped(node: BlockNode, tracked: Tracked, at: Offset, iov: I
 /** The extent is held already, by its mapping. */
 async function writeExtent(tracked: Tracked, child: BlockChild, at: Offset, iov: Iov, flags: number): Promise<void> {
   try {
+    if (child.parent.driver.role === 'format') {
+      const stop = child.point('write_aio');
+      if (stop !== undefined) await stop;
+    }
     await writeNode(child.node, at, iov, flags, child.mayGrow);
   } finally {
     unhold(tracked);
@@ -232,18 +245,26 @@ async function writeReserved(
   const { head, tail } = room;
   const child = room.child as BlockChild;
   if (head + tail === 0) {
+    const stop = child.point('write_aio');
+    if (stop !== undefined) await stop;
     await writeNode(child.node, room.at, iov, 0, child.mayGrow);
     await room.commit();
     return;
   }
   const bounce = await bouncePool(node.aio, node.height, BounceUse.MARGINS).acquire(head + tail);
   try {
+    const reading = child.point('cow_read');
+    if (reading !== undefined) await reading;
     const whole = bounce.iov.slice(0, head);
     if (head > 0) await readAligned(node, tracked, at - head, whole.slice(0, head));
     appendIov(whole, iov, 0, iov.length);
     const after = bounce.iov.slice(head, tail);
     if (tail > 0) await readAligned(node, tracked, at + iov.length, after);
     appendIov(whole, after, 0, tail);
+    for (const event of ['write_aio', 'cow_write'] as const) {
+      const stop = child.point(event);
+      if (stop !== undefined) await stop;
+    }
     await writeNode(child.node, room.at - head, whole, 0, child.mayGrow);
   } finally {
     bounce.release();

@@ -221,6 +221,15 @@ export class BlockNode {
     return undefined;
   }
 
+  /** Where its bytes are: the file of a format, what a filter shows. */
+  get primary(): BlockChild | undefined {
+    for (let i = 0; i < this.children.length; i++) {
+      const child = this.children[i]!;
+      if (child.role === 'primary' || child.role === 'filtered') return child;
+    }
+    return undefined;
+  }
+
   /** The child to read where this layer has nothing, if any. */
   get cow(): BlockChild | undefined {
     for (let i = 0; i < this.children.length; i++) if (this.children[i]!.role === 'cow') return this.children[i];

@@ -3,6 +3,9 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { isOffset } from '../base/units.ts';
 import type { Driver, OptionSpec, SharedThrottle } from './driver.ts';
 
+/** Of an enum with more, not all are listed in a message. */
+const VALUES_SHOWN = 16;
+
 /** Options that every node takes. */
 export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   driver: { type: 'string', help: 'driver' },
@@ -94,7 +97,14 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'number' || !Number.isFinite(value)) throw wrong('a number');
       return;
     case 'enum':
-      if (typeof value !== 'string' || !spec.values?.includes(value)) throw wrong(`one of ${spec.values?.join(', ')}`);
+      if (typeof value !== 'string' || !spec.values!.includes(value)) throw wrong(oneOf(spec.values!));
+      return;
+    case 'list':
+      if (!Array.isArray(value)) throw wrong('a list');
+      for (const [i, one] of value.entries()) checkValue(fail, `${name}.${i}`, spec.element!, one);
+      return;
+    case 'object':
+      checkMembers(fail, name, spec.members!, value);
       return;
     case 'secret':
       if (typeof value !== 'string') throw fail(`option '${name}' is not a string`);
@@ -106,6 +116,26 @@ function checkValue(fail: (why: string) => BlockError, name: string, spec: Optio
       if (typeof value !== 'string') throw wrong('a string');
       if (value.includes('\0')) throw wrong('a string without NUL');
   }
+}
+
+function oneOf(values: readonly string[]): string {
+  return values.length > VALUES_SHOWN ? `one of the ${values.length} that there are` : `one of ${values.join(', ')}`;
+}
+
+function checkMembers(
+  fail: (why: string) => BlockError,
+  name: string,
+  specs: Readonly<Record<string, OptionSpec>>,
+  value: unknown,
+): void {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw fail(`option '${name}' is no object`);
+  const given = Object.entries(value).filter(([, own]) => own !== undefined);
+  for (const [member, own] of given) {
+    if (!Object.hasOwn(specs, member)) throw fail(`unknown option '${name}.${member}'`);
+    checkValue(fail, `${name}.${member}`, specs[member]!, own);
+  }
+  const missing = Object.keys(specs).find((member) => specs[member]!.required && !Object.hasOwn(value, member));
+  if (missing !== undefined) throw fail(`option '${name}.${missing}' is missing`);
 }
 
 function isSharedThrottle(value: unknown): boolean {

@@ -47,10 +47,11 @@ export async function writePadded(
   try {
     const edges = bounce.iov;
     if (edges.length === whole) {
-      await readAligned(node, tracked, start, edges);
+      await readEdge(node, tracked, start, edges, head > 0, tail > 0);
     } else {
-      if (firstBlock > 0) await readAligned(node, tracked, start, edges.slice(0, unit));
-      if (lastBlock > 0) await readAligned(node, tracked, start + whole - unit, edges.slice(firstBlock, unit));
+      if (firstBlock > 0) await readEdge(node, tracked, start, edges.slice(0, unit), true, false);
+      if (lastBlock > 0)
+        await readEdge(node, tracked, start + whole - unit, edges.slice(firstBlock, unit), false, true);
     }
     const padded = new Iov();
     appendIov(padded, edges, 0, head);
@@ -60,4 +61,23 @@ export async function writePadded(
   } finally {
     bounce.release();
   }
+}
+
+async function readEdge(
+  node: BlockNode,
+  tracked: Tracked,
+  at: Offset,
+  iov: Iov,
+  head: boolean,
+  tail: boolean,
+): Promise<void> {
+  const { impl } = node;
+  if (impl.debugEvent !== undefined) {
+    if (head) await impl.debugEvent('pwritev_rmw_head');
+    if (tail) await impl.debugEvent('pwritev_rmw_tail');
+  }
+  await readAligned(node, tracked, at, iov);
+  if (impl.debugEvent === undefined) return;
+  if (head) await impl.debugEvent('pwritev_rmw_after_head');
+  if (tail) await impl.debugEvent('pwritev_rmw_after_tail');
 }

@@ -194,7 +194,9 @@ export function childPermissions(child: BlockChild, total: Wish): Wish {
   if (parent.inactive) return { perm: 0, shared: PERM_ALL };
   if (role === 'filtered') {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
-    return { perm: total.perm | copies, shared: total.shared };
+    const claims = parent.driver.claims?.(parent.common);
+    const perm = total.perm | copies | (claims?.perm ?? 0);
+    return { perm, shared: total.shared & ~(claims?.unshared ?? 0) };
   }
   if (role === 'snapshot') return { perm: 0, shared: PERM_ALL };
   if (role === 'target') return { perm: Perm.CONSISTENT_READ | Perm.WRITE, shared: PERM_ALL };

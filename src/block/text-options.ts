@@ -79,13 +79,14 @@ export function typedOptions(tree: TextTree): NodeOptions {
   const result: Record<string, unknown> = { driver: name };
   for (const [option, value] of Object.entries(tree)) {
     if (option === 'driver') continue;
+    const own = Object.hasOwn(driver.options, option) ? driver.options[option] : undefined;
     if (typeof value !== 'string') {
-      if (Object.hasOwn(driver.children ?? {}, option)) result[option] = typedOptions(value);
+      if (own?.type === 'list') result[option] = typedTree(option, value, own);
+      else if (Object.hasOwn(driver.children ?? {}, option)) result[option] = typedOptions(value);
       else if (isGroup(driver, option)) Object.assign(result, typedMembers(driver, option, value));
       else result[option] = typedGroup(option, value);
       continue;
     }
-    const own = Object.hasOwn(driver.options, option) ? driver.options[option] : undefined;
     result[option] = typedValue(option, value, own ?? commonOption(option));
   }
   return result as NodeOptions;
@@ -103,6 +104,24 @@ function typedMembers(driver: Driver, group: string, tree: TextTree): Record<str
     return [name, typedValue(name, value, Object.hasOwn(driver.options, name) ? driver.options[name] : undefined)];
   });
   return Object.fromEntries(entries);
+}
+
+/** Elements by their numbers, members by their names. What nobody knows is refused by name when the node opens. */
+function typedTree(name: string, value: string | TextTree, spec: OptionSpec | undefined): unknown {
+  if (typeof value === 'string') return typedValue(name, value, spec);
+  const entries = Object.entries(value);
+  const part = (own: string, one: string | TextTree, inner: OptionSpec | undefined): unknown =>
+    typedTree(`${name}.${own}`, one, inner);
+  if (spec?.type !== 'list') {
+    const members = spec?.members ?? {};
+    return Object.fromEntries(
+      entries.map(([own, one]) => [own, part(own, one, Object.hasOwn(members, own) ? members[own] : undefined)]),
+    );
+  }
+  const list = entries.sort(([a], [b]) => Number(a) - Number(b));
+  const wrong = list.find(([own], i) => own !== String(i));
+  if (wrong) throw refusal(`'${name}.${wrong[0]}' is not the next element of a list`);
+  return list.map(([own, one]) => part(own, one, spec.element));
 }
 
 /** cache.direct and cache.no-flush. */

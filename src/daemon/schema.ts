@@ -131,8 +131,7 @@ function members(driver: Driver, enums: Record<string, readonly string[]>, struc
   for (const [option, spec] of Object.entries(withSecretNames(driver.options))) {
     const [group, member] = split(option);
     const name = `${driver.name}-${option}`;
-    if (spec.values) enums[name] = spec.values;
-    const type = typeOf(spec, name);
+    const type = declared(spec, name, enums, structs);
     if (member === undefined) {
       own[spec.required ? option : `${option}?`] = type;
       continue;
@@ -142,6 +141,26 @@ function members(driver: Driver, enums: Record<string, readonly string[]>, struc
     own[spec.required ? group : `${group}?`] = struct;
   }
   return own;
+}
+
+/** The type of an option; enums and structs that it needs are called `name`. */
+function declared(
+  spec: OptionSpec,
+  name: string,
+  enums: Record<string, readonly string[]>,
+  structs: Record<string, Members>,
+): string {
+  if (spec.type === 'list') return `[${declared(spec.element!, name, enums, structs)}]`;
+  if (spec.type === 'object') {
+    const members = Object.entries(spec.members!).map(([member, own]) => [
+      own.required ? member : `${member}?`,
+      declared(own, `${name}-${member}`, enums, structs),
+    ]);
+    structs[name] = Object.fromEntries(members);
+    return name;
+  }
+  if (spec.values) enums[name] = spec.values;
+  return typeOf(spec, name);
 }
 
 /** A secret is given itself, or by the name of the object that has it. */

@@ -9,7 +9,8 @@ import type { Format } from '../lib/options.ts';
 import { makeImage } from '../lib/worker-images.ts';
 import { backingPath, hasProtocol } from './backing.ts';
 import type { CreationOptions } from './creation-options.ts';
-import { locationOf, withImage } from './open.ts';
+import { locationOf } from './location.ts';
+import { withImage } from './open.ts';
 
 /** `unsafe`: the backing file is not opened. */
 export interface CreateHow {

@@ -4,7 +4,8 @@ import { Errno, ioError } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import { alignDown, type Bytes, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { RequestFlags } from '../block/driver.ts';
+import { layerOf } from '../block/copy-up.ts';
+import { type Breakpoints, RequestFlags } from '../block/driver.ts';
 import type { BlockNode } from '../block/node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { type ImageInfo, inspectHead } from '../lib/inspect.ts';
@@ -46,10 +47,13 @@ type Lengths = readonly Bytes[];
 export class ImageIo {
   readonly #blk: BlockBackend;
   readonly #name: string;
+  /** Its format's, or that of a filter which was named. */
+  readonly #node: BlockNode;
 
-  private constructor(blk: BlockBackend, name: string) {
+  private constructor(blk: BlockBackend, name: string, node: BlockNode) {
     this.#blk = blk;
     this.#name = name;
+    this.#node = node;
   }
 
   /** Throws as openImage does. */
@@ -58,7 +62,8 @@ export class ImageIo {
     using overlay = how.temporary ? await TemporaryOverlay.over(context, tree) : undefined;
     const image = overlay?.tree ?? tree;
     const top = how.copyOnRead ? customNode({ driver: 'copy-on-read', file: image }) : image;
-    return new ImageIo(await openFound(context, spec, top, how), spec.name);
+    const blk = await openFound(context, spec, top, how);
+    return new ImageIo(blk, spec.name, how.copyOnRead ? blk.root!.filtered!.node : blk.root!);
   }
 
   get length(): Bytes {
@@ -67,7 +72,14 @@ export class ImageIo {
 
   /** The name of its driver. */
   get format(): string {
-    return imageNode(this.#blk.root!).driver.name;
+    return this.#node.driver.name;
+  }
+
+  /** Of the first node on the way to the bytes that has any. */
+  get breakpoints(): Breakpoints | undefined {
+    let node: BlockNode | undefined = this.#blk.root!;
+    while (node !== undefined && node.impl.breakpoints === undefined) node = node.primary?.node;
+    return node?.impl.breakpoints;
   }
 
   get readOnly(): boolean {
@@ -124,10 +136,9 @@ export class ImageIo {
 
   /** What the image says of itself. */
   async info(): Promise<ImageInfo> {
-    const node = imageNode(this.#blk.root!);
     if (!this.readOnly) await this.#blk.flush();
-    await using head = await NodeHead.ofNode(fileOf(node) ?? node, this.#name);
-    return await inspectHead(head, node.driver.name);
+    await using head = await NodeHead.ofNode(layerOf(this.#node.primary?.node ?? this.#node), this.#name);
+    return await inspectHead(head, this.format);
   }
 
   /** Rejects with what the last flush failed with. */
@@ -156,14 +167,4 @@ export class ImageIo {
 export function vmStateOffset(size: Bytes, clusterSize: Bytes, extendedL2: boolean): Offset {
   const tableBytes = (clusterSize / (extendedL2 ? 16 : 8)) * clusterSize;
   return alignDown(size + tableBytes - 1, tableBytes);
-}
-
-function fileOf(node: BlockNode): BlockNode | undefined {
-  return node.children.find(({ name }) => name === 'file')?.node;
-}
-
-/** The node of the format, below filters. */
-function imageNode(node: BlockNode): BlockNode {
-  const below = fileOf(node);
-  return node.driver.role === 'filter' && below ? imageNode(below) : node;
 }

@@ -9,7 +9,6 @@ import type { BlockBackend } from '../block/backend.ts';
 import { PERM_ALL } from '../block/driver.ts';
 import { ownOptions } from '../block/options.ts';
 import { driverByName } from '../block/registry.ts';
-import { isRemoteUrl } from '../drivers/http/location.ts';
 import { needDrivers } from '../lib/needed-drivers.ts';
 import { NodeHead } from '../lib/node-head.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
@@ -23,7 +22,7 @@ import {
   nameOf,
 } from '../lib/options.ts';
 import type { ReferencePolicy } from '../lib/reference-policy.ts';
-import { isNbdUri } from '../lib/uri.ts';
+import { locationOf } from './location.ts';
 import { type FoundTree, isJsonName, treeOfJson, treeOfText } from './tree.ts';
 
 /** What an image is called. */
@@ -111,7 +110,8 @@ export async function withImage<T>(
 export async function findImage(context: AioContext, spec: ImageSpec, how: OpenHow = {}): Promise<FoundImage> {
   try {
     if (how.write && how.forceShare) throw new BlockError(Errno.EINVAL, "'force-share' needs 'read-only'");
-    const given = await withSecrets(spec, await treeOf(spec, how), how.objects);
+    const named = await treeOf(spec, how);
+    const given = await withSecrets(spec, isTree(spec) ? named : await withTested(context, named, how), how.objects);
     const probed = given.driver === undefined;
     const driver = given.driver ?? (await probe(context, given));
     const tree = { ...given, driver } as Record<string, unknown>;
@@ -171,7 +171,8 @@ async function treeOf({ name, imageOpts, format }: ImageSpec, how: OpenHow): Pro
   const found = withSettings(locationOf(name), { ...settings, format: format ?? 'raw' });
   // A format is above whatever holds the bytes.
   const tree = found.file === undefined ? withSettings({ driver: 'raw', file: found }, settings) : found;
-  if (format !== undefined || found.file === undefined) return tree;
+  if (format !== undefined) return { ...tree, driver: format };
+  if (found.file === undefined) return tree;
   const { driver: _, ...rest } = tree;
   return rest;
 }
@@ -180,31 +181,16 @@ function withSettings(target: FoundTree | string, settings: object): FoundTree {
   return blockdevOf(target as string | BlockdevOptions, settings) as unknown as FoundTree;
 }
 
-/** A name as it is for the library: `file:x` is x, and what is no protocol of ours is refused (EINVAL). */
-export function locationOf(name: string): FoundTree | string {
-  const [, protocol] = /^([^/:]+):/.exec(name) ?? [];
-  if (protocol === undefined || isNbdUri(name) || isRemoteUrl(name) || /^null-(co|aio):\/\/$/.test(name)) return name;
-  if (protocol === 'file') return fileName(name.slice('file:'.length));
-  if (protocol === 'nbd') return nbdLocation(name);
-  throw new BlockError(Errno.EINVAL, `Unknown protocol '${protocol}'`);
-}
-
-/** A name that is a path, whatever it looks like. */
-function fileName(path: string): string {
-  return /^[^/:]+:/.test(path) ? `./${path}` : path;
-}
-
-/** `nbd:HOST:PORT[:exportname=NAME]`, `nbd:unix:PATH[:exportname=NAME]`: older than the URIs. */
-function nbdLocation(name: string): FoundTree {
-  const [, location = '', exportName] = /^nbd:(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
-  const [, path] = /^unix:(.+)$/s.exec(location) ?? [];
-  const [, host, port] = /^([^:]*|\[[^\]]*\]):(\d+)$/.exec(location) ?? [];
-  if (path === undefined && port === undefined) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
-  const server = path === undefined ? { type: 'inet', host: host!, port: port! } : { type: 'unix', path };
-  return {
-    driver: 'raw',
-    file: { driver: 'nbd', server, ...(exportName === undefined ? {} : { export: exportName }) },
-  };
+/** In an older name of blkverify the image that is tried has the format that it looks like. */
+async function withTested(context: AioContext, tree: FoundTree, how: OpenHow): Promise<FoundTree> {
+  const file = tree.file as FoundTree | undefined;
+  if (file?.driver !== 'blkverify') return tree;
+  const bytes = { file: file.test };
+  const driver = await probe(context, bytes);
+  const guessed = how.write === true && driver === 'raw';
+  if (guessed) how.onProbedRaw?.(nameOf(file.test as BlockdevOptions));
+  const test = { driver, ...bytes, ...(guessed ? { guessed } : {}) };
+  return { ...tree, file: { ...file, test } };
 }
 
 /** The format that the first bytes are of. */

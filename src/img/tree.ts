@@ -7,6 +7,8 @@ import { needDrivers } from '../lib/needed-drivers.ts';
 export type FoundTree = Readonly<Record<string, unknown>> & { readonly driver?: string };
 
 const JSON_PREFIX = 'json:';
+/** Names of children, of whatever driver. */
+const CHILDREN = ['file', 'backing', 'data-file', 'image', 'test', 'raw'];
 /** Nodes deeper than this are for the graph to refuse. */
 const DEPTH_MAX = 64;
 
@@ -45,7 +47,7 @@ function textOf(value: object, prefix: string, depth: number): string[] {
 
 async function completed(tree: TextTree): Promise<FoundTree> {
   if (tree.driver === undefined && tree.file === undefined) throw refusal('Must specify either driver or file');
-  for (const name of ['file', 'backing', 'data-file']) {
+  for (const name of CHILDREN) {
     const child = tree[name];
     if (typeof child === 'string' && child !== '') throw noNode(child);
     if (typeof child === 'object') complete(child);
@@ -59,7 +61,10 @@ async function completed(tree: TextTree): Promise<FoundTree> {
 /** Puts the drivers in that children leave out: a node with a file name is a file. */
 function complete(tree: TextTree): void {
   if (tree.driver === undefined && typeof tree.filename === 'string') tree.driver = 'file';
-  if (typeof tree.file === 'object') complete(tree.file);
+  for (const name of CHILDREN) {
+    const child = tree[name];
+    if (typeof child === 'object') complete(child);
+  }
 }
 
 function noNode(name: string): BlockError {

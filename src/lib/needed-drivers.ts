@@ -9,7 +9,7 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   qcow2: async () => (await import('../drivers/qcow2/driver.ts')).qcow2Driver,
   nbd: async () => (await import('../drivers/nbd/driver.ts')).nbdDriver,
   'null-co': async () => (await import('../drivers/null-co/driver.ts')).nullDriver,
-  'null-aio': async () => (await import('../drivers/null-co/driver.ts')).nullDriver,
+  'null-aio': async () => (await import('../drivers/null-co/driver.ts')).nullAioDriver,
   http: async () => (await import('../drivers/http/driver.ts')).httpDriver,
   https: async () => (await import('../drivers/http/driver.ts')).httpsDriver,
   ftp: async () => (await import('../drivers/http/driver.ts')).ftpDriver,
@@ -17,6 +17,9 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   'copy-on-read': async () => (await import('../drivers/copy-on-read/driver.ts')).copyOnReadDriver,
   'copy-before-write': async () => (await import('../drivers/copy-before-write/driver.ts')).copyBeforeWriteDriver,
   'snapshot-access': async () => (await import('../drivers/snapshot-access/driver.ts')).snapshotAccessDriver,
+  blkverify: async () => (await import('../drivers/blkverify/driver.ts')).blkverifyDriver,
+  compress: async () => (await import('../drivers/compress/driver.ts')).compressDriver,
+  blkdebug: async () => (await import('../drivers/blkdebug/driver.ts')).blkdebugDriver,
   throttle: async () => (await import('../drivers/throttle/driver.ts')).throttleDriver,
   'virtio-blk-vhost-user': async () =>
     (await import('../drivers/virtio-blk-vhost-user/driver.ts')).virtioBlkVhostUserDriver,

@@ -1,6 +1,7 @@
 /** What can be opened, by the names that QAPI gives it, and how a file name becomes that. */
 import { BlockError, Errno } from '../base/errors.ts';
 import { MAX_DEPTH } from '../block/depth.ts';
+import type { BlkdebugOptions as BlkdebugSettings } from '../drivers/blkdebug/driver.ts';
 import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
@@ -112,6 +113,27 @@ export interface ThrottleOptions extends NodeOptions {
   readonly file: BlockdevOptions | string;
 }
 
+/** Under it requests fail, or stop, when drivers come to points of their work (docs/FILTERS.md). For tests. */
+export interface BlkdebugOptions extends NodeOptions, BlkdebugSettings {
+  readonly driver: 'blkdebug';
+  readonly image: BlockdevOptions | string;
+}
+
+/** Everything is done to both, and what reads give is compared. For tests. */
+export interface BlkverifyOptions extends NodeOptions {
+  readonly driver: 'blkverify';
+  /** The image that is to be tried. */
+  readonly test: BlockdevOptions | string;
+  /** One that is known to be right. */
+  readonly raw: BlockdevOptions | string;
+}
+
+/** What is written is stored compressed, in whole clusters. */
+export interface CompressOptions extends NodeOptions {
+  readonly driver: 'compress';
+  readonly file: BlockdevOptions | string;
+}
+
 /** An export of an NBD server. */
 export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
@@ -162,7 +184,10 @@ export type BlockdevOptions =
   | NullOptions
   | HttpOptions
   | VirtioBlkVhostUserOptions
-  | ThrottleOptions;
+  | ThrottleOptions
+  | BlkdebugOptions
+  | BlkverifyOptions
+  | CompressOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';
@@ -293,14 +318,26 @@ export function nameOf(options: BlockdevOptions): string {
   let node = options;
   // A tree that goes round in a circle has no name; the graph refuses it.
   for (let depth = 0; depth < MAX_DEPTH; depth++) {
-    const { filename, path, url, file } = node as {
+    const {
+      filename,
+      path,
+      url,
+      image,
+      file = image,
+    } = node as {
       readonly filename?: unknown;
       readonly path?: unknown;
       readonly url?: unknown;
+      readonly image?: string | BlockdevOptions;
       readonly file?: string | BlockdevOptions;
     };
     if (typeof filename === 'string') return filename;
     if (node.driver === 'virtio-blk-vhost-user') return String(path);
+    if (node.driver === 'blkverify' && typeof node.raw === 'object' && typeof node.test === 'object') {
+      return `blkverify:${nameOf(node.raw)}:${nameOf(node.test)}`;
+    }
+    if (node.driver === 'blkdebug' && typeof image === 'object')
+      return `blkdebug:${node.config ?? ''}:${nameOf(image)}`;
     if (node.driver === 'nbd') return locationName(node);
     if (typeof url === 'string') return shownUrl(url);
     if (typeof file === 'string') return file;

@@ -88,7 +88,7 @@ class Resolver {
     const relative = references === 'directory' ? [await realDirectory(dirname(path)), ...allowed] : allowed;
     const { header, identity } = top;
     const found = await this.#children({ path, header, relative, allowed, seen: new Set([identity]) }, node);
-    return { ...node, ...found, file: { ...(node.file as Tree), identity } };
+    return { ...node, ...found, file: identified(node.file as Tree, identity) };
   }
 
   /** The children that `link` names and `given` says nothing of. */
@@ -235,9 +235,26 @@ function isNode(value: unknown): value is Tree {
   return typeof value === 'object' && value !== null && typeof (value as Tree).driver === 'string';
 }
 
+/** What filters show, by their drivers' names: files are looked for behind them. */
+const SHOWN: Readonly<Record<string, string>> = { blkdebug: 'image', throttle: 'file' };
+
+function shownBy(node: Tree): string | undefined {
+  return Object.hasOwn(SHOWN, String(node.driver)) ? SHOWN[String(node.driver)] : undefined;
+}
+
+/** The file of {@link pathOf} is to be this one and no other. */
+function identified(node: Tree, identity: string): Tree {
+  const name = shownBy(node);
+  if (name === undefined) return { ...node, identity };
+  return { ...node, [name]: identified(node[name] as Tree, identity) };
+}
+
 /** The path of a node that is a file as it is. */
-function pathOf(node: unknown): string | undefined {
-  if (!isNode(node) || (node.driver !== 'file' && node.driver !== 'host_device')) return undefined;
+function pathOf(node: unknown, depth = 1): string | undefined {
+  if (!isNode(node) || depth > MAX_DEPTH) return undefined;
+  const name = shownBy(node);
+  if (name !== undefined) return pathOf(node[name], depth + 1);
+  if (node.driver !== 'file' && node.driver !== 'host_device') return undefined;
   const path = node.filename;
   return typeof path === 'string' && !path.includes('\0') ? path : undefined;
 }

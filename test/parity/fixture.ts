@@ -44,8 +44,20 @@ image[image.index(bytes([0, 2, 0, 0, 0, 0]) + b'b0') - 3] |= 1
 open('broken-bits.qcow2', 'wb').write(image)
 `;
 
+/** Rules of blkdebug: one that fails a request once, with ENOSPC, at the event that its file is named for. */
+const RULES = `
+import sys
+for event in sys.argv[1:]:
+    with open(event + '.rules', 'w') as file:
+        file.write('# fails once\\n[inject-error]\\nevent = "%s"\\nerrno = "28"\\nonce = "on"\\n' % event)
+states = ['[inject-error]', 'event = "write_aio"', 'state = "2"', '[set-state]', 'event = "write_aio"']
+with open('states.rules', 'w') as file:
+    file.write('\\n'.join(states + ['new_state = "2"', '']))
+`;
+
 export const FIXTURE: Fixture = {
   commands: [
+    ['python3', '-c', RULES, 'l1_update', 'l2_load', 'l2_update', 'write_aio', 'read_aio', 'l2_alloc_write', 'foo'],
     ['qemu-img', 'create', '-q', '-f', 'raw', 'base.raw', '1M'],
     ['qemu-io', '-f', 'raw', '-c', 'write -P 1 0 64k', '-c', 'write -P 2 512k 4k', 'base.raw'],
     ['qemu-img', 'create', '-q', '-f', 'qcow2', 'empty.qcow2', '1M'],

@@ -285,10 +285,90 @@ const IMAGE_LINES: readonly Line[] = [
   { line: io(RAW, 'help read'), ...FORMS },
 ];
 
+/** Requests that fail by rules; what they leave is compared too, and checked. */
+const FAULT_LINES: readonly Line[] = [
+  ...['l1_update', 'l2_update', 'write_aio', 'l2_alloc_write'].map((event) =>
+    io(`-f qcow2 blkdebug:${event}.rules:empty.qcow2`, 'write -f 0 4k', 'write -f 0 4k', 'read -P 0xcd 0 4k'),
+  ),
+  ...['l2_load', 'read_aio'].map((event) =>
+    io(`-f qcow2 blkdebug:${event}.rules:data.qcow2`, 'read 0 4k', 'read -P 3 0 4k'),
+  ),
+  {
+    line: io('-f qcow2 blkdebug:states.rules:empty.qcow2', 'write 0 4k', 'write 64k 4k', 'read -P 0xcd 0 4k'),
+    ...{ differs: 'Messages of blkdebug', except: ['stderr', 'files'] as const },
+  },
+  io('-f raw blkdebug:read_aio.rules:base.raw', 'read 0 64k', 'read -P 1 0 64k', 'write 0 4k'),
+  io('blkdebug::data.qcow2', 'read -P 3 0 4k', 'info', 'map'),
+  io('-f qcow2 blkdebug::top.qcow2', 'read -P 1 0 64k', 'read -P 6 256k 64k', 'write 0 4k'),
+  ...['blkdebug::nofile', 'blkdebug:base.raw', 'blkdebug:'].map((name) => io(`-f raw ${name}`, 'length')),
+  {
+    line: io('-f raw blkdebug:nofile:base.raw', 'length'),
+    ...{ differs: 'Messages of blkdebug', except: ['stderr'] as const },
+  },
+  {
+    line: io('-f raw blkdebug:foo.rules:base.raw', 'length'),
+    ...{ differs: 'Messages of blkdebug', except: ['stderr'] as const },
+  },
+  ...['opt-write-zero=4k,max-write-zero=8k', 'opt-discard=4k', 'align=3'].map((limits) =>
+    io(
+      `--image-opts driver=blkdebug,image.driver=file,image.filename=base.raw,${limits}`,
+      ...['write -P 9 100 5000', 'read -P 9 100 5000', 'discard 64k 20000'],
+    ),
+  ),
+  io(
+    '--image-opts driver=blkdebug,image.driver=file,image.filename=base.raw,' +
+      'inject-error.0.event=none,inject-error.0.iotype=write,inject-error.0.errno=28,inject-error.0.sector=8',
+    ...['write 0 4k', 'write 4k 1', 'read 4k 1', 'flush'],
+  ),
+  io('--image-opts driver=blkdebug', 'length'),
+  io('--image-opts driver=blkdebug,image=foo', 'length'),
+  io('--image-opts driver=blkdebug,image.driver=file,image.filename=base.raw,foo=1', 'length'),
+  io('--image-opts driver=blkdebug,image.driver=file,image.filename=base.raw', 'info'),
+];
+
+const BREAKPOINT_LINES: readonly Line[] = [
+  io(
+    '-f qcow2 blkdebug::empty.qcow2',
+    ...['break write_aio A', 'aio_write 0 64k', 'wait_break A', 'write 64k 4k', 'resume A', 'aio_flush', 'resume A'],
+  ),
+  io(
+    '-f qcow2 blkdebug::empty.qcow2',
+    ...['break write_aio A', 'aio_write 0 64k', 'wait_break A', 'remove_break A', 'aio_flush', 'break l2_load B'],
+    ...['remove_break B', 'remove_break B', 'break foo C'],
+  ),
+];
+
+const FILTER_LINES: readonly Line[] = [
+  io('-f raw blkverify:base.raw:data.qcow2', 'write -P 5 0 64k', 'read -P 5 0 64k', 'info'),
+  io('-f raw blkverify:base.raw:data.qcow2', 'read 0 64k', 'length'),
+  io('-f raw blkverify:base.raw:data.qcow2', 'aio_read 0 64k', 'aio_flush', 'length'),
+  ...['blkverify:base.raw', 'blkverify:nofile:data.qcow2', 'blkverify:base.raw:nofile'].map((name) =>
+    io(name, 'length'),
+  ),
+  io('--image-opts driver=blkverify,raw.filename=base.raw', 'length'),
+  io(
+    '--image-opts driver=compress,file.driver=qcow2,file.file.filename=empty.qcow2',
+    'write -P 3 0 4k',
+    'map',
+    'length',
+  ),
+  io('--image-opts driver=compress', 'length'),
+  {
+    line: io('--image-opts driver=compress,file.driver=file,file.filename=base.raw', 'length'),
+    ...{ differs: 'Messages of blkdebug', except: ['stderr'] },
+  },
+  io('--image-opts driver=null-co,size=3k,read-zeroes=on', 'read -P 0 0 1k', 'length', 'write 0 1k', 'flush'),
+  io('--image-opts driver=null-aio,latency-ns=1000,read-zeroes=on', 'read -P 0 0 1k', 'length'),
+  { line: io('--image-opts driver=null-co', 'info'), differs: 'Null devices', except: ['stdout', 'exit'] },
+];
+
 export const IO_LINES: Readonly<Record<string, readonly Line[]>> = {
   'the program': PROGRAM_LINES,
   reads: READ_LINES,
   'writes and discards': WRITE_LINES,
   'asynchronous requests': AIO_LINES,
   'images and others': IMAGE_LINES,
+  'requests that fail': FAULT_LINES,
+  'requests that stop': BREAKPOINT_LINES,
+  filters: FILTER_LINES,
 };

@@ -44,7 +44,7 @@ const REASONS: readonly Reason[] = [
     ([, name, what]) => `Could not open backing file: Could not open '${name}': ${what}`,
   ],
   [/^it is encrypted: option 'encrypt.key' is missing$/, () => "Parameter 'encrypt.key-secret' is required for cipher"],
-  [/^option 'file' is missing$/, () => 'A block device must be specified for "file"'],
+  [/^option '(file|image|test|raw)' is missing$/, ([, name]) => `A block device must be specified for "${name}"`],
   [/^option 'filename' is missing$/, () => "The 'file' block driver requires a file name"],
   [/^(Unknown driver '.*') \(known: .*\)$/s, ([, what]) => what!],
   [/^the file name is empty$/, () => "The 'file' block driver requires a file name"],
@@ -53,8 +53,10 @@ const REASONS: readonly Reason[] = [
 /** What is said of options of nodes. */
 function optionReason(message: string): string | undefined {
   const [, driver, name] = /^Could not open a '(.*)' node: unknown option '(.*)'$/s.exec(message) ?? [];
-  if (driver !== undefined)
-    return `Block ${isProtocol(driver) ? 'protocol' : 'format'} '${driver}' does not support the option '${name}'`;
+  if (driver !== undefined) {
+    const what = isProtocol(driver) ? `protocol '${driver}' doesn't` : `format '${driver}' does not`;
+    return `Block ${what} support the option '${name}'`;
+  }
   const [, switched] = /^Could not use the options: '(.*)' is '.*', not on or off$/s.exec(message) ?? [];
   if (switched !== undefined) return `Parameter '${switched}' expects 'on' or 'off'`;
   const [, size] = /^Could not use the options: '(.*)' is '.*', not a size such as/s.exec(message) ?? [];
@@ -68,8 +70,13 @@ export function sizeParameter(name: string): string {
   );
 }
 
-function isProtocol(driver: string): boolean {
-  return driver !== 'qcow2' && driver !== 'raw';
+/** What the original does not count as protocols: formats, and most filters. */
+const NO_PROTOCOLS: ReadonlySet<string> = new Set([
+  ...['raw', 'qcow2', 'throttle', 'copy-on-read', 'copy-before-write', 'snapshot-access', 'preallocate', 'compress'],
+]);
+
+export function isProtocol(driver: string): boolean {
+  return !NO_PROTOCOLS.has(driver);
 }
 
 /** The server that a message says could not be reached; undefined for any other message. */

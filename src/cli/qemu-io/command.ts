@@ -33,6 +33,11 @@ export class Failed extends Error {
   }
 }
 
+/** No command comes any more, and the program ends with 1: what it is for has failed. */
+export class Fatal extends Error {
+  override readonly name = 'Fatal';
+}
+
 /** The words are not those of the command: its form is shown. */
 export class Misused extends Error {
   override readonly name = 'Misused';

@@ -3,6 +3,7 @@ import { BlockError, errnoText } from '../../base/errors.ts';
 import { vmStateOffset } from '../../img/io.ts';
 import type { ImageSpec } from '../../img/open.ts';
 import { specificLines } from '../qemu-img/info-output.ts';
+import { isProtocol } from '../qemu-img/messages.ts';
 import { type Command, Failed, Misused } from './command.ts';
 import { sizeOf, sizeText } from './numbers.ts';
 import { cacheOf, OPEN, openHow } from './open-options.ts';
@@ -44,6 +45,7 @@ export const info: Command = {
     const state = qcow2 ? vmStateOffset(image.length, clusterSize, qcow2.extendedL2) : 0;
     const lines = [
       `format name: ${format}`,
+      ...(isProtocol(format) ? [`format name: ${format}`] : []),
       `cluster size: ${sizeText(clusterSize)}`,
       `vm state offset: ${sizeText(state)}`,
       ...(qcow2 ? specificLines(qcow2) : []),

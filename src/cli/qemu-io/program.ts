@@ -9,7 +9,7 @@ import { failureText } from '../qemu-img/messages.ts';
 import { COMPATIBLE_VERSION, warnOfTrace } from '../qemu-img/standard-options.ts';
 import { Option, type Terminal, VerbLine } from '../qemu-img/verb.ts';
 import { writeNow } from '../write-now.ts';
-import { Failed } from './command.ts';
+import { Failed, Fatal } from './command.ts';
 import { OPEN, openHow } from './open-options.ts';
 
 const own = {
@@ -55,7 +55,9 @@ export async function run(
       terminal.err(`${PROGRAM}: ${error.message}\n`);
       return await usage(terminal, 1);
     }
-    terminal.err(error instanceof Failed ? `${error.message}\n` : `${PROGRAM}: ${failureText(error)}\n`);
+    terminal.err(
+      error instanceof Failed || error instanceof Fatal ? `${error.message}\n` : `${PROGRAM}: ${failureText(error)}\n`,
+    );
     return 1;
   }
 }

@@ -2,7 +2,7 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { BlockError, errnoText } from '../../base/errors.ts';
 import type { VerbLine } from '../qemu-img/verb.ts';
-import { type Command, Failed, Misused } from './command.ts';
+import { type Command, Failed, Fatal, Misused } from './command.ts';
 import { assertSectors, lengthOf, lengthsOf, patternOf, sizeOf } from './numbers.ts';
 import { dump, REPORT, report } from './report.ts';
 import type { Session } from './session.ts';
@@ -206,18 +206,23 @@ async function timed(name: string, body: () => Promise<void>): Promise<number> {
     await body();
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
+    if (error.where.op === 'verify') throw new Fatal(error.message);
     throw new Failed(`${name} failed: ${errnoText(error.errno)}`);
   }
   return performance.now() - began;
 }
 
 /** Of a request that nobody waits for: what became of it is printed, and no matter of the command. */
-async function told({ terminal }: Session, request: Promise<void>): Promise<void> {
+async function told(session: Session, request: Promise<void>): Promise<void> {
   try {
     await request;
   } catch (error) {
+    if (error instanceof Fatal) {
+      session.fatal = error;
+      return;
+    }
     const text = error instanceof Error ? error.message : String(error);
-    if (text !== '') terminal.out(`${text}\n`);
+    if (text !== '') session.terminal.out(`${text}\n`);
   }
 }
 

@@ -7,7 +7,7 @@ import type { ObjectStore } from '../../lib/objects/store.ts';
 import { openReason } from '../qemu-img/messages.ts';
 import { warnProbedRaw } from '../qemu-img/targets.ts';
 import type { Terminal } from '../qemu-img/verb.ts';
-import { Failed } from './command.ts';
+import { Failed, type Fatal } from './command.ts';
 
 /** Requests that nobody waits for; the next one waits until they have ended. */
 const FLYING_MAX = 1024;
@@ -25,6 +25,8 @@ export class Session {
   readonly objects: ObjectStore | undefined;
   /** No command comes any more. */
   ended = false;
+  /** Of a request that nobody waited for. */
+  fatal: Fatal | undefined;
   #opened: Opened | undefined;
   readonly #flying = new Set<Promise<void>>();
 
@@ -71,10 +73,13 @@ export class Session {
 
   /** Once all requests have ended. */
   async close(): Promise<void> {
-    await this.settle();
-    const opened = this.#opened;
-    this.#opened = undefined;
-    await opened?.image.close();
+    try {
+      await this.settle();
+    } finally {
+      const opened = this.#opened;
+      this.#opened = undefined;
+      await opened?.image.close();
+    }
   }
 
   /** Lets a request go on by itself; it must not reject. */
@@ -86,9 +91,23 @@ export class Session {
     this.#flying.add(tracked);
   }
 
-  /** Waits for all that goes on by itself. */
+  /** What `event` resolves to; undefined where every request has ended, or stopped, before it. */
+  async whileFlying<T>(event: Promise<T>): Promise<T | undefined> {
+    let result: T | undefined;
+    let over = false;
+    const watched = event.then((value) => {
+      result = value;
+      over = true;
+    });
+    while (!over && this.#flying.size > 0) await Promise.race([watched, ...this.#flying]);
+    return result;
+  }
+
+  /** Waits for all that goes on by itself; what was stopped goes on. */
   async settle(): Promise<void> {
+    this.#opened?.image.breakpoints?.resumeAll();
     for (const request of [...this.#flying]) await request;
+    if (this.fatal) throw this.fatal;
   }
 }
 

@@ -92,3 +92,6 @@ export const nullDriver: Driver<NullOptions> = {
   },
   open: (context: OpenContext, options: NullOptions) => new NullNode(context.aio, options),
 };
+
+/** Here it is the same: nothing of either is done inside the call that begins a request. */
+export const nullAioDriver: Driver<NullOptions> = { ...nullDriver, name: 'null-aio' };

@@ -192,6 +192,8 @@ export class CompressedClusters {
     if (!Number.isSafeInteger(offset + packed.length) || offset >= file.length) {
       throw new BlockError(Errno.EIO, `Could not read a compressed cluster: ${offset} is beyond the end of the file`);
     }
+    const stop = file.point('read_compressed');
+    if (stop !== undefined) await stop;
     await file.read(offset, Iov.of(aio.backend.memory(packed)));
     return packed;
   }

@@ -129,6 +129,7 @@ export class Qcow2Node implements DriverNode {
   async empty(): Promise<void> {
     const { image } = this;
     image.assertUndamaged();
+    await image.file.point('empty_image_prepare');
     await this.#eraser.unmap(0, image.size);
     await image.sync.run();
   }

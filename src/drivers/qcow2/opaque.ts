@@ -136,6 +136,7 @@ export class OpaqueIo {
       });
       return;
     }
+    await this.#image.data.point('read_aio');
     await this.#image.data.read(host, iov);
     this.#image.cipher!.decrypt(iov.run(0), this.#sector(at, host));
   }
@@ -173,6 +174,7 @@ export class OpaqueIo {
       const bytes = work.run(0);
       iov.copyTo(bytes.subarray(head, head + iov.length));
       this.#image.cipher!.encrypt(bytes, this.#sector(at - head, host - head));
+      await this.#image.data.point('write_aio');
       await this.#image.data.write(host - head, work);
     });
   }
@@ -211,6 +213,7 @@ export class OpaqueIo {
     const { allocation, host } = await this.#writer.reservePacked(cluster, packed.length);
     let linked = false;
     try {
+      await image.file.point('write_compressed');
       await image.io.write(host, packed);
       await this.#writer.commitPacked(cluster, host, packed.length);
       linked = true;

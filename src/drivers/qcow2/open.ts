@@ -17,7 +17,8 @@ import { Geometry, Image } from './image.ts';
 import { MetadataIo, readHeader, readSnapshotTable } from './metadata-io.ts';
 import { cacheSlots, type Qcow2Options, settingsOf, sliceSizeOf } from './options.ts';
 import { MetadataMap } from './overlap.ts';
-import { decodeRefcountTable, Refcounts } from './refcounts.ts';
+import { decodeRefcountTable } from './refcount-table.ts';
+import { Refcounts } from './refcounts.ts';
 import { Sync } from './sync.ts';
 import { TableCache } from './table-cache.ts';
 
@@ -76,7 +77,8 @@ async function readTables(image: Image, options: Qcow2Options): Promise<void> {
   const shown = await chooseL1(image, options.snapshot);
   const slots = cacheSlots(options, shown.size, geometry);
   const slice = { aio, file, sliceSize: geometry.sliceSize, sync: () => image.sync.run() };
-  image.l2 = new TableCache({ ...slice, slots: slots.l2 });
+  const points = { load: 'l2_load', write: 'l2_update' } as const;
+  image.l2 = new TableCache({ ...slice, slots: slots.l2, points });
   image.sync = new Sync(image);
   image.metadata = new MetadataMap(clusterSize, !image.readOnly && options['overlap-check'] !== 'none');
   image.compressed = new CompressedClusters({ aio, file, clusterSize, type: header.compressionType });
@@ -147,6 +149,7 @@ function unmarked(bitmap: BitmapInFile): BitmapInFile {
 async function readRefcountTable(image: Image): Promise<Float64Array> {
   const { header, geometry, io } = image;
   if (image.readOnly) return new Float64Array(0);
+  await image.file.point('reftable_load');
   const bytes = await io.read(header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize);
   const { table, invalid } = decodeRefcountTable(new DataView(bytes.buffer), geometry.clusterSize);
   if (invalid) image.suspect(`refcount table entry ${invalid.index} is invalid: ${invalid.value}`, 0);

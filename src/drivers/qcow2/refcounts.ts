@@ -8,7 +8,7 @@ import { BlockError, Errno } from '../../base/errors.ts';
 import { alignDown, type Bytes, type Offset } from '../../base/units.ts';
 import { REFCOUNT_TABLE_BYTES_MAX } from '../../proto/qcow2/constants.ts';
 import { getRefcount, refcountMax, setRefcount } from '../../proto/qcow2/refcount-block.ts';
-import { decodeTableEntry, encodeTableEntry, hexEntry, type Image, type InvalidEntry } from './image.ts';
+import { encodeTableEntry, type Image } from './image.ts';
 import { MISS, TableCache } from './table-cache.ts';
 
 /** Why clusters are freed: decides about discarding them in the file. */
@@ -67,6 +67,7 @@ export class Refcounts {
       ...{ aio, file, slots, sliceSize: geometry.sliceSize },
       sync: () => image.sync.run(),
       verify: (at, slot) => this.#verify(at, slot),
+      points: { load: 'refblock_load', write: 'refblock_update_part' },
     });
   }
 
@@ -104,13 +105,16 @@ export class Refcounts {
   async takeOne(): Promise<{ readonly at: Offset; readonly fresh: boolean }> {
     for (;;) {
       const at = this.take(1);
-      if (at >= 0) return { at, fresh: this.takenFresh };
+      const fresh = this.takenFresh;
+      if (at >= 0) await this.#image.file.point('cluster_alloc');
+      if (at >= 0) return { at, fresh };
       await this.prepare();
     }
   }
 
   /** As many neighbouring clusters, at the end of the file. For control functions. */
   async allocate(clusters: number): Promise<Offset> {
+    await this.#image.file.point('cluster_alloc');
     await this.#coverEnd(clusters);
     let first = this.#fresh;
     for (let i = 0; i < clusters; ) {
@@ -243,6 +247,7 @@ export class Refcounts {
       for (let i = 0; i < 64 && first + i < this.table.length; i++) {
         encodeTableEntry(view, i * 8, this.#changedBlocks.has(first + i) ? 0 : this.table[first + i]!, 0);
       }
+      await this.#image.file.point('refblock_alloc_hookup');
       await this.#image.io.write(this.#image.header.refcountTableOffset + first * 8, bytes);
     }
   }
@@ -253,6 +258,7 @@ export class Refcounts {
     await context.grace();
     await Promise.allSettled([...opaqueWork]);
     for (const range of freed) {
+      await this.#image.file.point('cluster_free');
       let unused = 0;
       for (let cluster = range.first; cluster < range.first + range.count; cluster++) {
         let slot = this.#find(cluster);
@@ -396,6 +402,7 @@ export class Refcounts {
   /** Makes sure that there is a refcount block; one that is missing goes to `cluster`. */
   async #cover(block: number, cluster: number): Promise<void> {
     using _held = await this.#mutex.lock();
+    await this.#image.file.point('refblock_alloc');
     if (block >= this.table.length) await this.#growTable(block);
     else if (this.table[block] === 0) await this.#addBlock(block, cluster);
   }
@@ -404,6 +411,7 @@ export class Refcounts {
    *  the cluster is in use. */
   async #addBlock(block: number, cluster: number): Promise<void> {
     const at = cluster * this.#clusterSize;
+    await this.#image.file.point('refblock_alloc_write');
     if (this.#image.metadata.has(at)) {
       throw this.#image.corrupted(`there is no refcount block for the metadata at ${at}`, at);
     }
@@ -427,6 +435,7 @@ export class Refcounts {
     const size = this.#clusterSize;
     // The new table is written whole: what the old one says must be final.
     await image.sync.run();
+    await image.file.point('reftable_grow');
     const wanted = Math.max(block + 2, Math.ceil(this.table.length * 1.5));
     const clusters = Math.ceil((wanted * 8) / size);
     if (clusters * size > REFCOUNT_TABLE_BYTES_MAX) {
@@ -444,8 +453,11 @@ export class Refcounts {
     for (let i = 0; i < table.length; i++) encodeTableEntry(view, blocks * size + i * 8, table[i]!, 0);
     // Before it is written: a sync makes the file no longer than this, and clusters from here on count as zeroes.
     this.use(first + blocks + clusters);
+    await image.file.point('refblock_alloc_write_blocks');
+    await image.file.point('refblock_alloc_write_table');
     await image.io.write(first * size, bytes);
     await image.file.flush();
+    await image.file.point('refblock_alloc_switch_table');
     const old = { at: header.refcountTableOffset, clusters: header.refcountTableClusters };
     await image.changeHeader(() => {
       header.refcountTableOffset = (first + blocks) * size;
@@ -470,25 +482,4 @@ export class Refcounts {
       throw this.#image.corrupted(`the refcount of the metadata at ${at} is 0`, at);
     }
   }
-}
-
-interface RefcountTable {
-  readonly table: Float64Array;
-  /** The first entry that cannot be one; any such is 0 in the table. */
-  readonly invalid: InvalidEntry | undefined;
-}
-
-/** Bytes of a refcount table on the disk as offsets. */
-export function decodeRefcountTable(view: DataView, clusterSize: Bytes): RefcountTable {
-  const table = new Float64Array(view.byteLength / 8);
-  let invalid: InvalidEntry | undefined;
-  for (let i = 0; i < table.length; i++) {
-    const high = view.getUint32(i * 8);
-    const low = view.getUint32(i * 8 + 4);
-    if (high === 0 && low === 0) continue;
-    const at = decodeTableEntry(high, low, clusterSize);
-    if (at > 0) table[i] = at;
-    else invalid ??= { index: i, value: hexEntry(high, low) };
-  }
-  return { table, invalid };
 }

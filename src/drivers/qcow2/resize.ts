@@ -73,6 +73,7 @@ async function growL1(image: Image, entries: number): Promise<void> {
   }
   await sync.complete();
   const clusters = Math.ceil((entries * 8) / geometry.clusterSize);
+  await image.file.point('l1_grow_alloc_table');
   const at = await refcounts.allocate(clusters);
   const tables = new Float64Array(entries);
   const owned = new Uint8Array(entries);
@@ -80,8 +81,10 @@ async function growL1(image: Image, entries: number): Promise<void> {
   owned.set(image.owned);
   const bytes = new Uint8Array(clusters * geometry.clusterSize);
   bytes.set(image.encodeL1(tables, owned));
+  await image.file.point('l1_grow_write_table');
   await image.io.write(at, bytes);
   await sync.completeRefcounts();
+  await image.file.point('l1_grow_activate_table');
   const old = { at: header.l1Offset, entries: header.l1Size };
   await image.changeHeader(() => {
     header.l1Offset = at;
@@ -103,6 +106,7 @@ async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void
   await eraser.unmap(alignUp(length, geometry.clusterSize), alignUp(old, geometry.clusterSize));
   await sync.complete();
   const { tableSpan, clusterSize } = geometry;
+  await image.file.point('l1_shrink_write_table');
   for (let index = Math.ceil(length / tableSpan); index < image.tables.length; index++) {
     const at = image.tables[index]!;
     if (at === 0) continue;
@@ -113,6 +117,7 @@ async function shrink(image: Image, eraser: Eraser, length: Bytes): Promise<void
     image.metadata.delete(at);
     refcounts.free(at, 1, 'other');
   }
+  await image.file.point('l1_shrink_free_l2_clusters');
   await sync.completeRefcounts();
   await refcounts.trim();
   await dataFile?.truncate(length);

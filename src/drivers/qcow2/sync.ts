@@ -150,6 +150,7 @@ export class Sync {
     batch.l2Written = true;
     await l2.write(batch.l2);
     for (const sector of new Set([...batch.l1.keys()].map((index) => Math.floor(index / PER_SECTOR)))) {
+      await file.point('l1_update');
       await io.write(this.#image.header.l1Offset + sector * PER_SECTOR * 8, this.#l1Sector(sector));
     }
     if (batch.freed.length > 0) await file.flush();

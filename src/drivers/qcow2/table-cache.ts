@@ -11,7 +11,7 @@ import { assert } from '../../base/assert.ts';
 import { BlockError } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { type Bytes, KiB, type Offset } from '../../base/units.ts';
-import type { Child } from '../../block/driver.ts';
+import type { Child, DebugEvent } from '../../block/driver.ts';
 import { kernelBytes } from './metadata-io.ts';
 
 export const MISS = -1;
@@ -43,6 +43,8 @@ export interface TableCacheOptions {
   readonly sync: () => Promise<void>;
   /** Looks at a slice that was just loaded; throws where it must not be used. */
   readonly verify?: (at: Offset, slot: number) => void;
+  /** What comes before a slice is read, and before slices are written. */
+  readonly points?: { readonly load: DebugEvent; readonly write: DebugEvent };
 }
 
 export class TableCache {
@@ -251,6 +253,9 @@ export class TableCache {
     }
     this.#state[slot] = BUSY;
     try {
+      const { points } = this.#options;
+      const stop = points && this.#options.file.point(points.load);
+      if (stop !== undefined) await stop;
       await this.#options.file.read(key, Iov.of(this.#memory, slot * this.sliceSize, this.sliceSize));
       this.#options.verify?.(key, slot);
     } catch (error) {
@@ -322,7 +327,7 @@ export class TableCache {
   }
 
   async #writeRun(run: readonly number[]): Promise<void> {
-    const { aio, file } = this.#options;
+    const { aio, file, points } = this.#options;
     // A copy: from here on the slots may change again, and none of that may reach the disk with this write.
     const bytes = kernelBytes(run.length * this.sliceSize);
     for (const [i, slot] of run.entries()) {
@@ -331,6 +336,8 @@ export class TableCache {
       this.#state[slot]! &= ~CAPTURED;
     }
     try {
+      const stop = points && file.point(points.write);
+      if (stop !== undefined) await stop;
       await file.write(this.#keys[run[0]!]!, Iov.of(aio.backend.memory(bytes)));
     } catch (error) {
       this.uncapture(run);

@@ -64,7 +64,10 @@ export async function ownTable(image: Image, cluster: number): Promise<void> {
   const old = image.tables[index]!;
   try {
     // A shared table was synced when it became shared, and has not been changed since: the disk has all of it.
-    if (old !== 0) await image.io.write(at, await image.io.read(old, clusterSize));
+    if (old !== 0) await image.file.point('l2_alloc_cow_read');
+    const bytes = old === 0 ? undefined : await image.io.read(old, clusterSize);
+    await image.file.point('l2_alloc_write');
+    if (bytes !== undefined) await image.io.write(at, bytes);
     else if (!fresh) await image.file.writeZeroes(at, clusterSize);
   } catch (error) {
     image.refcounts.free(at, 1, 'other');

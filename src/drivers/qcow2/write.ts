@@ -59,7 +59,11 @@ export class Writer {
         continue;
       }
       const reservation = this.#take(place.position, at, Math.min(want, (cluster + clusters) * clusterSize - at));
-      if (reservation) return reservation;
+      if (reservation) {
+        const stop = reservation.allocated ? image.file.point('cluster_alloc') : undefined;
+        if (stop !== undefined) await stop;
+        return reservation;
+      }
       await image.refcounts.prepare();
     }
   }
@@ -190,13 +194,18 @@ export class Writer {
       }
       this.assertValid(place.position, cluster);
       const host = refcounts.takeBytes(length);
-      if (host >= 0) return { allocation: allocations.add(cluster, cluster), host };
+      if (host >= 0) {
+        const allocation = allocations.add(cluster, cluster);
+        await this.#image.file.point('cluster_alloc_bytes');
+        return { allocation, host };
+      }
       await refcounts.prepare();
     }
   }
 
   async commitPacked(cluster: number, host: Offset, length: Bytes): Promise<void> {
     const image = this.#image;
+    await image.file.point('l2_update_compressed');
     let place = this.ready(cluster);
     while (place === undefined) {
       await this.prepare(cluster);
@@ -228,6 +237,8 @@ class Room implements Reservation {
   readonly at: Offset;
   readonly head: Bytes;
   readonly tail: Bytes;
+  /** Its clusters in the file are new. */
+  readonly allocated: boolean;
   readonly #image: Image;
   readonly #allocation: Allocation;
   readonly #host: Offset;
@@ -250,6 +261,7 @@ class Room implements Reservation {
     this.at = room.at;
     this.head = room.head;
     this.tail = room.tail;
+    this.allocated = what.allocated;
   }
 
   commit(): MaybePromise<void> {

@@ -1,7 +1,17 @@
 /** raw: the image is the file, or a window of it. It has no I/O code: everything is where `map` says. */
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Bytes, Offset } from '../../base/units.ts';
-import type { Child, Driver, DriverNode, Mapping, MapReason, OpenContext, Supported } from '../../block/driver.ts';
+import type {
+  Child,
+  DebugEvent,
+  Driver,
+  DriverNode,
+  Mapping,
+  MapReason,
+  MaybePromise,
+  OpenContext,
+  Supported,
+} from '../../block/driver.ts';
 import { GUARDED_BYTES, HeadGuard } from './head-guard.ts';
 
 export interface RawOptions {
@@ -38,6 +48,10 @@ class RawNode implements DriverNode {
     // A write that is refused writes nothing: it goes whole to the guard.
     if (at < this.#guarded && why === 'write') out.other('opaque', want);
     else out.data(want, this.#file, at + this.#offset);
+  }
+
+  debugEvent(event: DebugEvent): MaybePromise<void> {
+    return this.#file.point(event);
   }
 
   grew(_end: Offset): void {}
