@@ -41,7 +41,7 @@ export interface BackupJobOptions extends BlockJobOptions {
   /** What a guest's write comes to where its copy fails; see copy-before-write. Default break-guest-write. */
   readonly onCbwError?: 'break-guest-write' | 'break-snapshot' | undefined;
   readonly cbwTimeoutSeconds?: number | undefined;
-  /** Pieces at a time, and bytes of each at most (0: as it comes). Default 64 and 0. */
+  /** Pieces at a time (never more than 16), and bytes of each at most (0: 1 MiB). Default 64 and 0. */
   readonly maxWorkers?: number | undefined;
   readonly maxChunk?: Bytes | undefined;
   /** Node-name of the filter. */
