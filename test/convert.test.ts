@@ -55,6 +55,25 @@ for (const format of ['raw', 'qcow2']) {
   );
 }
 
+for (const verb of ['qemu-img convert -p -r 1M -f raw -O qcow2', 'copy --speed 1M --progress json']) {
+  test(`a half image is of no format when the process is killed: ${verb}`, needs('qemu-img'), async (t) => {
+    const folder = scratch(t);
+    const [source, target] = [join(folder, 'source'), join(folder, 'target.qcow2')];
+    writeFileSync(source, pattern(4 * MIB));
+    const stdio = ['ignore', 'pipe', 'pipe'] as const;
+    const child = spawn(process.execPath, [MAIN, ...verb.split(' '), source, target], { stdio: [...stdio] });
+    const part = (text: unknown): boolean => /\([1-9]|"current":[1-9]/.test(String(text));
+    await new Promise<void>((resolve) => {
+      for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => part(text) && resolve());
+    });
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    const { code, stderr } = await run('qemu-img', ['info', '-f', 'qcow2', target]);
+    assert.deepEqual([code, /not in qcow2 format/.test(stderr)], [1, true], stderr);
+    assert.equal((await run(process.execPath, [MAIN, 'check', target])).code, 1);
+  });
+}
+
 test('a convert that is refused leaves the file that is there as it was', BOUND, async (t) => {
   const path = join(scratch(t), 'disk');
   writeFileSync(path, pattern(MIB));

@@ -65,14 +65,15 @@ export async function convert(context: AioContext, options: ConvertOptions): Pro
   const { name } = options.target;
   const wanted = options.create?.(size);
   if (wanted === undefined) {
-    await copyInto(images, sources, options, false);
+    await copyInto(images, sources, options);
     await images.close();
     return;
   }
   const file = await NewFile.create(context, name, wanted, options.targetHow?.objects);
   try {
-    await copyInto(images, sources, { ...options, target: withKey(options.target, wanted) }, file.isFile);
+    await copyInto(images, sources, { ...options, target: withKey(options.target, wanted) }, file);
     await images.close();
+    file.filled();
   } catch (error) {
     await images.close().catch(() => undefined);
     await file.giveUp();
@@ -88,14 +89,15 @@ function withKey(target: ImageSpec, made: CreationOptions): ImageSpec {
   return { name: `json:${JSON.stringify({ driver: made.format, 'encrypt.key-secret': secret, file })}` };
 }
 
-/** `fresh`: it reads as zeroes where no backing file says otherwise. */
+/** `made`: the target is new, and in a file it reads as zeroes where no backing file says otherwise. */
 async function copyInto(
   images: OpenImages,
   sources: readonly CopySource[],
   options: ConvertOptions,
-  fresh: boolean,
+  made?: NewFile,
 ): Promise<void> {
   const target = await images.open(options.target, { ...options.targetHow, write: true });
+  made?.filling();
   const last = sources.at(-1)!;
   if (alignUp(last.at + last.length, SECTOR) > target.length) {
     throw new BlockError(Errno.ENOSPC, 'output file is smaller than input file');
@@ -105,7 +107,7 @@ async function copyInto(
   const job = new CopyJob(sources, target, {
     id: 'convert',
     sparse: options.sparse ?? 4096,
-    targetIsZero: options.targetIsZero || (fresh && (below === 0 || overBacking === true)),
+    targetIsZero: options.targetIsZero || (made?.isFile === true && (below === 0 || overBacking === true)),
     requests: options.requests ?? 8,
     ordered: !options.unordered,
     ...(overBacking ? { below } : {}),

@@ -36,10 +36,12 @@ export async function copyPart(
   const file = await NewFile.create(context, target.name, creation(alignUp(length, SECTOR)), undefined);
   try {
     const into = await images.open(target, { write: true });
+    file.filling();
     const source = { blk, from: skip, length: Math.min(length, blk.length - skip), at: 0 };
     const how = { id: 'dd', sparse: 4096, targetIsZero: file.isFile, onProgress: options.onProgress };
     if (source.length > 0) await runJob(new CopyJob([source], into, how), options);
     await images.close();
+    file.filled();
   } catch (error) {
     await images.close().catch(() => undefined);
     await file.giveUp();

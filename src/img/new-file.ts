@@ -3,8 +3,10 @@ import { existsSync, statSync } from 'node:fs';
 import { truncate, unlink } from 'node:fs/promises';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError } from '../base/errors.ts';
+import { HalfImage } from '../lib/half-image.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
-import { createImage } from './create.ts';
+import type { Format } from '../lib/options.ts';
+import { createImage, localPath } from './create.ts';
 import type { CreationOptions } from './creation-options.ts';
 
 /** The image could not be made; nothing is there that was not there before. The cause says why. */
@@ -22,10 +24,13 @@ export class CreationFailure extends BlockError {
  */
 export class NewFile {
   readonly #path: string;
+  readonly #format: string;
   readonly #fresh: boolean;
+  #half: HalfImage | undefined;
 
-  private constructor(path: string) {
+  private constructor(path: string, format: string) {
     this.#path = path;
+    this.#format = format;
     this.#fresh = !existsSync(path);
   }
 
@@ -36,7 +41,7 @@ export class NewFile {
     options: CreationOptions,
     objects: ObjectStore | undefined,
   ): Promise<NewFile> {
-    const file = new NewFile(path);
+    const file = new NewFile(localPath(path), options.format);
     try {
       await createImage(context, path, options, { objects });
       return file;
@@ -48,6 +53,16 @@ export class NewFile {
   /** Not a device: it reads as zeroes where nothing was written. */
   get isFile(): boolean {
     return statSync(this.#path, { throwIfNoEntry: false })?.isFile() ?? false;
+  }
+
+  /** The image is open, and about to be filled. */
+  filling(): void {
+    if (this.isFile) this.#half = HalfImage.of(this.#path, this.#format as Format);
+  }
+
+  /** The image is whole, and closed. */
+  filled(): void {
+    this.#half?.whole({ durable: false });
   }
 
   /** The image is half, and closed. */

@@ -4,6 +4,7 @@ import { unlink } from 'node:fs/promises';
 import type { Bytes } from '../base/units.ts';
 import { checkedSparse, SPARSE_DEFAULT } from '../jobs/block-copy.ts';
 import { followJob, type JobWatch } from './follow-job.ts';
+import { HalfImage } from './half-image.ts';
 import { driverOptions, type ImageOptions } from './image-options.ts';
 import { createIn, type EngineOptions, type ImageEngine } from './images.ts';
 import { useThread } from './iothread.ts';
@@ -72,10 +73,12 @@ export async function copyIn(
   if (made) await createIn(engine, destination, driverOptions({ ...options.create, size }), { format });
   try {
     const target = await disks.open(to);
+    const half = made ? HalfImage.of(destination, format ?? 'raw') : undefined;
     const { speed = 0 } = options;
     const job = await engine.call('job-copy', { source: disk, target: target.disk, sparse, targetIsZero: made, speed });
     await followJob(engine, job, options);
     await disks.close();
+    half?.whole({ durable: true });
   } catch (error) {
     await disks.close().catch(() => undefined);
     if (made) await unlink(destination).catch(() => undefined);
