@@ -443,7 +443,9 @@ test('a socket from systemd is served, and no place beside it', needs('qemu-nbd'
     const child = spawn(python!, args, { stdio: 'ignore' });
     t.after(() => child.kill('SIGKILL'));
     const exited = once(child, 'close');
-    while (!existsSync(socket)) await once(watch(dir), 'change');
+    const watcher = watch(dir);
+    while (!existsSync(socket)) await once(watcher, 'change');
+    watcher.close();
     const size = await peer('nbdinfo', '--size', `nbd+unix:///?socket=${socket}`);
     assert.equal(Number(size), statSync(`${shared}/raw`).size);
     assert.deepEqual(await exited, [0, null]);
