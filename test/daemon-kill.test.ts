@@ -33,6 +33,8 @@ type Send = (command: string, args: object) => Promise<unknown>;
 interface Kind {
   readonly begin: (send: Send, directory: string) => Promise<unknown>;
   readonly unchanged: readonly string[];
+  /** Milliseconds in which it is killed. Default {@link KILL_MS}. */
+  readonly within?: number;
 }
 
 const job = { 'job-id': 'j', speed: SPEED } as const;
@@ -65,6 +67,12 @@ const KINDS: Readonly<Record<string, Kind>> = {
       await send('blockdev-create', { 'job-id': 'j', options });
     },
     unchanged: ['base', 'mid'],
+  },
+  amend: {
+    begin: (send) =>
+      send('x-blockdev-amend', { 'job-id': 'j', 'node-name': 'top', options: { driver: 'qcow2', version: 'v2' } }),
+    unchanged: ['base', 'mid'],
+    within: 40,
   },
 };
 
@@ -146,7 +154,7 @@ async function killed(directory: string, kind: Kind, start: Uint8Array, random: 
     const guest = new Guest(disk, start, random);
     const using = guest.use().catch(() => undefined);
     await kind.begin((command, given) => client.execute(command as never, given as never), directory);
-    await delay(random.below(KILL_MS));
+    await delay(random.below(kind.within ?? KILL_MS));
     child.kill('SIGKILL');
     await using;
     await disk.close().catch(() => undefined);
