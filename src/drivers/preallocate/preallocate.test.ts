@@ -198,3 +198,18 @@ for (const by of ['qemu-io', 'ours']) {
     },
   );
 }
+
+test('what an image takes on the disk is told through filters, as the original does', needs('qemu-img'), async (t) => {
+  const path = `${scratch(t)}/image.qcow2`;
+  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, '64M');
+  for (const tree of [
+    `driver=qcow2,file.driver=preallocate,file.file.filename=${path}`,
+    `driver=compress,file.driver=qcow2,file.file.filename=${path}`,
+    `driver=qcow2,file.driver=blkdebug,file.image.filename=${path}`,
+  ]) {
+    const args = ['info', '--output=json', '--image-opts', tree];
+    const ours = await peer(process.execPath, MAIN, 'qemu-img', ...args);
+    const [size, expected] = [ours, await peer('qemu-img', ...args)].map((text) => JSON.parse(text)['actual-size']);
+    assert.equal(size, expected, tree);
+  }
+});
