@@ -8,6 +8,7 @@ import { fileDriver, hostDeviceDriver } from '../drivers/file/driver.ts';
 import { ftpDriver, ftpsDriver, httpDriver, httpsDriver } from '../drivers/http/driver.ts';
 import { nbdDriver } from '../drivers/nbd/driver.ts';
 import { nullAioDriver, nullDriver } from '../drivers/null-co/driver.ts';
+import { preallocateDriver } from '../drivers/preallocate/driver.ts';
 import { qcow2Driver } from '../drivers/qcow2/driver.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
@@ -32,6 +33,7 @@ export function builtinDrivers(): void {
   registerDriver(blkdebugDriver);
   registerDriver(blkverifyDriver);
   registerDriver(compressDriver);
+  registerDriver(preallocateDriver);
   registerDriver(httpDriver);
   registerDriver(httpsDriver);
   registerDriver(ftpDriver);

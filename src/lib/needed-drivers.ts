@@ -19,6 +19,7 @@ const DRIVERS: Readonly<Record<string, () => Promise<Driver<never>>>> = {
   'snapshot-access': async () => (await import('../drivers/snapshot-access/driver.ts')).snapshotAccessDriver,
   blkverify: async () => (await import('../drivers/blkverify/driver.ts')).blkverifyDriver,
   compress: async () => (await import('../drivers/compress/driver.ts')).compressDriver,
+  preallocate: async () => (await import('../drivers/preallocate/driver.ts')).preallocateDriver,
   blkdebug: async () => (await import('../drivers/blkdebug/driver.ts')).blkdebugDriver,
   throttle: async () => (await import('../drivers/throttle/driver.ts')).throttleDriver,
   'virtio-blk-vhost-user': async () =>

@@ -77,9 +77,14 @@ export class NodeHead extends Head {
   }
 }
 
-/** What a file's node knows of the room that it takes. */
+/** Filters that do not say what is below them takes, as in QEMU. */
+const SILENT: ReadonlySet<string> = new Set(['blkdebug', 'blkverify']);
+
+/** What the node of the file knows of the room that it takes. */
 function allocatedOf(blk: BlockBackend): Bytes | null {
-  const info = blk.root?.impl.info?.() ?? {};
+  let node = blk.root;
+  while (node?.primary && !SILENT.has(node.driver.name)) node = node.primary.node;
+  const info = node?.impl.info?.() ?? {};
   const allocated = info instanceof Promise ? undefined : info.allocated;
   return typeof allocated === 'number' ? allocated : null;
 }

@@ -4,6 +4,7 @@ import { MAX_DEPTH } from '../block/depth.ts';
 import type { BlkdebugOptions as BlkdebugSettings } from '../drivers/blkdebug/driver.ts';
 import { isRemoteUrl, shownUrl, urlPath } from '../drivers/http/location.ts';
 import type { HttpOptions as HttpNodeSettings } from '../drivers/http/settings.ts';
+import type { PreallocateSettings } from '../drivers/preallocate/driver.ts';
 import { DEFAULT_PORT } from '../proto/nbd/constants.ts';
 import type { ObjectStore } from './objects/store.ts';
 import { type TlsClientOptions, type TlsNodeOptions, tlsNode } from './tls-options.ts';
@@ -134,6 +135,12 @@ export interface CompressOptions extends NodeOptions {
   readonly file: BlockdevOptions | string;
 }
 
+/** Its file grows in large steps, allocated ahead of what is written (docs/FILTERS.md). */
+export interface PreallocateOptions extends NodeOptions, PreallocateSettings {
+  readonly driver: 'preallocate';
+  readonly file: BlockdevOptions | string;
+}
+
 /** An export of an NBD server. */
 export interface NbdOptions extends NodeOptions, TlsNodeOptions {
   readonly driver: 'nbd';
@@ -187,7 +194,8 @@ export type BlockdevOptions =
   | ThrottleOptions
   | BlkdebugOptions
   | BlkverifyOptions
-  | CompressOptions;
+  | CompressOptions
+  | PreallocateOptions;
 
 export type Format = 'raw' | 'qcow2';
 export type Discard = 'ignore' | 'unmap';

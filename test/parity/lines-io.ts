@@ -357,6 +357,26 @@ const FILTER_LINES: readonly Line[] = [
     line: io('--image-opts driver=compress,file.driver=file,file.filename=base.raw', 'length'),
     ...{ differs: 'Messages of blkdebug', except: ['stderr'] },
   },
+  ...['', ',file.prealloc-size=64k', ',file.prealloc-size=0,file.prealloc-align=0'].map((sizes) =>
+    io(
+      `--image-opts driver=qcow2,file.driver=preallocate,file.file.filename=empty.qcow2${sizes}`,
+      ...['write -P 3 0 4k', 'write -z 64k 64k', 'write -P 4 256k 100k', 'read -P 3 0 4k', 'length', 'info'],
+    ),
+  ),
+  io(
+    '--image-opts driver=raw,file.driver=preallocate,file.file.driver=file,file.file.filename=base.raw',
+    ...['write 1M 4k', 'truncate 2M', 'write -P 5 1M 4k', 'length', 'truncate 1028k', 'length', 'read -P 5 1M 4k'],
+  ),
+  io('-r --image-opts driver=preallocate,file.driver=file,file.filename=base.raw', 'write 0 4k', 'read -P 1 0 64k'),
+  io('--image-opts driver=preallocate', 'length'),
+  io('--image-opts driver=preallocate,file=foo', 'length'),
+  ...['prealloc-size=-1', 'prealloc-align=x', 'foo=1'].map((option) =>
+    io(`--image-opts driver=preallocate,file.driver=file,file.filename=base.raw,${option}`, 'length'),
+  ),
+  {
+    line: io('--image-opts driver=preallocate,file.driver=file,file.filename=base.raw,prealloc-align=1000', 'length'),
+    ...{ differs: 'Messages of blkdebug', except: ['stderr'] },
+  },
   io('--image-opts driver=null-co,size=3k,read-zeroes=on', 'read -P 0 0 1k', 'length', 'write 0 1k', 'flush'),
   io('--image-opts driver=null-aio,latency-ns=1000,read-zeroes=on', 'read -P 0 0 1k', 'length'),
   { line: io('--image-opts driver=null-co', 'info'), differs: 'Null devices', except: ['stdout', 'exit'] },

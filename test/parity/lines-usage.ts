@@ -84,6 +84,10 @@ export const INFO_LINES: readonly Line[] = [
   'info --image-opts driver=qcow2,file.filename=empty.qcow2,lazy-refcounts=maybe',
   'info --image-opts driver=qcow2,file.filename=empty.qcow2,l2-cache-size=x',
   'info --image-opts driver=qcow2',
+  ...[
+    'driver=preallocate,file.filename=base.raw',
+    'driver=qcow2,file.driver=preallocate,file.file.filename=empty.qcow2',
+  ].map((tree) => ({ line: `info --image-opts ${tree}`, differs: 'Names below filters', except: ['stdout'] as const })),
   "info --image-opts ''",
   'info \'json:{"driver":"qcow2","file":{"driver":"file","filename":"empty.qcow2"}}\'',
   'info \'json:{"driver":"qcow2","file.filename":"empty.qcow2"}\'',

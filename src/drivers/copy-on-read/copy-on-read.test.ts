@@ -1,7 +1,9 @@
 /** The copy-on-read filter over the smallest format (SEMANTICS R11): clusters of 4096 bytes. */
 import assert from 'node:assert/strict';
-import { before } from 'node:test';
-import type { AioContext } from '../../aio/context.ts';
+import { before, test } from 'node:test';
+import { AioContext } from '../../aio/context.ts';
+import { Gate } from '../../aio/op.ts';
+import { Sim } from '../../aio/sim/sim.ts';
 import { inContext } from '../../aio/testing.ts';
 import { Errno } from '../../base/errors.ts';
 import { BlockBackend } from '../../block/backend.ts';
@@ -184,4 +186,57 @@ inContext('R11 many copies at once share bounded memory, and a drained section h
     const { height } = blk.root!.children[0]!.node;
     assert.equal(bouncePool(context, height, BounceUse.COPY).freeBytes, BOUNCE_POOL);
   });
+});
+
+test('what was copied is flushed within seconds, once for all that came meanwhile, not while drained', async () => {
+  const sim = new Sim(1);
+  sim.driveItself();
+  const context = new AioContext(sim.backend());
+  const pass = async (seconds: number): Promise<void> => {
+    const gate = new Gate<void>();
+    context.timer(() => gate.open(), 'test').armIn(seconds * 1e9);
+    await gate.promise;
+  };
+  await inChain(context, {}, async ({ blk, top, held }) => {
+    const flushes = (): number => top.log.filter((line) => line === 'flush').length;
+    const read = (cluster: number): Promise<void> => blk.read(cluster * CLUSTER, testIov(context, [10]));
+    await read(0);
+    await read(3);
+    assert.deepEqual([held(), flushes()], [[0, 3], 0]);
+    await pass(6);
+    assert.equal(flushes(), 1);
+    // What is there already has nothing to save.
+    await read(0);
+    await pass(60);
+    assert.equal(flushes(), 1);
+    // A failure is for whoever flushes.
+    top.script.push({ op: 'flush', errno: Errno.EIO });
+    await read(4);
+    await pass(6);
+    assert.equal(flushes(), 2);
+    await blk.flush();
+    assert.equal(flushes(), 3);
+    await read(5);
+    const drained = await blk.drain();
+    await pass(60);
+    assert.equal(flushes(), 3);
+    drained.end();
+    await pass(6);
+    assert.equal(flushes(), 4);
+    // One that is on its way is waited for.
+    top.hold('flush');
+    await read(6);
+    await pass(6);
+    assert.equal(top.waiting('flush'), 1);
+    let begun = false;
+    const draining = blk.drain().then((section) => {
+      begun = true;
+      section.end();
+    });
+    await pass(60);
+    assert.equal(begun, false);
+    top.release('flush');
+    await draining;
+  });
+  await context.stop();
 });

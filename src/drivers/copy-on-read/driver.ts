@@ -1,10 +1,13 @@
 /**
  * copy-on-read: a filter that makes an image local as it is read. What the active layer of `file` does not hold is
  * copied into it first; block/ does that (copy-up.ts). A read fails where its copy cannot be written, as in QEMU.
+ * Copies are flushed in the background, so that a program that is killed does not lose all of them.
  */
+import { spawn } from '../../aio/op.ts';
+import type { Timer } from '../../aio/timers.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
-import type { Bytes, Offset } from '../../base/units.ts';
+import type { Bytes, Nanoseconds, Offset } from '../../base/units.ts';
 import type { Child, Driver, DriverNode, Mapping, MapReason, MaybePromise, OpenContext } from '../../block/driver.ts';
 
 export interface CopyOnReadOptions {
@@ -12,13 +15,24 @@ export interface CopyOnReadOptions {
   readonly bottom?: string;
 }
 
+/** From a copy to the flush that saves it, and those that come meanwhile. */
+const SAVE_AFTER: Nanoseconds = 5e9;
+
 class CopyOnReadNode implements DriverNode {
   readonly #file: Child;
   readonly #bottom: string | undefined;
+  readonly #quiet: () => void;
+  readonly #timer: Timer;
+  /** Something was copied since the last flush of our own began. */
+  #unsaved = false;
+  #saving = false;
+  #drained = false;
 
-  constructor(file: Child, bottom: string | undefined) {
+  constructor({ aio, quiet }: OpenContext, file: Child, bottom: string | undefined) {
     this.#file = file;
     this.#bottom = bottom;
+    this.#quiet = quiet;
+    this.#timer = aio.timer(() => spawn(this.#save()), 'copy-on-read flush');
   }
 
   get length(): Bytes {
@@ -57,16 +71,61 @@ class CopyOnReadNode implements DriverNode {
     }
   }
 
-  #copyUp(at: Offset, length: Bytes): Promise<void> {
+  async #copyUp(at: Offset, length: Bytes): Promise<void> {
     const file = this.#file;
-    // A layer that has gone from the chain is 0: nothing is copied that it may have been to protect.
-    return file.copyUp(at, length, this.#bottom === undefined ? undefined : file.layer(this.#bottom));
+    try {
+      // A layer that has gone from the chain is 0: nothing is copied that it may have been to protect.
+      await file.copyUp(at, length, this.#bottom === undefined ? undefined : file.layer(this.#bottom));
+    } finally {
+      this.#unsaved = true;
+      this.#saveLater();
+    }
+  }
+
+  #saveLater(): void {
+    if (this.#unsaved && !this.#saving && !this.#drained && !this.#timer.armed) this.#timer.armIn(SAVE_AFTER);
+  }
+
+  async #save(): Promise<void> {
+    this.#unsaved = false;
+    this.#saving = true;
+    try {
+      await this.#file.flush();
+    } catch (error) {
+      // Whoever flushes the disk will be told.
+      if (!(error instanceof BlockError)) throw error;
+    } finally {
+      this.#saving = false;
+      this.#quiet();
+      this.#saveLater();
+    }
+  }
+
+  drainBegin(): void {
+    this.#drained = true;
+    this.#timer.cancel();
+  }
+
+  drainEnd(): void {
+    this.#drained = false;
+    this.#saveLater();
+  }
+
+  drainBusy(): boolean {
+    return this.#saving;
   }
 
   grew(_end: Offset): void {}
 
+  /** What is below writes all that it has. */
   inactivate(): Record<string, unknown> {
+    this.#unsaved = false;
     return {};
+  }
+
+  close(): void {
+    this.#unsaved = false;
+    this.#timer.cancel();
   }
 
   truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
@@ -89,6 +148,6 @@ export const copyOnReadDriver: Driver<CopyOnReadOptions> = {
       const why = `bottom '${bottom}' is no layer below the one that is copied to`;
       throw new BlockError(Errno.EINVAL, `Could not open a 'copy-on-read' node: ${why}`);
     }
-    return new CopyOnReadNode(file, bottom);
+    return new CopyOnReadNode(context, file, bottom);
   },
 };
