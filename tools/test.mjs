@@ -22,8 +22,10 @@ const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|channel|drivers|exports|lib|cli
  *  nor the release of Node matters. */
 const ONCE_NAMES =
   'crash|move|interleave|bitmaps-replay|check|check-repair|hostile[a-z-]*|round-trip|encrypted|.*\\.fuzz';
+/** Of whole programs. */
+const ONCE_PROGRAMS = 'daemon-kill|deep-chain|drain-load|qemu-nbd';
 const ONCE = new RegExp(
-  `(drivers/qcow2/(${ONCE_NAMES})|lib/move|jobs/.*-(crash|interleave)|test/(parity|qmp)/.*)\\.test\\.js$`,
+  `(drivers/qcow2/(${ONCE_NAMES})|lib/move|jobs/.*-(crash|interleave)|test/(parity|qmp)/.*|test/(${ONCE_PROGRAMS}))\\.test\\.js$`,
 );
 
 const tiers = [];
