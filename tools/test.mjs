@@ -25,7 +25,8 @@ const ONCE_NAMES =
 /** Of whole programs. */
 const ONCE_PROGRAMS = 'daemon-kill|deep-chain|drain-load|qemu-nbd';
 const ONCE = new RegExp(
-  `(drivers/qcow2/(${ONCE_NAMES})|lib/move|jobs/.*-(crash|interleave)|test/((parity|qmp)/.*|${ONCE_PROGRAMS}))\\.test\\.js$`,
+  `(drivers/qcow2/(${ONCE_NAMES})|lib/move|jobs/.*-(crash|interleave)|` +
+    `test/((parity|qmp)/.*|${ONCE_PROGRAMS}))\\.test\\.js$`,
 );
 
 const tiers = [];
