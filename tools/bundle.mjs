@@ -1,10 +1,15 @@
 /**
  * What is published and what `npm start` runs: the compiled modules, joined to few files. A module of its own costs
  * Node half a millisecond, twice where a worker loads it too; there are hundreds.
+ *
+ * The bundler makes a file of the modules that the same entries need, and each module that is loaded on demand is an
+ * entry: that alone would make hundreds of small files. So what every thread with disks needs, the engine, is asked for
+ * by all entries that are for such threads, and comes in few files.
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 /** Name in dist/bundle -> module in dist/src. Workers are found beside the module that starts them. */
@@ -19,6 +24,49 @@ const ENTRIES = {
   'img-thread': 'img/img-thread.js',
 };
 
+const SOURCES = 'dist/src/';
+/** The engine is what these import, and so on. */
+const ENGINE_ROOTS = ['lib/local-engine.js', 'lib/copy.js'].map((path) => SOURCES + path);
+/** Who imports this uses disks in its own thread. */
+const ENGINE_MARK = `${SOURCES}block/node.js`;
+/** Loaded in such threads only, though it does not import that. */
+const ENGINE_PARTS = /^dist\/src\/(drivers|jobs|aio\/ring|aio\/pool)\/|\/(local-context|iothread-worker)\.js$/;
+const ENGINE = 'bundle:engine';
+
+/** What `roots` import, and so on; not what they load on demand. */
+function importedBy(roots, inputs) {
+  const found = new Set();
+  const visit = (path) => {
+    if (found.has(path) || !inputs[path]) return;
+    found.add(path);
+    for (const { kind, path: next } of inputs[path].imports) if (kind === 'import-statement') visit(next);
+  };
+  roots.forEach(visit);
+  return found;
+}
+
+/** The bundler's plugin that adds the engine to its entries. */
+function engineFirst(root, inputs) {
+  const entries = new Set(Object.values(ENTRIES).map((path) => SOURCES + path));
+  for (const { imports } of Object.values(inputs)) {
+    for (const { kind, path } of imports) if (kind === 'dynamic-import') entries.add(path);
+  }
+  const users = [...entries].filter((path) => ENGINE_PARTS.test(path) || importedBy([path], inputs).has(ENGINE_MARK));
+  const files = new Set(users.map((path) => join(root, path)));
+  const engine = [...importedBy(ENGINE_ROOTS, inputs)];
+  const contents = engine.map((path) => `import ${JSON.stringify(join(root, path))};`).join('\n');
+  return {
+    name: 'engine',
+    setup(build) {
+      build.onResolve({ filter: new RegExp(`^${ENGINE}$`) }, ({ path }) => ({ path, namespace: 'engine' }));
+      build.onLoad({ filter: /./, namespace: 'engine' }, () => ({ contents, resolveDir: root }));
+      build.onLoad({ filter: /\.js$/, namespace: 'file' }, async ({ path }) =>
+        files.has(path) ? { contents: `${await readFile(path, 'utf8')}\nimport '${ENGINE}';\n` } : undefined,
+      );
+    },
+  };
+}
+
 const COMMON = { bundle: true, platform: 'node', target: 'node20', logLevel: 'warning' };
 
 /** Makes dist/bundle from dist/src. Throws with the bundler's complaint. */
@@ -31,18 +79,21 @@ export async function bundle(root) {
 
 async function bundleLibrary(root, outdir) {
   const { build } = await import('esbuild');
-  await build({
+  const options = {
     ...COMMON,
-    entryPoints: Object.fromEntries(
-      Object.entries(ENTRIES).map(([name, path]) => [name, join(root, 'dist', 'src', path)]),
-    ),
+    absWorkingDir: root,
+    entryPoints: Object.fromEntries(Object.entries(ENTRIES).map(([name, path]) => [name, join(root, SOURCES, path)])),
     outdir,
     chunkNames: '[name]-[hash]',
     // Shared modules once: classes keep their identity, whichever entry is imported.
     splitting: true,
     packages: 'external',
     format: 'esm',
-  });
+    // The engine's modules are asked for without a name of theirs being used.
+    ignoreAnnotations: true,
+  };
+  const { metafile } = await build({ ...options, metafile: true, write: false });
+  await build({ ...options, plugins: [engineFirst(root, metafile.inputs)] });
 }
 
 /** The command is one script, of which V8 can keep what it compiled (src/cli/published.ts). */
