@@ -25,6 +25,7 @@ import type { ObjectOptions } from '../lib/objects/types.ts';
 import { type BlockdevOptions, type CacheMode, type Format, formatByName } from '../lib/options.ts';
 import type { BitmapAction } from './bitmap.ts';
 import type { Comparison } from './compare.ts';
+import type { ConvertOptions } from './convert.ts';
 import { operation } from './img-engine.ts';
 import type { Creation } from './img-messages.ts';
 import type { MapExtent } from './map.ts';
@@ -78,25 +79,17 @@ export function infoChain(image: Image, options: Omit<ReadSettings, 'snapshot'> 
   return operation('chain', { image: specOf(image, 'probe'), how: howOf(options) }, options);
 }
 
-export interface ConvertSettings extends ReadSettings, NewImage {
+/** Of the conversion itself. */
+type Conversion = Pick<
+  ConvertOptions,
+  'targetIsZero' | 'compress' | 'sparse' | 'requests' | 'unordered' | 'offload' | 'speed'
+>;
+
+export interface ConvertSettings extends ReadSettings, NewImage, Conversion {
   /** How the target is opened. Default: unsafe, and flushed at the end. */
   readonly targetCache?: CacheMode | undefined;
   /** The target is there, and is written into. */
   readonly existing?: boolean | undefined;
-  /** With `existing`: all of it reads as zeroes. */
-  readonly targetIsZero?: boolean | undefined;
-  readonly compress?: boolean | undefined;
-  /** Zeroes are left out in units of so many bytes: a power of two from 512 to 256 KiB, or 0 to copy them. Default
-   *  4096. */
-  readonly sparse?: Bytes | undefined;
-  /** Requests at a time, 1 to 16; default 8. */
-  readonly requests?: number | undefined;
-  /** Writes may come in any order. */
-  readonly unordered?: boolean | undefined;
-  /** Have the system copy what it can, without looking for zeroes. */
-  readonly offload?: boolean | undefined;
-  /** Bytes a second at most. */
-  readonly speed?: Bytes | undefined;
   /** What cannot be read becomes zeroes; it is told of. */
   readonly onUnreadable?: ((at: Offset, errno: number) => void) | undefined;
   /** Copy the persistent bitmaps as well: all, or those that can be (`onBroken` is told of the others). */

@@ -41,8 +41,8 @@ export class NewFile {
     options: CreationOptions,
     objects: ObjectStore | undefined,
   ): Promise<NewFile> {
-    const file = new NewFile(localPath(path), options.format);
     try {
+      const file = new NewFile(localPath(path), options.format);
       await createImage(context, path, options, { objects });
       return file;
     } catch (error) {
