@@ -31,7 +31,7 @@ export interface ConvertOptions extends Abortable {
   readonly targetIsZero?: boolean | undefined;
   /** Store clusters compressed. ENOTSUP for a target that cannot. */
   readonly compress?: boolean | undefined;
-  /** Zeroes are left out in units of this: a power of two from 512 bytes to 256 KiB, or 0 to copy them. Default 4096. */
+  /** Zeroes are left out in units of this, a power of two from 512 bytes to 256 KiB; 0 copies them. Default 4096. */
   readonly sparse?: Bytes | undefined;
   /** Requests at a time, 1 to 16; default 8. */
   readonly requests?: number | undefined;
