@@ -81,6 +81,13 @@ export async function drain(node: BlockNode): Promise<Drained> {
   return new Drained([node]);
 }
 
+/** {@link drain} of several: all are quiesced before any is waited for. */
+export async function drainNodes(nodes: readonly BlockNode[]): Promise<Drained> {
+  for (const node of nodes) quiesce(node);
+  await waitQuiet(() => nodes.every((node) => !busy(node)));
+  return new Drained([...nodes]);
+}
+
 /** Drains every node of `context`: all are quiesced before any is waited for. No node may be opened meanwhile. */
 export async function drainAll(context: AioContext, nodes: Iterable<BlockNode>): Promise<Drained> {
   const all = [...nodes].filter((node) => node.aio === context);

@@ -86,7 +86,7 @@ class Reopening {
   async run(): Promise<void> {
     const formats = this.#nodes.filter(({ children }) => children.length > 0);
     const leaves = this.#nodes.filter(({ children }) => children.length === 0);
-    await inactivate(this.#root, formats);
+    await inactivate([this.#root], formats);
     try {
       // What is not needed is given up before the files change, what is needed is taken after.
       for (const node of formats) node.readOnly = this.#readOnly;

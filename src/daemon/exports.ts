@@ -42,13 +42,14 @@ export class Exports {
 
   async add(options: ExportOptions): Promise<void> {
     const { id, type, 'node-name': node, writable = false, writethrough = false } = options;
+    const fixed = options['fixed-iothread'] ?? false;
     if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) throw new QmpError('Invalid block export id');
     if (this.#byId.has(id)) throw new QmpError(`Block export id '${id}' is already in use`);
     if (this.#byId.size >= EXPORTS_MAX) throw new QmpError(`There are ${EXPORTS_MAX} block exports already`);
     this.#nodes.lookup(node);
     if (options.type === 'nbd') this.#checkNbd(options);
     await this.#place(options);
-    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough });
+    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough, fixed });
     try {
       const take = options.type === 'nbd' ? await this.#addNbd(options, disk) : await vhostUser(options, disk);
       this.#byId.set(id, { type, node, disk, take, shuttingDown: false });

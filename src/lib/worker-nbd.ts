@@ -94,7 +94,9 @@ export class WorkerNbd {
     const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
-    const handOver = entry.atHome ? (fd: number, handed: HandedOver) => this.#handOver(service, fd, handed) : undefined;
+    const elsewhere = (fd: number, handed: HandedOver): Promise<void> | undefined =>
+      this.#disks.guest(entry.disk) && this.#handOver(service, fd, handed);
+    const handOver = entry.atHome ? elsewhere : undefined;
     server.addExport({ name, description, ...common, bitmaps, ...(handOver ? { handOver } : {}) });
   }
 

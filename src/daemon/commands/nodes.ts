@@ -12,9 +12,14 @@ export function nodeCommands({ nodes, objects }: Daemon): Handlers {
   return {
     'blockdev-add': (options) => nodes.add(options as unknown as BlockdevOptions),
     'blockdev-reopen': ({ options }) => nodes.reopen(options as unknown as readonly BlockdevOptions[]),
-    'x-blockdev-set-iothread': ({ 'node-name': name, iothread }) => {
-      nodes.lookup(name);
-      return nodes.move(name, iothread === null ? nodes.home : iothreadOf(objects, iothread));
+    'x-blockdev-set-iothread': async ({ 'node-name': name, iothread, force = false }) => {
+      const node = (await nodes.list()).find((one) => one.name === name);
+      if (!node) throw new QmpError(`Failed to find node with node-name='${name}'`);
+      if (!force && node.backends.length > 0) {
+        const why = 'is associated with a BlockBackend and could be in use (use force=true to override this check)';
+        throw new QmpError(`Node ${name} ${why}`);
+      }
+      await nodes.move(name, iothread === null ? nodes.home : iothreadOf(objects, iothread));
     },
     'blockdev-del': ({ 'node-name': name }) => nodes.delete(name),
     block_resize: async ({ device, 'node-name': name, size }) => {

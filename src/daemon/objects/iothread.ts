@@ -57,7 +57,9 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
       if (option !== undefined) await thread.call('polling', { [option]: to });
     },
     async remove(thread, id) {
-      if (nodes.isUsed(thread)) throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
+      const { disks, services } = await thread.stats();
+      if (nodes.isUsed(thread) || disks + services > 0)
+        throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
       nodes.removeThread(thread);
       await thread.stop();
     },
