@@ -22,7 +22,7 @@ export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
 
 /** Opens a node and what is below it. The caller holds it until `releaseNode`. `former`: a name that was made up for it
  *  in another thread, and is its name here where that is free. */
-export function openNode(aio: AioContext, options: NodeOptions, former?: string): Promise<BlockNode> {
+export async function openNode(aio: AioContext, options: NodeOptions, former?: string): Promise<BlockNode> {
   return openWith(aio, driverByName(options.driver), options, 1, former);
 }
 

@@ -7,7 +7,7 @@
  * is as it was.
  */
 import { BlockError, Errno } from '../base/errors.ts';
-import { busy, Drained, quiesce, waitQuiet } from './drain.ts';
+import { drainNodes } from './drain.ts';
 import { type CommonOptions, type DriverNode, PERM_ALL } from './driver.ts';
 import { openContext } from './graph.ts';
 import { activate, inactivate } from './move.ts';
@@ -50,12 +50,6 @@ export async function setOwnOptions(node: BlockNode, options: CommonOptions): Pr
 function bytesOf(node: BlockNode): BlockNode[] {
   const below = node.children.filter(({ role }) => role !== 'cow' && role !== 'target');
   return [node, ...below.flatMap((child) => bytesOf(child.node))];
-}
-
-async function drainNodes(nodes: readonly BlockNode[]): Promise<Drained> {
-  for (const node of nodes) quiesce(node);
-  await waitQuiet(() => nodes.every((node) => !busy(node)));
-  return new Drained([...nodes]);
 }
 
 interface Before {

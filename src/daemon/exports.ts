@@ -29,11 +29,16 @@ interface Entry {
 export class Exports {
   readonly #nodes: Nodes;
   readonly #nbd: NbdListeners;
-  readonly #iothread: (id: string) => IOThread;
+  readonly #iothread: (id: string) => IOThread | undefined;
   readonly #onDeleted: (id: string) => void;
   readonly #byId = new Map<string, Entry>();
 
-  constructor(nodes: Nodes, nbd: NbdListeners, iothread: (id: string) => IOThread, onDeleted: (id: string) => void) {
+  constructor(
+    nodes: Nodes,
+    nbd: NbdListeners,
+    iothread: (id: string) => IOThread | undefined,
+    onDeleted: (id: string) => void,
+  ) {
     this.#nodes = nodes;
     this.#iothread = iothread;
     this.#nbd = nbd;
@@ -63,6 +68,7 @@ export class Exports {
   async #place({ iothread, 'node-name': node, 'fixed-iothread': fixed = false }: ExportOptions): Promise<void> {
     if (iothread === undefined) return;
     const thread = this.#iothread(iothread);
+    if (!thread) throw new QmpError(`iothread "${iothread}" not found`);
     try {
       await this.#nodes.move(node, thread);
     } catch (error) {

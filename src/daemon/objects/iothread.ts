@@ -66,12 +66,13 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
   };
 }
 
-/** The thread of that name. */
-export function iothreadOf(objects: ObjectStore, id: string): IOThread {
+/** The thread of that name; undefined where there is none. */
+export function iothreadOf(objects: ObjectStore, id: string): IOThread | undefined {
   try {
     return objects.get(id, IOTHREAD);
   } catch (error) {
-    throw new QmpError(`Cannot find iothread ${id}`, 'GenericError', error);
+    if (error instanceof BlockError) return undefined;
+    throw error;
   }
 }
 
