@@ -63,7 +63,7 @@ async function openWith(
       () => freeName(name),
     );
   }
-  setNode(name, node);
+  if (!driver.hidden) setNode(name, node);
   return node;
 }
 
