@@ -1,8 +1,7 @@
 /**
- * `npm run bench -- drain`: how long a drained section of 8 disks takes to begin and end, each with a job, and two clients
- * that write 4 KiB at random places through NBD: a transaction that adds a bitmap to each disk, beside the same
- * conversation with qemu-storage-daemon. `--flush N`: each client flushes after N writes, and a drain waits for those
- * flushes.
+ * `npm run bench -- drain`: how long it takes to drain 8 disks, each with a job and two clients that write 4 KiB at
+ * random places through NBD, in milliseconds of a transaction that adds a bitmap to each of them; beside the same
+ * conversation with qemu-storage-daemon. `--flush N`: each client flushes after N writes, and a drain waits for that.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
