@@ -4,7 +4,6 @@
  *
  * BLOCKPLANE_TEST_TIER=long: 1,000 times; BLOCKPLANE_DRAINS for another number.
  */
-import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Daemon } from '../src/daemon/index.ts';
