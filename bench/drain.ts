@@ -66,8 +66,8 @@ function load(socket: string, flush: number): ChildProcess {
 }
 
 async function ended(child: ChildProcess): Promise<void> {
-  const exit = once(child, 'exit');
   if (child.exitCode !== null || child.signalCode !== null) return;
+  const exit = once(child, 'exit');
   child.kill('SIGKILL');
   await exit;
 }
@@ -126,9 +126,10 @@ async function round({ command }: Subject, count: number, flush: number): Promis
       took.push(await drained(qmp));
     }
   } finally {
-    await ended(clients);
+    // The daemon first: it need not tell of clients that went.
     qmp.close();
     await ended(daemon);
+    await ended(clients);
   }
   return took;
 }
