@@ -10,7 +10,7 @@ import type { BlockBackend } from './backend.ts';
 import { BlockChild } from './child.ts';
 import { claimOf } from './claims.ts';
 import type { DirtyBitmap } from './dirty-bitmap.ts';
-import { type Drained, drainNodes } from './drain.ts';
+import { type Drained, drain } from './drain.ts';
 import { flushNode } from './flush.ts';
 import { type NodeOptions, openNode, releaseNode } from './graph.ts';
 import type { BlockNode } from './node.ts';
@@ -141,7 +141,7 @@ export function assertMovable({ name, where, nodes, backends, held }: Departure)
  */
 export async function moveOut(departure: Departure): Promise<Leaving> {
   const asked = assertMovable(departure);
-  const drained = await drainNodes(asked);
+  const drained = await drain(...asked);
   try {
     // Both may have changed while this waited.
     const nodes = assertMovable(departure);

@@ -7,7 +7,7 @@
  * is as it was.
  */
 import { BlockError, Errno } from '../base/errors.ts';
-import { drainNodes } from './drain.ts';
+import { drain } from './drain.ts';
 import { type CommonOptions, type DriverNode, PERM_ALL } from './driver.ts';
 import { openContext } from './graph.ts';
 import { activate, inactivate } from './move.ts';
@@ -27,7 +27,7 @@ export async function setReadOnly(root: BlockNode, readOnly: boolean): Promise<v
       `Could not make node '${node.name}' ${what}: driver '${node.driver.name}' cannot`,
     );
   }
-  using _drained = await drainNodes(nodes);
+  using _drained = await drain(...nodes);
   using _section = await graphSection();
   await new Reopening(root, nodes, readOnly).run();
 }
@@ -40,7 +40,7 @@ export async function setOwnOptions(node: BlockNode, options: CommonOptions): Pr
     throw new BlockError(Errno.ENOTSUP, `Could not change node '${node.name}': ${why}`);
   }
   const { length } = node;
-  using _drained = await drainNodes([node]);
+  using _drained = await drain(node);
   using _section = await graphSection();
   await new Reopening(node, [node], node.readOnly, options).run();
   if (node.length !== length) node.resized();

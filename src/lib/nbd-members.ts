@@ -2,6 +2,7 @@
  * The servers of one NBD service: one in each of its IOThreads. All accept from the same listening sockets, so that the
  * kernel deals the clients out, and each serves its own.
  */
+import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Disk } from './disk.ts';
@@ -30,6 +31,9 @@ export interface Shown {
   readonly message: ExportMessage;
 }
 
+/** Ways between servers of an export, for each. */
+type BitmapPorts = ReadonlyMap<Member, readonly MessagePort[]>;
+
 interface Offered extends Shown {
   /** Who offers it. */
   readonly members: Set<Member>;
@@ -44,7 +48,8 @@ export class NbdMembers {
   #message: Omit<NbdStartMessage, 'exports'> | undefined;
   #last: NbdStats | undefined;
 
-  /** `atHome`: clients of a disk are served in its thread, whoever greets them. Of {@link add}, not of `start`. */
+  /** `atHome`: clients of a disk are served in its thread, whoever greets them, which one thread does. Of {@link add},
+   *  not of `start`. */
   constructor(events: MemberEvents, atHome = false) {
     this.#events = events;
     this.#atHome = atHome;
@@ -119,15 +124,16 @@ export class NbdMembers {
     }
   }
 
-  /** Who is to offer a disk while its home is `home`: those that accept clients, and one that is there. */
+  /** Who is to offer a disk while its home is `home`: one that is there, then those that accept clients, since they
+   *  hand them to it. */
   async #offering(home: IOThread): Promise<Member[]> {
     const outer = this.#members.filter(({ inner }) => !inner);
     if (!this.#atHome || outer.some(({ thread }) => thread === home)) return outer;
     const there = this.#members.find(({ thread }) => thread === home);
-    if (there) return [...outer, there];
+    if (there) return [there, ...outer];
     const message = { ...this.#message!, listen: [], exports: [], tls: undefined };
     const { service } = await home.call('nbd-start', message);
-    return [...outer, this.#join(home, service, true)];
+    return [this.#join(home, service, true), ...outer];
   }
 
   /** Servers that were there for disks that are not shown there any more. */
@@ -184,7 +190,8 @@ export class NbdMembers {
     // A client may come as soon as the first has it.
     if (isNew) this.#shown.set(name, offered);
     try {
-      await this.#offer(offered, await this.#offering(one.disk.iothread));
+      const members = await this.#offering(one.disk.iothread);
+      await this.#offer(offered, members, this.#atHome ? bitmapPorts(one, members) : undefined);
     } catch (error) {
       if (isNew) this.#shown.delete(name);
       await this.#endIdle();
@@ -193,11 +200,11 @@ export class NbdMembers {
   }
 
   /** All of `members`, or none of those that do not yet. */
-  async #offer(one: Offered, members: readonly Member[]): Promise<void> {
+  async #offer(one: Offered, members: readonly Member[], ports?: BitmapPorts): Promise<void> {
     const added: Member[] = [];
     try {
       for (const member of members.filter((each) => !one.members.has(each))) {
-        await this.#addTo(member, one);
+        await this.#addTo(member, one, ports?.get(member));
         added.push(member);
       }
     } catch (error) {
@@ -212,7 +219,7 @@ export class NbdMembers {
     if (!one) return;
     const removed: Member[] = [];
     try {
-      for (const member of [...one.members]) {
+      for (const member of [...one.members].reverse()) {
         await this.#removeFrom(member, one, mode);
         removed.push(member);
       }
@@ -224,11 +231,11 @@ export class NbdMembers {
     await this.#endIdle();
   }
 
-  async #addTo(member: Member, { disk, message, members }: Offered): Promise<void> {
+  async #addTo(member: Member, one: Offered, ports?: readonly MessagePort[]): Promise<void> {
     const { thread, service } = member;
-    const add = { service, export: { ...message, atHome: this.#atHome } };
-    await disk.shownIn(thread, () => thread.call('nbd-add', add));
-    members.add(member);
+    const entry = { ...one.message, atHome: this.#atHome, bitmapPorts: ports };
+    await one.disk.shownIn(thread, () => thread.call('nbd-add', { service, export: entry }, ports));
+    one.members.add(member);
   }
 
   async #removeFrom(member: Member, { disk, message, members }: Offered, mode: 'safe' | 'hard'): Promise<void> {
@@ -261,6 +268,21 @@ export class NbdMembers {
   end(): void {
     for (const member of [...this.#members]) this.#leave(member);
   }
+}
+
+/** Between the one in the home of a disk whose bitmaps are shown, and each of the others. */
+function bitmapPorts({ disk, message }: Shown, members: readonly Member[]): BitmapPorts {
+  const ports = new Map<Member, MessagePort[]>();
+  const home = members.find(({ thread }) => thread === disk.iothread);
+  if (!home || message.bitmaps.length === 0) return ports;
+  ports.set(home, []);
+  for (const member of members) {
+    if (member === home) continue;
+    const { port1, port2 } = new MessageChannel();
+    ports.get(home)!.push(port1);
+    ports.set(member, [port2]);
+  }
+  return ports;
 }
 
 /** Runs `body` while every disk can be shown in `thread` and none of them moves. */
