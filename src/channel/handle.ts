@@ -7,7 +7,6 @@
  * descriptor that is none EINVAL, that was given to another thread EPERM, that was used already EBUSY; synchronous I/O
  * where it could never end EDEADLK.
  */
-
 import { type MessagePort, receiveMessageOnPort, threadId } from 'node:worker_threads';
 import type { AioContext } from '../aio/context.ts';
 import { type GlobalHeld, GlobalMutex } from '../aio/global-mutex.ts';
@@ -15,7 +14,6 @@ import { type ContextStats, contextStats } from '../aio/loop-counters.ts';
 import { onAbort } from '../aio/on-abort.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno, ioError } from '../base/errors.ts';
-import { everyOne } from '../base/every-step.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
 import type { BlockStatus } from '../block/status.ts';
@@ -430,7 +428,7 @@ export class BlkHandle {
       parts.push(this.#request(kind, from, part, options));
       from += part.reduce((sum, bytes) => sum + bytes.length, 0);
     }
-    await everyOne(parts);
+    for (const part of await Promise.allSettled(parts)) if (part.status === 'rejected') throw part.reason;
   }
 
   #runSync(op: GateOp): void {
