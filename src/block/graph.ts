@@ -319,7 +319,8 @@ async function closeNode(node: BlockNode): Promise<void> {
   freeName(node.name);
   const drained = await drain(node);
   await everyStep(
-    () => (node.readOnly ? undefined : flushNode(node)),
+    // What a job's own filter has passed on is its child's, which goes on without it, and its guest does not wait.
+    () => (node.readOnly || node.implicit ? undefined : flushNode(node)),
     () => node.bitmaps.store(),
     () => closeDriver(node),
     () => drained.end(),
