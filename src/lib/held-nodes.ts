@@ -1,5 +1,6 @@
 /** Nodes of an IOThread that are held by name, without a disk on them, until they are deleted. */
 import type { SetupThread } from '../aio/iothread-worker.ts';
+import { everyStep } from '../base/every-step.ts';
 import type { Bytes } from '../base/units.ts';
 import { releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
@@ -35,7 +36,13 @@ export class HeldNodes {
 
   /** Lets go of all: nothing uses them any more. Those that came last may use those from before. */
   async close(): Promise<void> {
-    for (const { name } of this.all.reverse()) await releaseNode(this.take(name)!);
+    await everyStep(
+      ...this.all.reverse().map(
+        ({ name }) =>
+          () =>
+            releaseNode(this.take(name)!),
+      ),
+    );
   }
 
   /** Tells once of a write that ends beyond `bytes`; 0 ends it. */

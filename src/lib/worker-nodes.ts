@@ -1,4 +1,5 @@
 /** Nodes that a daemon has added to an IOThread by name, without a disk on them. */
+
 import type { CoMutex } from '../aio/co-mutex.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
