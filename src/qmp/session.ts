@@ -140,7 +140,8 @@ export class Session {
 
   #send(message: JsonObject): void {
     if (this.#closed) return;
-    this.#link.send(`${writeJson(message, this.#pretty)}\r\n`);
+    const text = writeJson(message, this.#pretty);
+    this.#link.send(`${this.#pretty ? text.replaceAll('\n', '\r\n') : text}\r\n`);
     if (this.#link.unsent <= UNSENT_MAX) return;
     this.close();
     this.#link.cut();
