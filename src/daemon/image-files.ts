@@ -2,7 +2,6 @@
 import { resolve } from 'node:path';
 import { driverTable } from '../block/registry.ts';
 import { create } from '../lib/images.ts';
-import type { IOThread } from '../lib/iothread.ts';
 import type { NodeInfo } from '../lib/node-messages.ts';
 import { openMessage } from '../lib/open-message.ts';
 import { type BlockdevOptions, type DetectZeroes, FORMATS, type Format } from '../lib/options.ts';
@@ -100,11 +99,4 @@ function knownFormat(name: string | undefined, what: 'driver' | 'format'): Forma
       ? `Could not open a file as '${name}': add the node with 'blockdev-add'`
       : `Format driver '${name}' does not support image creation`,
   );
-}
-
-/** Which thread both are in; refused where they are in two. */
-export function commonThread(nodes: Nodes, node: string, other: string): IOThread {
-  const thread = nodes.lookup(undefined, node);
-  if (nodes.lookup(undefined, other) === thread) return thread;
-  throw new QmpError(`Nodes '${node}' and '${other}' are in different IOThreads`);
 }

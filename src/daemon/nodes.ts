@@ -102,7 +102,7 @@ export class Nodes {
     const name = tree['node-name'];
     if (name === undefined) throw new QmpError("'node-name' must be specified for the root node");
     this.#assertNames(tree);
-    const thread = this.#threadFor(tree) ?? where;
+    const thread = (await this.#threadFor(tree)) ?? where;
     await this.#open(thread, withObjects(options, this.#objects()));
   }
 
@@ -143,6 +143,13 @@ export class Nodes {
       for (const thread of [from, to]) await this.#nameAgain(thread);
       await this.attendant?.settle(disks);
     }
+  }
+
+  /** The thread of `node`. The others come there, if they are elsewhere, and whoever uses them. */
+  async together(node: string, ...others: readonly string[]): Promise<IOThread> {
+    const thread = this.lookup(undefined, node);
+    for (const other of others) if (this.lookup(undefined, other) !== thread) await this.move(other, thread);
+    return thread;
   }
 
   async #carry(name: string, disks: readonly Disk[], from: IOThread, to: IOThread): Promise<void> {
@@ -219,10 +226,9 @@ export class Nodes {
   }
 
   /** Where the nodes are that it refers to. */
-  #threadFor(tree: Tree): IOThread | undefined {
-    const threads = new Set(references(tree).map((name) => this.lookup(name, name)));
-    if (threads.size > 1) throw new QmpError('The nodes that are referred to are in different IOThreads');
-    return [...threads][0];
+  async #threadFor(tree: Tree): Promise<IOThread | undefined> {
+    const [first, ...others] = references(tree);
+    return first === undefined ? undefined : this.together(first, ...others);
   }
 }
 

@@ -5,7 +5,7 @@ import { type BackupStep, nodeNamesOf, type Step } from '../lib/transaction-mess
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps, KnownBitmaps } from './bitmaps.ts';
-import { commonThread, openImageFile } from './image-files.ts';
+import { openImageFile } from './image-files.ts';
 import type { JobGroups } from './job-groups.ts';
 import { errorPolicy, type Jobs } from './jobs.ts';
 import type { Nodes } from './nodes.ts';
@@ -130,8 +130,8 @@ export class Transactions {
     return { thread, step: { step: `bitmap-${verb}`, node, name } } as const;
   }
 
-  #snapshot(node: string, overlay: string): Planned {
-    return { thread: commonThread(this.#nodes, node, overlay), step: { step: 'snapshot', node, overlay } };
+  async #snapshot(node: string, overlay: string): Promise<Planned> {
+    return { thread: await this.#nodes.together(node, overlay), step: { step: 'snapshot', node, overlay } };
   }
 
   /** Makes the overlay first, unless it is there already. */
@@ -143,7 +143,7 @@ export class Transactions {
     if (overlay !== undefined && this.#nodes.find(overlay)) throw new QmpError('New overlay node-name already in use');
     const file = { path, format: args.format ?? 'qcow2', mode: args.mode, nodeName: overlay, withoutBacking: true };
     const held = await openImageFile(this.#nodes, file, node, 'itself');
-    return { ...this.#snapshot(node, held), held };
+    return { ...(await this.#snapshot(node, held)), held };
   }
 
   async #internalSnapshot({ device: node, name }: Qapi<'BlockdevSnapshotInternal'>): Promise<Planned> {
@@ -156,8 +156,8 @@ export class Transactions {
     return { thread, step: { step: 'internal-snapshot', node, name } };
   }
 
-  #backup(args: Backup): Planned {
-    const thread = commonThread(this.#nodes, args.device, args.target);
+  async #backup(args: Backup): Promise<Planned> {
+    const thread = await this.#nodes.together(args.device, args.target);
     const step = backupStep(args);
     const { message, undo } = this.#jobs.reserve(thread, args);
     return { thread, step: { ...message, ...step }, undo };

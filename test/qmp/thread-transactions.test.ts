@@ -74,7 +74,6 @@ const GROUPED = { 'completion-mode': 'grouped' } as const;
 test('backups of one transaction over two threads are of one moment', { timeout: 60_000 }, async (t) => {
   const { daemon, path, uri, until, told } = await world(t);
   const disks = await Promise.all(DISKS.map((disk) => open(uri(disk), { format: 'raw' })));
-  t.after(() => Promise.all(disks.map((disk) => disk.close())));
   // A guest that writes a number to one disk, and only then to the other.
   const buffer = new Uint8Array(512);
   const view = new DataView(buffer.buffer);
@@ -97,6 +96,26 @@ test('backups of one transaction over two threads are of one moment', { timeout:
   }
   going = false;
   await guest;
+  for (const disk of disks) await disk.close();
+});
+
+test('a target in another thread comes to where its source is', { timeout: 60_000 }, async (t) => {
+  const { daemon, until } = await world(t);
+  await daemon.run('x-blockdev-set-iothread', { 'node-name': 'a-target', iothread: 'io1' });
+  const actions = [backup('a'), backup('b')];
+  await daemon.run('transaction', { actions, properties: GROUPED });
+  for (const disk of DISKS) await until(`j${disk} null`);
+  assert.equal(daemon.nodes.find('a-target'), daemon.nodes.find('a'));
+  // Whatever uses it goes along, but for a job.
+  await daemon.run('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'b-target', writable: true });
+  await daemon.run('blockdev-mirror', { 'job-id': 'm', device: 'a', target: 'b-target', sync: 'full', speed: 1 });
+  assert.equal(daemon.nodes.find('b-target'), daemon.nodes.find('a'));
+  await assert.rejects(
+    daemon.run('blockdev-mirror', { 'job-id': 'n', device: 'b', target: 'a', sync: 'full' }),
+    /Could not move 'a'.*: job 'm' uses node/,
+  );
+  await daemon.run('job-cancel', { id: 'm' });
+  await until('m null');
 });
 
 test('what one thread cannot do happens in none', { timeout: 60_000 }, async (t) => {
@@ -155,12 +174,13 @@ test('where a job of one thread fails or is cancelled, that of the other is give
   }
   told.length = 0;
   // A target that has no room: writes behind its end fail.
-  await daemon.run('blockdev-del', { 'node-name': 'b-target' });
   writeFileSync(path('rules'), '[inject-error]\nevent = "write_aio"\nerrno = "28"\n');
-  const file = { driver: 'blkdebug', config: path('rules'), image: { driver: 'file', filename: path('b-target') } };
-  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'b-target', file } as never);
-  await daemon.run('x-blockdev-set-iothread', { 'node-name': 'b-target', iothread: 'io1' });
-  await daemon.run('transaction', { actions: [backup('a', more), backup('b', more)], properties: GROUPED });
+  const file = { driver: 'blkdebug', config: path('rules'), image: 'b-target' };
+  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'b-full', file } as never);
+  await daemon.run('transaction', {
+    actions: [backup('a', more), backup('b', { ...more, target: 'b-full' })],
+    properties: GROUPED,
+  });
   for (const disk of DISKS) await until(`j${disk} concluded`);
   const errors = Object.fromEntries((await daemon.run('query-jobs', {})).map(({ id, error }) => [id, error]));
   assert.match(String(errors.jb), /No space/);

@@ -2,7 +2,7 @@ import type { NodeMirrorMessage } from '../../lib/node-job-messages.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Arguments } from '../../qmp/schema/schema.ts';
 import type { Daemon } from '../daemon.ts';
-import { commonThread, openImageFile } from '../image-files.ts';
+import { openImageFile } from '../image-files.ts';
 import { errorPolicy, type JobSettings } from '../jobs.ts';
 import type { Handlers } from './table.ts';
 
@@ -15,7 +15,7 @@ type Settings = Omit<NodeMirrorMessage, keyof JobSettings | 'id' | 'speed' | 'au
 export function mirrorCommands({ jobs, nodes }: Daemon): Handlers {
   return {
     'blockdev-mirror': async (args) => {
-      const thread = commonThread(nodes, args.device, args.target);
+      const thread = await nodes.together(args.device, args.target);
       const settings = settingsOf(args);
       await jobs.start(thread, args, (message) =>
         thread.call('node-job-mirror', { ...message, ...settings, target: args.target }),
