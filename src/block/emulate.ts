@@ -179,7 +179,7 @@ export async function discardNode(node: BlockNode, at: Offset, length: Bytes): P
     for (let done = from; done < stop; done += max) await discardPiece(node, tracked, done, Math.min(max, stop - done));
   } finally {
     await renewLeases(node);
-    node.written(from, to - from);
+    node.changed(from, to - from);
     end(tracked);
   }
 }

@@ -302,7 +302,7 @@ export async function truncateNode(
     await node.impl.truncate(length, prealloc, settle);
     if (!settled) await settle();
   } finally {
-    node.written(from, Math.max(length, node.length) - from);
+    node.changed(from, Math.max(length, node.length) - from);
     end(tracked);
   }
   node.resized();

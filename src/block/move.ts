@@ -5,7 +5,7 @@
  */
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { type Bytes, MiB } from '../base/units.ts';
+import { type Bytes, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from './backend.ts';
 import { BlockChild } from './child.ts';
 import { claimOf } from './claims.ts';
@@ -32,6 +32,8 @@ export interface MovedNode {
   readonly bitmaps: readonly MovedBitmap[];
   /** See BlockNode.setWriteThreshold; 0 for none. */
   readonly threshold: Bytes;
+  /** See BlockNode. */
+  readonly highestWrite: Offset;
 }
 
 /** Each node after those that are below it. */
@@ -172,10 +174,11 @@ function isRoot({ parents }: BlockNode): boolean {
 export async function moveIn(aio: AioContext, graph: MovedGraph): Promise<ReadonlyMap<string, BlockNode>> {
   const opened = new Map<string, BlockNode>();
   try {
-    for (const { name, options, children, bitmaps } of graph) {
+    for (const { name, options, children, bitmaps, highestWrite } of graph) {
       const below = Object.entries(children).map(([child, node]) => [child, opened.get(node)!.name]);
       const node = await openNode(aio, { ...options, ...Object.fromEntries(below) }, name);
       opened.set(name, node);
+      node.highestWrite = highestWrite;
       await takeBitmaps(node, bitmaps);
     }
     return opened;
@@ -255,6 +258,7 @@ function movedNode(node: BlockNode, options: NodeOptions): MovedNode {
     children: Object.fromEntries(node.children.map((child) => [child.name, child.node.name])),
     bitmaps: bitmapsOf(node),
     threshold: node.writeThreshold,
+    highestWrite: node.highestWrite,
   };
 }
 

@@ -84,6 +84,8 @@ export class BlockNode {
   inFlight = 0;
   quiesce = 0;
 
+  /** Where the write ended that went furthest. */
+  highestWrite: Offset = 0;
   /** Counts writes; what of them is on stable storage. */
   writeGen = 0;
   flushedGen = 0;
@@ -153,8 +155,14 @@ export class BlockNode {
     return Promise.all([here, elsewhere]).then(() => undefined);
   }
 
-  /** After every write, zero write and discard, whether or not it failed: it may have changed the range (R9). */
+  /** After every write and zero write, whether or not it failed: it may have changed the range (R9). */
   written(at: Offset, length: Bytes): void {
+    if (at + length > this.highestWrite) this.highestWrite = at + length;
+    this.changed(at, length);
+  }
+
+  /** The same by a discard, or by a change of the size. */
+  changed(at: Offset, length: Bytes): void {
     this.writeGen++;
     for (let i = 0; i < this.dirtyHooks.length; i++) this.dirtyHooks[i]!(at, length);
     if (at + length > this.#threshold) this.#crossThreshold(at + length);

@@ -22,6 +22,8 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
     length: node.length,
     allocated: await allocatedBytes(node),
     threshold: node.writeThreshold,
+    // One that was refused may have been beyond the end.
+    highestWrite: Math.min(node.highestWrite, node.length),
     bitmaps: node.bitmaps.list().map(describeBitmap),
     snapshots: impl.snapshots?.list() ?? [],
     image: node.driver.role === 'format' ? ((await impl.info?.()) ?? {}) : {},

@@ -76,6 +76,8 @@ export interface NodeInfo {
   readonly allocated: Bytes | undefined;
   /** 0 for none. */
   readonly threshold: Bytes;
+  /** Where the write ended that went furthest. */
+  readonly highestWrite: Offset;
   readonly bitmaps: readonly BitmapInfo[];
   readonly snapshots: readonly SnapshotInfo[];
   /** What the driver says of the image, by QAPI's names. */

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Daemon } from '../../src/daemon/index.ts';
@@ -210,9 +211,10 @@ test('B8 names, bitmaps, thresholds, groups and permissions go along', WITH, asy
   assert.equal(after.graph, before.graph);
   for (const [i, node] of after.nodes.entries()) {
     // Another place of the disk has been written to, and a bitmap has come to be in the image.
-    const { allocated: _, image: _i, bitmaps, length, ...more } = node;
-    const { allocated: __, image: __i, bitmaps: had, length: long, ...same } = before.nodes[i]!;
+    const { allocated: _, image: _i, highestWrite, bitmaps, length, ...more } = node;
+    const { allocated: __, image: __i, highestWrite: highest, bitmaps: had, length: long, ...same } = before.nodes[i]!;
     assert.deepEqual(more, same);
+    assert.ok(highestWrite >= highest);
     if (node.driver !== 'file') assert.equal(length, long);
     const byName = new Map(bitmaps.map(({ dirty, ...rest }) => [rest.name, { ...rest, dirty: dirty - 4096 }]));
     assert.deepEqual(byName, new Map(had.map((bitmap) => [bitmap.name, bitmap])));
@@ -259,4 +261,31 @@ test('B8 whoever stands against a move is named, and all is where and as it was'
   await daemon.run('blockdev-del', { 'node-name': 'd' });
   await place(daemon, 'q', 't0');
   assert.deepEqual(threadsOf(daemon, 'q'), ['t0']);
+});
+
+test('B8 nodes that cannot be opened in their new thread go on where they were', WITH, async (t) => {
+  const { daemon, directory } = await started(t);
+  const [upstream, path] = [join(directory, 'nbd'), join(directory, 'nbd2')];
+  await daemon.run('nbd-server-start', { addr: { type: 'unix', data: { path } } });
+  const a = { driver: 'qcow2', 'node-name': 'a', file: { driver: 'file', filename: join(directory, 'a.qcow2') } };
+  await daemon.run('blockdev-add', a as never);
+  await daemon.run('block-export-add', { type: 'nbd', id: 'a', 'node-name': 'a', writable: true });
+  const server = { type: 'unix', path: upstream };
+  const node = { driver: 'nbd', 'node-name': 'far', export: 'a', server };
+  await daemon.run('blockdev-add', node as never);
+  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'r', file: 'far' } as never);
+  await daemon.run('block-export-add', { type: 'nbd', id: 'r', 'node-name': 'r', writable: true });
+  const io = (...steps: string[]) =>
+    peer('qemu-io', '-f', 'raw', ...steps.flatMap((one) => ['-c', one]), `nbd+unix:///r?socket=${path}`);
+  await io('write -P 4 0 64k');
+  renameSync(upstream, `${upstream}.away`);
+  for (const name of ['r', 'far']) {
+    await assert.rejects(place(daemon, name, 't0'), /No such file or directory/);
+    assert.deepEqual(threadsOf(daemon, 'r', 'far'), ['main-loop', 'main-loop']);
+    await io('read -P 4 0 64k', 'write -P 5 64k 64k');
+  }
+  renameSync(`${upstream}.away`, upstream);
+  await place(daemon, 'far', 't0');
+  assert.deepEqual(threadsOf(daemon, 'a', 'r', 'far'), ['main-loop', 't0', 't0']);
+  await io('read -P 4 0 64k', 'read -P 5 64k 64k');
 });

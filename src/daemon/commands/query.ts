@@ -13,8 +13,10 @@ export function queryCommands({ nodes }: Daemon): Handlers {
   return {
     // Nodes only: there are no devices of guests.
     'query-block': () => [],
-    'query-blockstats': async ({ 'query-nodes': all = false }) =>
-      all ? (await nodes.list()).map((node) => nodeStats(node)) : [],
+    'query-blockstats': async ({ 'query-nodes': all = false }) => {
+      const graph: Graph = all ? graphOf(await nodes.list()) : new Map();
+      return [...graph.values()].map((node) => nodeStats(node, graph));
+    },
     'query-named-block-nodes': async ({ flat = false }) => {
       const graph = graphOf(await nodes.list());
       return [...graph.values()].map((node) => deviceInfo(node, graph, flat));
@@ -120,9 +122,15 @@ function bitmapInfo({ name, granularity, enabled, persistent, inconsistent, busy
   };
 }
 
-/** Nodes have no counters of their own here: those of exports count (docs/COMPATIBILITY.md). */
-function nodeStats(node: NodeInfo): Qapi<'BlockStats'> {
-  return { 'node-name': node.name, stats: NO_STATS };
+/** What requests are counted of are devices of guests, there as here; a node knows how far it was written. */
+function nodeStats(node: NodeInfo, graph: Graph): Qapi<'BlockStats'> {
+  const file = node.children.find(({ name }) => name === 'file');
+  const below = file && graph.get(file.node);
+  return {
+    'node-name': node.name,
+    stats: { ...NO_STATS, wr_highest_offset: node.highestWrite },
+    ...(below ? { parent: nodeStats(below, graph) } : {}),
+  };
 }
 
 const NO_STATS: Qapi<'BlockDeviceStats'> = {
