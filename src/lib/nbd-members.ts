@@ -83,7 +83,8 @@ export class NbdMembers {
   #join(thread: IOThread, service: number, inner = false): Member {
     const onCrash = (error: Error): void => {
       this.#leave(member);
-      this.#events.onCrash(error);
+      // Its clients go with it, and those of other disks do not notice.
+      if (!inner) this.#events.onCrash(error);
     };
     const member: Member = { thread, service, onCrash, inner, clients: 0, handshakes: 0 };
     this.#members.push(member);
@@ -116,15 +117,17 @@ export class NbdMembers {
   }
 
   /** Who offers a disk: one in its home, then those that accept clients, since they hand them to it. */
-  async #offering({ disk }: Shown): Promise<Member[]> {
-    const outer = this.#members.filter(({ inner }) => !inner);
-    const home = disk.iothread;
-    if (!this.#atHome || outer.some(({ thread }) => thread === home)) return outer;
-    const there = this.#members.find(({ thread }) => thread === home);
-    if (there) return [there, ...outer];
+  #offering({ disk }: Shown): Member[] {
+    const home = this.#members.filter(({ inner, thread }) => inner && this.#atHome && thread === disk.iothread);
+    return [...home, ...this.#members.filter(({ inner }) => !inner)];
+  }
+
+  /** Has one in the home of a disk. */
+  async #enter({ disk: { iothread: home } }: Shown): Promise<void> {
+    if (!this.#atHome || this.#members.some(({ thread }) => thread === home)) return;
     const message = { ...this.#message!, listen: [], exports: [], tls: undefined };
     const { service } = await home.call('nbd-start', message);
-    return [this.#join(home, service, true), ...outer];
+    this.#join(home, service, true);
   }
 
   /** Servers that were there for one disk. */
@@ -149,18 +152,21 @@ export class NbdMembers {
   async add(one: Shown): Promise<void> {
     const { name } = one.message;
     const added: Member[] = [];
+    let ports: Map<Member, MessagePort[]> | undefined;
     // A client may come as soon as the first has it.
     const isNew = !this.#shown.has(name);
     if (isNew) this.#shown.set(name, one);
     try {
-      const members = await this.#offering(one);
-      const ports = this.#atHome ? bitmapPorts(one, members) : undefined;
+      await this.#enter(one);
+      const members = this.#offering(one);
+      if (this.#atHome) ports = bitmapPorts(one, members);
       for (const member of members) {
         await this.#addTo(member, one, ports?.get(member));
         added.push(member);
       }
     } catch (error) {
       if (isNew) this.#shown.delete(name);
+      for (const port of [...(ports?.values() ?? [])].flat()) port.close();
       await Promise.allSettled(added.map((member) => this.#removeFrom(member, name, 'hard')));
       await this.#endIdle();
       throw error;
@@ -172,7 +178,7 @@ export class NbdMembers {
     const one = this.#shown.get(name);
     const removed: Member[] = [];
     try {
-      for (const member of one ? (await this.#offering(one)).reverse() : [...this.#members]) {
+      for (const member of one ? this.#offering(one).reverse() : [...this.#members]) {
         await this.#removeFrom(member, name, mode);
         removed.push(member);
       }
