@@ -54,7 +54,7 @@ async function main(): Promise<number> {
     with: {
       type: 'string',
       default: 'ours,qemu-uring,qemu-threads,nbdkit',
-      help: 'servers; also ours-pool, ours-2-threads',
+      help: 'servers; also ours-pool, ours-2-threads, ours-daemon (its node in an IOThread), ours-daemon-main',
     },
     ceiling: { type: 'boolean', help: 'adds a server with no disk behind it' },
     size: { type: 'string', default: '1024', help: 'size of each image in MiB' },

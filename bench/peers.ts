@@ -30,6 +30,28 @@ const ours = (name: string, aio: readonly string[]): Contestant => ({
   },
 });
 
+/** The words of a daemon of ours with the export 'n', whose node is in an IOThread of its own or in main-loop. */
+export function daemonCommand(
+  image: string,
+  socket: string,
+  { iothread, tls = [] }: { readonly iothread: boolean; readonly tls?: readonly string[] | undefined },
+): string[] {
+  const creds = tls.length > 0 ? ',tls-creds=tls0' : '';
+  return [
+    ...[process.execPath, MAIN, 'qemu-storage-daemon', '--object', 'iothread,id=io1', ...tls],
+    ...['--blockdev', `driver=raw,node-name=n,file.driver=file,file.filename=${image}`],
+    ...['--nbd-server', `addr.type=unix,addr.path=${socket},max-connections=${CLIENTS}${creds}`],
+    ...['--export', `type=nbd,id=e,node-name=n,writable=on${iothread ? ',iothread=io1' : ''}`],
+  ];
+}
+
+const ourDaemon = (name: string, iothread: boolean): Contestant => ({
+  name,
+  program: 'node',
+  exportName: 'n',
+  command: (image, socket) => daemonCommand(image, socket, { iothread }),
+});
+
 const qemuNbd = (name: string, aio: string): Contestant => ({
   name,
   program: 'qemu-nbd',
@@ -44,6 +66,8 @@ const CONTESTANTS: readonly Contestant[] = [
   ours('ours', []),
   ours('ours-pool', ['--aio', 'pool']),
   ours('ours-2-threads', ['--client-threads', '2']),
+  ourDaemon('ours-daemon', true),
+  ourDaemon('ours-daemon-main', false),
   qemuNbd('qemu-uring', 'io_uring'),
   qemuNbd('qemu-threads', 'threads'),
   {

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { authority, certificate } from '../test/pki.ts';
 import { fillImage, hasProgram, MAIN, machineLine, options, SKIPPED, workFolder } from './common.ts';
 import type { Load } from './fio.ts';
-import { CACHE, type Contestant, type Server, serve } from './peers.ts';
+import { CACHE, type Contestant, daemonCommand, type Server, serve } from './peers.ts';
 import { type Bar, report, rounds, verdicts } from './rounds.ts';
 
 const KIB = 1024;
@@ -25,6 +25,7 @@ function loads(): Load[] {
     load('write', 64, 16),
     load('randread', 4, 1),
     load('randread', 4, 32),
+    load('randwrite', 4, 32),
     load('write', 1024, 4),
   ];
 }
@@ -37,7 +38,8 @@ const BARS: readonly Bar[] = ['read', 'write'].map((rw) => ({
 
 /** Servers with the certificate in `pki`. fio allows its libnbd no file of credentials, so nobody is asked for one. */
 function contestants(pki: string): Contestant[] {
-  const uri = (socket: string): string => `nbds+unix:///?socket=${socket}&tls-verify-peer=false`;
+  const uriOf = (name: string) => (socket: string) => `nbds+unix:///${name}?socket=${socket}&tls-verify-peer=false`;
+  const uri = uriOf('');
   const ours = (aio: readonly string[], tls: readonly string[]) => (image: string, socket: string) => [
     ...[process.execPath, MAIN, 'serve', image, '--format', 'raw', '--cache', CACHE, '--socket', socket],
     ...[...aio, ...tls],
@@ -56,7 +58,13 @@ function contestants(pki: string): Contestant[] {
     '--tls-creds',
     'tls0',
   ];
+  const daemon = (name: string, iothread: boolean): Contestant => ({
+    ...{ name, program: 'node', exportName: 'n', uri: uriOf('n') },
+    command: (image, socket) => daemonCommand(image, socket, { iothread, tls: object.slice(0, 2) }),
+  });
   return [
+    daemon('ours-daemon', true),
+    daemon('ours-daemon-main', false),
     { name: 'ours', program: 'node', exportName: '', command: ours([], folder), uri },
     { name: 'ours-pool', program: 'node', exportName: '', command: ours(['--aio', 'pool'], folder), uri },
     { name: 'ours-plain', program: 'node', exportName: '', command: ours([], []) },
@@ -71,7 +79,11 @@ async function main(): Promise<number> {
     rounds: { type: 'string', default: '5', help: 'rounds; the figures are medians over them' },
     seconds: { type: 'string', default: '2', help: 'seconds for each load, server and round' },
     only: { type: 'string', default: '', help: 'loads whose name matches this regular expression' },
-    with: { type: 'string', default: NAMES, help: 'servers' },
+    with: {
+      type: 'string',
+      default: NAMES,
+      help: 'servers; also ours-daemon (its node in an IOThread), ours-daemon-main',
+    },
     size: { type: 'string', default: '256', help: 'size of each image in MiB' },
     dir: { type: 'string', default: tmpdir(), help: 'folder for the images' },
     smoke: { type: 'boolean', help: 'one short round on small images: does it still work' },

@@ -99,8 +99,11 @@ export class Exports {
       throw error;
     }
     this.#byId.delete(id);
-    await entry.disk.close();
-    this.#onDeleted(id);
+    try {
+      await entry.disk.close();
+    } finally {
+      this.#onDeleted(id);
+    }
   }
 
   /** Takes all of them away, or all of one type. */

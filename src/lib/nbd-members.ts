@@ -92,7 +92,8 @@ export class NbdMembers {
   #join(thread: IOThread, service: number, inner = false): Member {
     const onCrash = (error: Error): void => {
       this.#leave(member);
-      this.#events.onCrash(error);
+      // Its clients go with it, and those of other disks do not notice.
+      if (!inner) this.#events.onCrash(error);
     };
     const member: Member = { thread, service, onCrash, inner, clients: 0, handshakes: 0 };
     this.#members.push(member);
@@ -189,10 +190,13 @@ export class NbdMembers {
     const isNew = !this.#shown.has(name);
     // A client may come as soon as the first has it.
     if (isNew) this.#shown.set(name, offered);
+    let ports: BitmapPorts | undefined;
     try {
       const members = await this.#offering(one.disk.iothread);
-      await this.#offer(offered, members, this.#atHome ? bitmapPorts(one, members) : undefined);
+      if (this.#atHome) ports = bitmapPorts(one, members);
+      await this.#offer(offered, members, ports);
     } catch (error) {
+      for (const port of [...(ports?.values() ?? [])].flat()) port.close();
       if (isNew) this.#shown.delete(name);
       await this.#endIdle();
       throw error;
