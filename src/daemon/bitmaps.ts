@@ -68,12 +68,16 @@ export class Bitmaps {
     for (const source of bitmaps) {
       const from = typeof source === 'string' ? { node, name: source } : source;
       if (from.node === node && made(from.name)) continue;
-      if (!this.#nodes.find(from.node)) throw new QmpError(`Node '${from.node}' not found`);
-      const { thread } = await this.find(from.node, from.name, known);
-      if (thread !== this.#thread(node)) {
-        throw new QmpError(`Bitmap '${from.name}' of node '${from.node}' is in another IOThread than '${node}'`);
-      }
+      await this.assertBeside(node, from, known);
     }
+  }
+
+  /** Throws where a bitmap is not there, or not in the thread of `node`. */
+  async assertBeside(node: string, from: Bitmap, known?: KnownBitmaps): Promise<void> {
+    if (!this.#nodes.find(from.node)) throw new QmpError(`Node '${from.node}' not found`);
+    const { thread } = await this.find(from.node, from.name, known);
+    if (thread === this.#thread(node)) return;
+    throw new QmpError(`Bitmap '${from.name}' of node '${from.node}' is in another IOThread than '${node}'`);
   }
 
   async hash({ node, name }: Bitmap): Promise<string> {
