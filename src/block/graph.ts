@@ -5,6 +5,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockChild } from './child.ts';
 import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
@@ -335,17 +336,4 @@ function closeDriver(node: BlockNode): MaybePromise<void> {
 
 async function detachChildren(node: BlockNode): Promise<void> {
   await everyStep(...node.children.splice(0).map((child) => () => detach(child, child.node)));
-}
-
-/** Takes every step, whatever becomes of the others; throws what failed first. */
-async function everyStep(...steps: readonly (() => unknown)[]): Promise<void> {
-  const failures: unknown[] = [];
-  for (const step of steps) {
-    try {
-      await step();
-    } catch (error) {
-      failures.push(error);
-    }
-  }
-  if (failures.length > 0) throw failures[0];
 }
