@@ -47,7 +47,7 @@ export interface DaemonOptions extends ReferenceOptions {
 export class Daemon implements Dispatcher {
   readonly greeting: JsonObject;
   readonly schema: Schema;
-  readonly chardevs = new Chardevs();
+  readonly chardevs = new Chardevs({ objects: () => this.objects, onEnd: () => this.onQuit?.() });
   readonly events = new Events();
   readonly nodes: Nodes;
   /** What programs do with nodes. */
@@ -84,6 +84,7 @@ export class Daemon implements Dispatcher {
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home, this.objects);
+    this.nodes.attendant = this.nbd;
     this.bitmaps = new Bitmaps(this.nodes);
     this.exports = new Exports(
       this.nodes,
