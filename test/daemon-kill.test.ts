@@ -97,7 +97,11 @@ const job = { 'job-id': 'j' } as const;
 const mirror = { ...job, device: 'top', target: 'new', sync: 'full' } as const;
 
 const JOBS: Readonly<Record<string, Kind>> = {
-  stream: { act: (daemon) => daemon.send('block-stream', { ...job, device: 'top' }), unchanged: ['base', 'mid'] },
+  stream: {
+    act: (daemon) => daemon.send('block-stream', { ...job, device: 'top' }),
+    unchanged: ['base', 'mid'],
+    within: 2 * SOON_MS,
+  },
   commit: {
     act: (daemon) => daemon.send('block-commit', { ...job, device: 'top', 'top-node': 'mid' }),
     unchanged: ['mid'],
