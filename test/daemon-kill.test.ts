@@ -14,7 +14,7 @@ import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Prng } from '../src/base/prng.ts';
 import type { QmpClient } from '../src/daemon/index.ts';
-import { open } from '../src/index.ts';
+import { IOThread, open } from '../src/index.ts';
 import { withDaemon } from './daemon-process.ts';
 import { needs, scratch } from './harness.ts';
 import {
@@ -34,8 +34,9 @@ const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const KILLS = Number(process.env.BLOCKPLANE_KILLS ?? (LONG ? 20 : 1));
 const SEED = Number(process.env.BLOCKPLANE_SEED ?? 1);
 const KILL_MS = 250;
-/** For what takes a moment. */
+/** For what takes a moment, and for what is over at once. */
 const SOON_MS = 50;
+const NOW_MS = 15;
 
 /** The daemon, as those who tell it what to do see it. */
 class Told {
@@ -96,7 +97,11 @@ const job = { 'job-id': 'j' } as const;
 const mirror = { ...job, device: 'top', target: 'new', sync: 'full' } as const;
 
 const JOBS: Readonly<Record<string, Kind>> = {
-  stream: { act: (daemon) => daemon.send('block-stream', { ...job, device: 'top' }), unchanged: ['base', 'mid'] },
+  stream: {
+    act: (daemon) => daemon.send('block-stream', { ...job, device: 'top' }),
+    unchanged: ['base', 'mid'],
+    within: 2 * SOON_MS,
+  },
   commit: {
     act: (daemon) => daemon.send('block-commit', { ...job, device: 'top', 'top-node': 'mid' }),
     unchanged: ['mid'],
@@ -142,7 +147,7 @@ const ENDS: Readonly<Record<string, Kind>> = {
     nodes: ['new'],
     unchanged: ['base', 'mid'],
     holders: ['top', 'new'],
-    within: SOON_MS,
+    within: NOW_MS,
   },
   'completing an active commit': {
     first: async (daemon) => {
@@ -152,7 +157,7 @@ const ENDS: Readonly<Record<string, Kind>> = {
     act: (daemon) => daemon.send('job-complete', { id: 'j' }),
     unchanged: [],
     holders: ['top', 'base'],
-    within: SOON_MS,
+    within: NOW_MS,
   },
   'finalizing a mirror': {
     first: async (daemon) => {
@@ -165,7 +170,7 @@ const ENDS: Readonly<Record<string, Kind>> = {
     nodes: ['new'],
     unchanged: ['base', 'mid'],
     holders: ['top', 'new'],
-    within: SOON_MS,
+    within: NOW_MS,
   },
   cancel: {
     act: async (daemon) => {
@@ -201,7 +206,7 @@ const REST: Readonly<Record<string, Kind>> = {
     nodes: ['over'],
     unchanged: ['base', 'mid'],
     holders: ['over'],
-    within: SOON_MS,
+    within: NOW_MS,
   },
   'a snapshot that is committed': {
     act: async (daemon) => {
@@ -249,7 +254,7 @@ const REST: Readonly<Record<string, Kind>> = {
         tracked: true,
         unchanged: ['base', 'mid'],
         options: { 'bitmap-checkpoint': seconds },
-        ...(seconds ? { within: 1500 } : {}),
+        within: seconds ? 1200 : 2 * SOON_MS,
       },
     ]),
   ),
@@ -277,7 +282,7 @@ async function killed(directory: string, kind: Kind, start: Uint8Array, random: 
     ...['--export', 'type=nbd,id=e,node-name=top,writable=on,name=disk'],
   ];
   return withDaemon(directory, args, async (client, child) => {
-    const disk = await open(`nbd+unix:///disk?socket=${nbd}`, { format: 'raw' });
+    const disk = await open(`nbd+unix:///disk?socket=${nbd}`, { format: 'raw', iothread: guests });
     const guest = new Guest(disk, start, random);
     const told = new Told(client, directory, random);
     let over = false;
@@ -298,13 +303,18 @@ async function killed(directory: string, kind: Kind, start: Uint8Array, random: 
 
 const shared = mkdtempSync(join(tmpdir(), 'blockplane-test-'));
 const whole = new Map<string, Buffer>();
+let guests: IOThread;
 
 before(async () => {
+  guests = await IOThread.start();
   if (needs('qemu-img', 'qemu-io').skip) return;
   await makeImages(shared);
   for (const name of [...LAYERS, ...OTHERS]) whole.set(name, await content(shared, name));
 });
-after(() => rmSync(shared, { recursive: true }));
+after(async () => {
+  await guests.stop();
+  rmSync(shared, { recursive: true });
+});
 
 /** One kill, and a look at what it has left. True where all that it was told was over. */
 async function once(directory: string, kind: Kind, seed: number): Promise<boolean> {
