@@ -114,13 +114,14 @@ export function activateNodes(root: BlockNode): Promise<void> {
   return activate(nodesOf(root));
 }
 
-/** `nodes`: parents first. From the leaves up, so that a format finds its file as it left it. */
-export async function activate(nodes: readonly BlockNode[]): Promise<void> {
+/** `nodes`: parents first. From the leaves up, so that a format finds its file as it left it. `anew`: as another
+ *  process has left it. */
+export async function activate(nodes: readonly BlockNode[], anew = false): Promise<void> {
   const failures: unknown[] = [];
   for (const node of [...nodes].reverse()) {
     try {
-      await node.impl.activate?.();
-      await node.bitmaps.use();
+      await node.impl.activate?.(anew);
+      await (anew ? node.bitmaps.load() : node.bitmaps.use());
     } catch (error) {
       failures.push(error);
     }

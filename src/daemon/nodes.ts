@@ -90,7 +90,8 @@ export class Nodes {
     const thread = this.#threadFor(tree) ?? where;
     const resolved = withObjects(options, this.#objects());
     await this.#open(thread, resolved);
-    this.#options.set(String(name), resolved);
+    // Whether it is active may change; the rest is what it is opened with again elsewhere.
+    this.#options.set(String(name), { ...resolved, active: undefined } as unknown as BlockdevOptions);
   }
 
   /** Opens a tree for somebody who will use it, and keeps it until {@link letGo}. Answers the name of its root. */
@@ -149,6 +150,9 @@ export class Nodes {
     const list = await this.list();
     const parents = list.filter((node) => node.children.some((child) => moved.includes(child.node)));
     const used = list.some((node) => moved.includes(node.name) && node.backends.length > 0);
+    if (list.some((node) => moved.includes(node.name) && !node.active)) {
+      throw new QmpError(`Cannot change iothread of node '${name}': it is inactive`);
+    }
     const above = parents.some((parent) => !moved.includes(parent.name));
     if (used || above) throw new QmpError(`Cannot change iothread of active block backend: node '${name}' is in use`);
     const lost = list.find((node) => moved.includes(node.name) && node.bitmaps.some(({ persistent }) => !persistent));
