@@ -263,7 +263,7 @@ export class NodeBitmaps {
     return { bitmap, release };
   }
 
-  /** @internal The node has just opened. */
+  /** @internal The node has just opened, or is active again. */
   async load(): Promise<void> {
     const store = this.#store;
     if (!store) return;
@@ -297,10 +297,19 @@ export class NodeBitmaps {
     this.checkpoints?.soon();
   }
 
+  /** @internal The node has become inactive: those that its image keeps are taken from there again by {@link load}. */
+  async forget(): Promise<void> {
+    for (const { name, persistent } of this.list()) if (persistent) this.#byName.delete(name);
+    this.#loaded = false;
+    this.checkpoints = null;
+    await this.#refresh();
+  }
+
   /** @internal Stores what is persistent: on a drained node, which is about to close unless `inUse`. */
   async store(inUse = false): Promise<void> {
     await this.checkpoints?.stop();
-    if (!this.#loaded || !this.#node.live || this.#node.readOnly) return;
+    // The image of one that is inactive is another's.
+    if (!this.#loaded || !this.#node.live || this.#node.readOnly || this.#node.inactive) return;
     await this.#store?.store(this.#kept, inUse);
   }
 

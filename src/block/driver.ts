@@ -226,8 +226,9 @@ export interface NodeControl {
    */
   inactivate?(): MaybePromise<Readonly<Record<string, unknown>>>;
   /** It is the only one again: here, because the other thread could not open it (what may have changed on the disk
-   *  meanwhile is read again), or there, because it did. */
-  activate?(): MaybePromise<void>;
+   *  meanwhile is read again), or there, because it did. `anew`: another process had the image, and nothing of what was
+   *  known of it counts. */
+  activate?(anew?: boolean): MaybePromise<void>;
   close?(): MaybePromise<void>;
 }
 
@@ -367,6 +368,8 @@ export interface Child {
 export interface CommonOptions {
   readonly driver: string;
   readonly 'node-name'?: string;
+  /** false: somebody else has the image as yet (block/inactive.ts). Default true. */
+  readonly active?: boolean;
   readonly 'read-only'?: boolean;
   readonly 'auto-read-only'?: boolean;
   readonly 'force-share'?: boolean;
@@ -412,6 +415,8 @@ export interface OpenContext {
   /** May become true when a child is opened, with auto-read-only. */
   readonly readOnly: boolean;
   readonly common: CommonOptions;
+  /** Somebody else has the image: nothing is written, and all of it is read again in `activate`. */
+  readonly inactive?: boolean;
   /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before
    *  now: to be awaited between freeing a range in the metadata and giving it to somebody else. */
   grace(): MaybePromise<void>;

@@ -12,6 +12,7 @@ import { drain, inDrainAll, kickDrain } from './drain.ts';
 import type { Child, ChildRole, CommonOptions, Driver, MaybePromise, OpenContext } from './driver.ts';
 import { PERM_ALL } from './driver.ts';
 import { flushNode } from './flush.ts';
+import { assertCanRest } from './inactive.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
@@ -47,11 +48,15 @@ async function openWith(
   if (inDrainAll()) throw drainingAll();
   const own = ownOptions(driver, options);
   const name = reserveName(options['node-name'], former);
-  const node = new BlockNode(name, driver, aio, options);
+  // What it is to begin with; it may become active.
+  const { active = true, ...lasting } = options;
+  const node = new BlockNode(name, driver, aio, lasting as NodeOptions);
+  node.inactive = !active;
   try {
     const context = openContext(node, (child, role) => openChild(node, options, child, role, depth));
     node.opened(await driver.open(context, own));
-    await node.bitmaps.load();
+    if (active) await node.bitmaps.load();
+    else assertCanRest(node);
     // It may have begun while the driver opened, and does not know of this node.
     if (inDrainAll()) throw drainingAll();
   } catch (error) {
@@ -83,6 +88,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     get common() {
       return node.common;
     },
+    inactive: node.inactive,
     grace: () => node.grace(),
     quiet: kickDrain,
     joinThrottle: (group) => throttleGroup(group).join(node.aio),
@@ -143,6 +149,7 @@ function inherit(parent: BlockNode, options: NodeOptions, role: ChildRole): Node
     'read-only': cow ? true : common['read-only'],
     'auto-read-only': cow ? false : common['auto-read-only'],
     'force-share': common['force-share'],
+    active: parent.inactive ? false : undefined,
     // Formats and filters decide what to discard; what reaches the child is meant.
     discard: 'unmap',
     cache: common.cache,

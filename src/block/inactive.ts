@@ -39,6 +39,7 @@ async function rest(root: BlockNode): Promise<void> {
     await activate(formats);
     throw error;
   }
+  for (const node of nodes) await node.bitmaps.forget();
 }
 
 function assertIdle(node: BlockNode): void {
@@ -47,18 +48,27 @@ function assertIdle(node: BlockNode): void {
     new BlockError(errno, `Could not inactivate node '${node.name}': ${why}`);
   const user = node.parents.find((parent) => !(parent instanceof BlockChild && parent.parent.inactive));
   if (user) throw refuse(`${user.describe} uses it`, Errno.EBUSY);
-  const cannot = restable(node).find((one) => holdsMetadata(one) && !one.impl.inactivate);
-  if (cannot) throw refuse(`driver '${cannot.driver.name}' does not support it`, Errno.ENOTSUP);
+  for (const one of restable(node)) assertCanRest(one);
+}
+
+/** ENOTSUP. */
+export function assertCanRest(node: BlockNode): void {
+  if (!holdsMetadata(node) || node.impl.inactivate) return;
+  const why = `driver '${node.driver.name}' does not support it`;
+  throw new BlockError(Errno.ENOTSUP, `Could not inactivate node '${node.name}': ${why}`);
 }
 
 async function wake(root: BlockNode): Promise<void> {
   using _drained = await drain(root);
   const nodes = inactiveBelow(root);
+  const lengths = nodes.map(({ length }) => length);
   await mark(root, nodes, false);
   try {
-    await activate(nodes);
+    await activate(nodes, true);
+    for (const [i, node] of nodes.entries()) if (node.length !== lengths[i]) node.resized();
   } catch (error) {
     await mark(root, nodes, true);
+    for (const node of nodes) await node.bitmaps.forget();
     throw error;
   }
 }

@@ -208,14 +208,15 @@ async function takeBitmaps(node: BlockNode, bitmaps: readonly MovedBitmap[]): Pr
 
 /**
  * All of `nodes` are in use here again. They come with their parents first; from the leaves up, so that a format finds
- * its file as it left it. Goes on where one of them fails, and rejects with the first failure.
+ * its file as it left it. Goes on where one of them fails, and rejects with the first failure. `anew`: they
+ * are as another process has left them.
  */
-export async function activate(nodes: readonly BlockNode[]): Promise<void> {
+export async function activate(nodes: readonly BlockNode[], anew = false): Promise<void> {
   const failures: unknown[] = [];
   for (const node of [...nodes].reverse()) {
     try {
-      await node.impl.activate?.();
-      await node.bitmaps.use();
+      await node.impl.activate?.(anew);
+      await (anew ? node.bitmaps.load() : node.bitmaps.use());
     } catch (error) {
       failures.push(error);
     }

@@ -10,6 +10,7 @@ const VALUES_SHOWN = 16;
 export const COMMON_OPTIONS: Readonly<Record<string, OptionSpec>> = {
   driver: { type: 'string', help: 'driver' },
   'node-name': { type: 'string', help: 'name of the node' },
+  active: { type: 'boolean', help: 'off: somebody else has the image until it is activated' },
   'read-only': { type: 'boolean', help: 'no writes' },
   'auto-read-only': { type: 'boolean', help: 'read-only where writing is not allowed' },
   'force-share': { type: 'boolean', help: 'take no locks against other users; read-only' },

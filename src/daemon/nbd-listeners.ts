@@ -8,7 +8,7 @@ import { serverTlsOf } from '../lib/objects/tls.ts';
 import { tlsMessage } from '../lib/tls-options.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import { addressText, descriptorOf, portOf } from './chardev/address.ts';
+import { addressText, descriptorOf, portOf, resolveHost } from './chardev/address.ts';
 import type { MoveAttendant } from './nodes.ts';
 
 type ServerOptions = Qapi<'NbdServerOptions'>;
@@ -37,7 +37,7 @@ export class NbdListeners implements MoveAttendant {
       [this.#home],
       [],
       {
-        listen: await listenOf(listenTarget(options.addr)),
+        listen: await listenOf(await listenTarget(options.addr)),
         mode: undefined,
         maxConnections: options['max-connections'],
         handshakeSeconds: options['handshake-max-seconds'],
@@ -122,12 +122,13 @@ export class NbdListeners implements MoveAttendant {
 /** Milliseconds that requests in flight get to end. */
 const GRACE_MS = 5000;
 
-function listenTarget(addr: ServerOptions['addr']) {
+async function listenTarget(addr: ServerOptions['addr']) {
   switch (addr.type) {
     case 'unix':
+      if (addr.abstract) throw new QmpError('abstract socket addresses are not supported for NBD servers');
       return { socket: addr.path };
     case 'inet':
-      return { host: addr.host === '' ? '::' : addr.host, port: portOf(addr.port) };
+      return { host: (await resolveHost(addr, true)).address, port: portOf(addr.port) };
     case 'fd':
       return { fd: descriptorOf(addr.str) };
     default:

@@ -217,3 +217,57 @@ test('a node whose image somebody else has stays inactive', needs('qemu-img', 'q
   await other.run('blockdev-del', { 'node-name': 'a' });
   await daemon.run('blockdev-set-active', { 'node-name': 'a', active: true });
 });
+
+test('two processes hand an image to each other, and its bitmap with it', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon, directory } = await daemonWith(t, ['a']);
+  const other = await Daemon.start();
+  t.after(() => other.close());
+  const path = join(directory, 'a.qcow2');
+  await daemon.run('block-dirty-bitmap-add', { node: 'a', name: 'b', persistent: true });
+  for (const [i, one] of [daemon, other].entries()) {
+    await one.run('nbd-server-start', { addr: { type: 'unix', data: { path: join(directory, `nbd${i}`) } } });
+  }
+  // The second one has it from the beginning, while the first one writes.
+  const file = { driver: 'file', filename: path } as const;
+  await other.run('blockdev-add', { driver: 'qcow2', 'node-name': 'a', active: false, file });
+  const exported = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true } as const;
+  await assert.rejects(other.run('block-export-add', exported), /it is inactive/);
+  await assert.rejects(other.run('blockdev-set-active', { 'node-name': 'a', active: true }), /lock/);
+  const use = async (i: number, ...commands: string[]): Promise<void> => {
+    const one = i === 0 ? daemon : other;
+    await one.run('block-export-add', exported);
+    const words = commands.flatMap((command) => ['-c', command]);
+    await peer('qemu-io', '-f', 'raw', ...words, `nbd+unix:///a?socket=${join(directory, `nbd${i}`)}`);
+    await one.run('block-export-del', { id: 'e' });
+  };
+  const hand = async (from: typeof daemon, to: typeof daemon): Promise<void> => {
+    await from.run('blockdev-set-active', { 'node-name': 'a', active: false });
+    await to.run('blockdev-set-active', { 'node-name': 'a', active: true });
+  };
+  const dirty = async (one: typeof daemon): Promise<unknown[]> => {
+    const nodes = await one.run('query-named-block-nodes', { flat: true });
+    const bitmaps = nodes.find((node) => node['node-name'] === 'a')!['dirty-bitmaps'] ?? [];
+    return bitmaps.map(({ name, count, recording, inconsistent }) => ({ name, count, recording, inconsistent }));
+  };
+  const bitmap = (count: number) => [{ name: 'b', count, recording: true, inconsistent: undefined }];
+  await use(0, 'write -P 1 0 64k');
+  await hand(daemon, other);
+  assert.deepEqual([await dirty(daemon), await dirty(other)], [[], bitmap(65_536)]);
+  await use(1, 'read -P 1 0 64k', 'write -P 2 1M 64k');
+  await hand(other, daemon);
+  assert.deepEqual([await dirty(daemon), await dirty(other)], [bitmap(131_072), []]);
+  await use(0, 'read -P 1 0 64k', 'read -P 2 1M 64k', 'write -P 3 2M 64k');
+  // One that is longer when it comes back.
+  await hand(daemon, other);
+  await other.run('block_resize', { 'node-name': 'a', size: 32 * 1024 * 1024 });
+  await hand(other, daemon);
+  await use(0, 'write -P 4 31M 64k');
+  // It goes while another has it, and leaves it alone.
+  await hand(daemon, other);
+  await daemon.run('blockdev-del', { 'node-name': 'a' });
+  await use(1, 'read -P 3 2M 64k', 'read -P 4 31M 64k');
+  assert.ok((await dirty(other)).length === 1);
+  await other.run('blockdev-del', { 'node-name': 'a' });
+  await peer('qemu-img', 'check', '-q', path);
+  assert.match(await peer('qemu-img', 'info', path), /name: b/);
+});

@@ -9,6 +9,7 @@ import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
 import type { Schema } from '../../qmp/schema/types.ts';
 import type { OptionDef } from '../getopt.ts';
 import { type ChardevOption, chardevHelp, chardevOption } from './chardev.ts';
+import { startedBy } from './daemonize.ts';
 import { parseOptionText, spellOutFlags } from './option-text.ts';
 
 export interface Option extends OptionDef {
@@ -47,11 +48,12 @@ export class StorageDaemon implements AsyncDisposable {
         await this.#run('block-export-add', (await this.#options('BlockExportOptions', value, 'type')) as never);
         return false;
       case 'monitor': {
-        const { chardev, pretty = false } = (await this.#options(
-          'MonitorOptions',
-          value,
-          'chardev',
-        )) as Qapi<'MonitorOptions'>;
+        const {
+          chardev,
+          mode,
+          pretty = false,
+        } = (await this.#options('MonitorOptions', value, 'chardev')) as Qapi<'MonitorOptions'>;
+        if (mode === 'readline') throw new QmpError('Only QMP is supported');
         (await this.daemon()).addMonitor(chardev, pretty);
         return false;
       }
@@ -125,6 +127,8 @@ export class StorageDaemon implements AsyncDisposable {
     }
     const option = style === 'json' ? jsonChardev(value) : chardevOption(value);
     const { id, mux } = option;
+    const { type } = option.backend;
+    if (type === 'stdio' && startedBy(process.env)) throw new QmpError('cannot use stdio with -daemonize');
     const backend = new Checker(await this.#schema(), style).value('ChardevBackend', option.backend, '');
     const { chardevs } = await this.daemon();
     const { pty } = await chardevs.add(mux ? `${id}-base` : id, backend as Qapi<'ChardevBackend'>);

@@ -46,11 +46,12 @@ export class Qcow2Node implements DriverNode {
   readonly #opaque: OpaqueIo;
   readonly #cleaning: Timer;
   readonly #cleanSeconds: number;
-  /** It goes on in another thread: see inactivate(). */
-  #inactive = false;
+  /** It goes on in another thread, or another process: see inactivate(). */
+  #inactive: boolean;
 
-  constructor(image: Image, cleanSeconds: number) {
+  constructor(image: Image, cleanSeconds: number, inactive: boolean) {
     this.image = image;
+    this.#inactive = inactive;
     this.snapshots = new Snapshots(image);
     this.#lookup = new Lookup(image, image.cipher !== null);
     this.#writer = new Writer(image);
@@ -65,7 +66,7 @@ export class Qcow2Node implements DriverNode {
     };
     this.#cleaning = image.aio.timer(() => this.#clean(), 'qcow2 cache cleaning');
     this.#cleanSeconds = cleanSeconds;
-    this.#armCleaning();
+    if (!inactive) this.#armCleaning();
   }
 
   get bitmaps(): BitmapStore | undefined {
@@ -167,18 +168,18 @@ export class Qcow2Node implements DriverNode {
     return { 'lazy-refcounts': image.settings.lazyRefcounts };
   }
 
-  async activate(): Promise<void> {
+  async activate(anew = false): Promise<void> {
     if (!this.#inactive) return;
     const { image } = this;
     this.#inactive = false;
     this.#armCleaning();
-    if (image.readOnly) return;
+    if (image.readOnly && !anew) return;
     try {
-      await reopen(image);
+      await reopen(image, anew);
       await image.bitmaps?.writable();
     } catch (error) {
-      // What the other thread has made of it is not known.
-      image.suspect('it could not be read again after another thread had it', 0);
+      // What the other one has made of it is not known.
+      image.suspect('it could not be read again after somebody else had it', 0);
       throw error;
     }
   }
@@ -217,7 +218,7 @@ export const qcow2Driver: Driver<Qcow2Options> = {
   probe: (head) => (new DataView(head.buffer, head.byteOffset, head.length).getUint32(0) === QCOW2_MAGIC ? 100 : 0),
   async open(context: OpenContext, options: Qcow2Options): Promise<DriverNode> {
     const image = await openImage(context, options);
-    return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS);
+    return new Qcow2Node(image, options['cache-clean-interval'] ?? CLEAN_SECONDS, context.inactive ?? false);
   },
   create: createImage,
   check: checkFile,

@@ -26,7 +26,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   const file = await context.openChild('file', 'primary');
   if (!file) throw refusal("option 'file' is missing");
   const header = await readHeader(new MetadataIo(context.aio, file));
-  if ((header.incompatible & Incompatible.CORRUPT) !== 0 && !context.readOnly) {
+  if ((header.incompatible & Incompatible.CORRUPT) !== 0 && !context.readOnly && !context.inactive) {
     throw refusal('it is marked corrupt: open it read-only, or repair it with a check', Errno.EACCES);
   }
   const dataFile = await openDataFile(context, header);
@@ -36,6 +36,7 @@ export async function openImage(context: OpenContext, options: Qcow2Options): Pr
   const image = new Image(context, { file, dataFile, backing }, header, geometry, settings);
   await readTables(image, options);
   await unlock(image, options);
+  if (context.inactive) return image;
   // Last: an image that is refused was not written to.
   if (image.has(Incompatible.DIRTY) && !context.readOnly) await repair(image);
   await image.bitmaps?.writable();
@@ -118,22 +119,34 @@ export async function reread(image: Image): Promise<void> {
 /**
  * {@link reread}, and the header and bitmaps too: the image was open for a while in another thread, which has given it
  * back. What that one wrote last may never have reached the disk, and then nobody tells of it again (L6): what it can
- * have changed, which is the header and the marks of bitmaps in use, is written once more.
+ * have changed, which is the header and the marks of bitmaps in use, is written once more. `anew`: the other one was
+ * another process, and it is as if the image were opened now.
  */
-export async function reopen(image: Image): Promise<void> {
+export async function reopen(image: Image, anew: boolean): Promise<void> {
   const { header, io, file } = image;
   // What a header need not have must go as well.
   const gone = Object.fromEntries(Object.keys(header).map((name) => [name, undefined]));
   Object.assign(header, gone, await readHeader(io));
   if (image.bitmaps !== null) {
-    const ours = new Set(image.bitmaps.stored.filter(({ inconsistent }) => !inconsistent).map(({ name }) => name));
+    const known = anew ? [] : image.bitmaps.stored;
+    const ours = new Set(known.filter(({ inconsistent }) => !inconsistent).map(({ name }) => name));
     const found = await readBitmaps(io, header);
     image.bitmaps = new Bitmaps(
       image,
       found.map((bitmap) => (ours.has(bitmap.entry.name) ? unmarked(bitmap) : bitmap)),
     );
   }
+  image.size = header.size;
   await reread(image);
+  const { snapshot } = image.context.common as { readonly snapshot?: string };
+  // It is of the snapshot again, as it is by now.
+  if (snapshot !== undefined) await chooseL1(image, snapshot);
+  if (image.readOnly) return;
+  if (anew) {
+    if (image.has(Incompatible.CORRUPT)) throw refusal('it is marked corrupt: repair it with a check', Errno.EACCES);
+    if (image.has(Incompatible.DIRTY)) await repair(image);
+    return;
+  }
   image.headerUnsure = true;
   await image.rewriteHeader();
   await file.flush();
