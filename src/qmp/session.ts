@@ -171,7 +171,7 @@ function membersOf(message: JsonObject, oob: boolean): { command: string; outOfB
       case 'exec-oob':
         if (name === 'exec-oob' && !oob) throw new QmpError("QMP input member 'exec-oob' is unexpected");
         if (typeof value !== 'string') throw new QmpError(`QMP input member '${name}' must be a string`);
-        if (command !== undefined) throw new QmpError(`QMP input member '${name}' clashes with 'execute'`);
+        if (command !== undefined) throw new QmpError("QMP input member 'execute' clashes with 'exec-oob'");
         command = value;
         outOfBand = name === 'exec-oob';
         break;

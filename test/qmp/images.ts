@@ -1,0 +1,16 @@
+/** Images that conversations begin with. */
+import { peer } from '../harness.ts';
+
+/** base <- top, each with a MiB of its own; targets that are there. */
+export async function images(directory: string): Promise<void> {
+  const create = (...args: string[]) => peer('qemu-img', 'create', '-q', '-f', 'qcow2', ...args);
+  const write = (name: string, at: string) =>
+    peer('qemu-io', '-f', 'qcow2', '-c', `write -P 1 ${at} 1M`, `${directory}/${name}.qcow2`);
+  await create(`${directory}/base.qcow2`, '4M');
+  await write('base', '0');
+  await create('-b', `${directory}/base.qcow2`, '-F', 'qcow2', `${directory}/top.qcow2`);
+  await write('top', '2M');
+  await create(`${directory}/there.qcow2`, '4M');
+  await create('-b', 'base.qcow2', '-F', 'qcow2', `${directory}/over.qcow2`);
+  await create(`${directory}/small.qcow2`, '2M');
+}
