@@ -423,6 +423,8 @@ export interface OpenContext {
   dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
   /** To be called when `length` has changed by itself: everybody above is told. */
   resized(): void;
+  /** To be called once when what is in use is found damaged. `fatal`: nothing is written any more. */
+  damaged(what: string, fatal: boolean): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }

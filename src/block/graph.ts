@@ -14,7 +14,7 @@ import { flushNode } from './flush.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
-import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
+import { driverByName, freeName, nodeByName, reserveName, setNode, tellDamage } from './registry.ts';
 import { throttleGroup } from './throttle-group.ts';
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
@@ -80,6 +80,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     joinThrottle: (group) => throttleGroup(group).join(node.aio),
     dirtyRanges,
     resized: () => node.resized(),
+    damaged: (what, fatal) => tellDamage({ node: node.name, what, fatal }),
     openChild,
   };
 }

@@ -5,7 +5,7 @@
 import { CoMutex } from '../aio/co-mutex.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
-import type { ThresholdEvent } from '../lib/node-messages.ts';
+import type { DamageEvent, ThresholdEvent } from '../lib/node-messages.ts';
 import type { ObjectType } from '../lib/objects/object-type.ts';
 import { ObjectStore } from '../lib/objects/store.ts';
 import { OBJECT_TYPES } from '../lib/objects/types.ts';
@@ -183,6 +183,11 @@ export class Daemon implements Dispatcher {
     if (name === 'job') this.jobs.told(payload as NodeJobEvent);
     else if (name === 'job-error') this.jobs.failed(payload as NodeJobErrorEvent);
     else if (name === 'threshold') this.#crossed(payload as ThresholdEvent);
+    else if (name === 'damage') this.#damaged(payload as DamageEvent);
+  }
+
+  #damaged({ node, what, fatal }: DamageEvent): void {
+    this.events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': node, msg: what, fatal });
   }
 
   #crossed({ node, threshold, end }: ThresholdEvent): void {

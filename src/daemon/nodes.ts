@@ -76,6 +76,13 @@ export class Nodes {
     throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? device}'`);
   }
 
+  /** As {@link find}; refused in the words for a node. */
+  node(name: string): IOThread {
+    const thread = this.find(name);
+    if (thread) return thread;
+    throw new QmpError(`Failed to find node with node-name='${name}'`);
+  }
+
   /** Those that have nodes. */
   get threads(): IOThread[] {
     return [...this.#names.keys()];
@@ -108,9 +115,7 @@ export class Nodes {
   }
 
   async delete(name: string): Promise<void> {
-    const thread = this.find(name);
-    if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
-    await this.#close(thread, name);
+    await this.#close(this.node(name), name);
     this.#options.delete(name);
   }
 
@@ -172,9 +177,7 @@ export class Nodes {
     for (const options of changes) {
       const name = options['node-name'];
       if (name === undefined) throw new QmpError('node-name not specified');
-      const thread = this.find(name);
-      if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
-      threads.add(thread);
+      threads.add(this.node(name));
     }
     if (threads.size > 1) throw new QmpError('The nodes are in different IOThreads');
     for (const thread of threads) {

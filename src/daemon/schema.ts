@@ -58,6 +58,7 @@ function withDrivers(schema: Schema, drivers: ReadonlyMap<string, Driver>): Sche
     ...schema,
     enums,
     structs,
+    alternates: { ...schema.alternates, TlsCredsOrId: ['nbd-tls-creds', 'str'] },
     unions: {
       ...schema.unions,
       BlockdevAmendOptions: amendment(drivers),
@@ -116,14 +117,19 @@ function amendment(drivers: ReadonlyMap<string, Driver>): Union {
   return { tag: 'driver', base: { driver: 'BlockdevDriver' }, branches };
 }
 
-/** A node can do without a backing file, or a file for the data alone. */
+/** What a node can do without. */
+const OPTIONAL_CHILDREN: ReadonlySet<string> = new Set(['backing', 'data-file']);
+
 function children({ children: roles = {} }: Driver): Members {
   const entries = Object.entries(roles).map(([name, role]) => [
-    role === 'primary' || role === 'filtered' ? name : `${name}?`,
+    OPTIONAL_CHILDREN.has(name) ? `${name}?` : name,
     role === 'cow' ? 'BlockdevRefOrNull' : 'BlockdevRef',
   ]);
   return Object.fromEntries(entries);
 }
+
+/** What may stand in the place of these groups: the id of an object. */
+const NAMED_GROUPS: Readonly<Record<string, string>> = { 'tls-creds': 'TlsCredsOrId' };
 
 /** The driver's own options; those with a dot in their names are a struct of its own. */
 function members(driver: Driver, enums: Record<string, readonly string[]>, structs: Record<string, Members>): Members {
@@ -138,7 +144,8 @@ function members(driver: Driver, enums: Record<string, readonly string[]>, struc
     }
     const struct = `${driver.name}-${group}`;
     structs[struct] = { ...structs[struct], [spec.required ? member : `${member}?`]: type };
-    own[spec.required ? group : `${group}?`] = struct;
+    if (spec.required) delete own[`${group}?`];
+    if (spec.required || !own[group]) own[spec.required ? group : `${group}?`] = NAMED_GROUPS[group] ?? struct;
   }
   return own;
 }

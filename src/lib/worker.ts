@@ -1,10 +1,11 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
-import { nameThread } from '../block/registry.ts';
+import { nameThread, onDamage } from '../block/registry.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import { imageHandlers } from './image-handlers.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import type { DamageEvent } from './node-messages.ts';
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { WorkerJobs } from './worker-jobs.ts';
@@ -17,6 +18,7 @@ type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<Metho
 
 export function setup(thread: SetupThread): Furnished {
   nameThread(thread.threadId);
+  onDamage((damage) => thread.emit('damage', { service: 0, ...damage } satisfies DamageEvent));
   builtinDrivers();
   const disks = new WorkerDisks(thread.context, thread.threadId);
   let services = 0;

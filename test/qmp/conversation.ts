@@ -25,6 +25,8 @@ export interface Step {
   /** Why the replies are not alike; then only ours is looked at, by `expect`. */
   readonly differs?: string;
   readonly expect?: (reply: Fields) => void;
+  /** Instead of a command: what is done in the directory of each. */
+  readonly act?: (directory: string) => Promise<unknown>;
   /** Wait until both have told of this event. */
   readonly event?: string;
   /** Wait until both have told that a job has this status. */
@@ -39,6 +41,11 @@ export function step(command: string, args: Fields = {}, more: Omit<Step, 'comma
 /** What no client would say: a line as it is. */
 export function line(text: string): Step {
   return { command: '', args: {}, line: text };
+}
+
+/** What somebody else does meanwhile, in the directory of each. */
+export function meanwhile(act: (directory: string) => Promise<unknown>, how: Pick<Step, 'event' | 'until'> = {}): Step {
+  return { command: '', args: {}, act, ...how };
 }
 
 /** What both daemons are told, one after the other, and what is looked at then. */
@@ -220,8 +227,17 @@ export async function pair(
 export async function converse(t: TestContext, talk: Talk, compared = new Compared()): Promise<void> {
   const { theirs, ours } = await pair(t, talk);
   const different: string[] = [];
+  const seen = async (one: Step, before: readonly number[]): Promise<void> => {
+    const wanted = seenOf(one);
+    if (wanted) await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+  };
   for (const [i, one] of talk.steps.entries()) {
     const before = [theirs.events.length, ours.events.length];
+    if (one.act) {
+      for (const { directory } of [theirs, ours]) await one.act(directory);
+      await seen(one, before);
+      continue;
+    }
     const [reply, own] = await Promise.all([theirs.tell(one), ours.tell(one)]);
     const where = `step ${i}: ${one.line ?? `${one.command} ${JSON.stringify(one.args)}`}`;
     if (one.differs === undefined) {
@@ -230,11 +246,12 @@ export async function converse(t: TestContext, talk: Talk, compared = new Compar
       compared.add(one, reply);
     }
     one.expect?.(own);
-    const seen = seenOf(one);
-    if (seen) await Promise.all([theirs.told(before[0]!, seen), ours.told(before[1]!, seen)]);
+    await seen(one, before);
   }
   assert.equal(different.join('\n'), '');
-  const [told, own] = [theirs, ours].map(({ events, directory }) => events.map((event) => alike(event, directory)));
+  const [told, own] = [theirs, ours].map(({ events, directory }) =>
+    events.map((event) => alike(event, directory, { words: true })),
+  );
   assert.deepEqual(lives(own!), lives(told!), 'events');
   for (const event of told!) compared.events.add(String((event as Fields).event));
   assert.deepEqual(await Promise.all([ours.quit(), theirs.quit()]), [0, 0]);
@@ -328,7 +345,9 @@ export function alike(value: Json, directory: string, options: Pick<Step, 'words
     names.map((name) => {
       if (OWN.has(name)) return [name, '(own)'];
       const member = (value as Fields)[name]!;
-      if (options.words && name === 'desc') return [name, '(words)'];
+      if (options.words && (/^(desc|msg)$/.test(name) || (name === 'error' && typeof member === 'string'))) {
+        return [name, '(words)'];
+      }
       // Numbers of nodes in a graph are as good as any other.
       if (/^(id|parent|child)$/.test(name) && typeof member === 'number') return [name, '(own)'];
       // Of a file below an image: how it grows is the writer's own affair.

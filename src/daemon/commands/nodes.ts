@@ -13,7 +13,7 @@ export function nodeCommands({ nodes, objects }: Daemon): Handlers {
     'blockdev-add': (options) => nodes.add(options as unknown as BlockdevOptions),
     'blockdev-reopen': ({ options }) => nodes.reopen(options as unknown as readonly BlockdevOptions[]),
     'x-blockdev-set-iothread': ({ 'node-name': name, iothread }) => {
-      nodes.lookup(name);
+      nodes.node(name);
       return nodes.move(name, iothread === null ? nodes.home : iothreadOf(objects, iothread));
     },
     'blockdev-del': ({ 'node-name': name }) => nodes.delete(name),

@@ -1,18 +1,19 @@
 import { peer } from '../../harness.ts';
 import { conversation, type Fields, step } from '../conversation.ts';
 
+const add = (name: string, more: Fields = {}, how = {}) =>
+  step('block-dirty-bitmap-add', { node: 'q', name, ...more }, how);
+const change = (verb: string, name: string, how = {}) => step(`block-dirty-bitmap-${verb}`, { node: 'q', name }, how);
+const merge = (target: string, ...bitmaps: (string | Fields)[]) =>
+  step('block-dirty-bitmap-merge', { node: 'q', target, bitmaps });
+const show = step('query-named-block-nodes', { flat: true });
+const image: Fields = {
+  driver: 'qcow2',
+  'node-name': 'q',
+  file: { driver: 'file', filename: '$DIR/x.qcow2', 'node-name': 'f' },
+};
+
 export const dirtyBitmaps = conversation('dirty bitmaps', () => {
-  const add = (name: string, more: Fields = {}, how = {}) =>
-    step('block-dirty-bitmap-add', { node: 'q', name, ...more }, how);
-  const change = (verb: string, name: string, how = {}) => step(`block-dirty-bitmap-${verb}`, { node: 'q', name }, how);
-  const merge = (target: string, ...bitmaps: (string | Fields)[]) =>
-    step('block-dirty-bitmap-merge', { node: 'q', target, bitmaps });
-  const show = step('query-named-block-nodes', { flat: true });
-  const image: Fields = {
-    driver: 'qcow2',
-    'node-name': 'q',
-    file: { driver: 'file', filename: '$DIR/x.qcow2', 'node-name': 'f' },
-  };
   return {
     steps: [
       add('b0'),

@@ -94,3 +94,25 @@ export const negotiation = conversation('capabilities are agreed on before anyth
     step('query-version'),
   ],
 }));
+
+export const whatThereIs = conversation('what there is', () => ({
+  steps: [
+    step('query-chardev'),
+    step('query-chardev-backends', {}, { differs: 'there are fewer kinds' }),
+    step('query-commands', {}, { differs: 'there are newer ones' }),
+    step('qom-list-types', { implements: 'nonsense' }),
+    step('qom-list-types', { implements: 'throttle-group' }),
+    step('qom-list-types', { implements: 'throttle-group', abstract: true }),
+    step('qom-list-types', { implements: 5 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'nowhere', iothread: null }),
+    step('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 1048576 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'nowhere' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 5 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n' }),
+    step('object-add', { 'qom-type': 'iothread', id: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: null, force: true }),
+    step('object-del', { id: 'io' }),
+  ],
+}));

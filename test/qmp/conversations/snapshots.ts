@@ -67,6 +67,10 @@ export const transactions = conversation('a transaction does all of its actions 
   const abort: Fields = { type: 'abort', data: {} };
   const bitmaps = step('query-named-block-nodes', { flat: true });
   const snapshot: Fields = { type: 'blockdev-snapshot', data: { node: 'a', overlay: 'over' } };
+  const made: Fields = {
+    type: 'blockdev-snapshot-sync',
+    data: { 'node-name': 'b', 'snapshot-file': '$DIR/made.qcow2', 'snapshot-node-name': 'made' },
+  };
   return {
     steps: [
       step('blockdev-add', image('a')),
@@ -94,11 +98,23 @@ export const transactions = conversation('a transaction does all of its actions 
       bitmaps,
       run([bitmap('remove', 'n'), abort]),
       bitmaps,
+      run([bitmap('clear', 'x'), bitmap('enable', 'x')]),
+      bitmaps,
       run([snapshot, abort]),
       step('x-debug-query-block-graph'),
       run([snapshot, { type: 'blockdev-snapshot-internal-sync', data: { device: 'b', name: 's' } }]),
       step('x-debug-query-block-graph'),
       run([{ type: 'blockdev-snapshot-internal-sync', data: { device: 'b', name: 't' } }, abort]),
+      run([made, abort]),
+      run([made]),
+      step('blockdev-snapshot-sync', {
+        ...{ device: 'made', 'snapshot-file': '$DIR/second.qcow2', 'snapshot-node-name': 'second', format: 'qcow2' },
+        'node-name': 'made',
+      }),
+      step('blockdev-snapshot-sync', {
+        ...{ 'node-name': 'made', 'snapshot-file': '$DIR/second.qcow2', 'snapshot-node-name': 'second' },
+      }),
+      step('x-debug-query-block-graph'),
       bitmaps,
       step('transaction', { actions: [], properties: { 'completion-mode': 'grouped' } }),
       step('transaction', { actions: [], properties: { 'completion-mode': 'foo' } }),
