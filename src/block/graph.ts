@@ -120,7 +120,7 @@ async function openChild(
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;
   const child = new BlockChild(parent, name, role, node);
   try {
-    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }));
+    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }, false));
     parent.children.push(child);
   } finally {
     await releaseNode(node);

@@ -11,6 +11,7 @@ import * as deprecated from './conversations/deprecated.ts';
 import * as drive from './conversations/drive.ts';
 import * as events from './conversations/events.ts';
 import * as exports from './conversations/exports.ts';
+import * as fleecing from './conversations/fleecing.ts';
 import * as jobs from './conversations/jobs.ts';
 import * as nodes from './conversations/nodes.ts';
 import * as objects from './conversations/objects.ts';
@@ -18,7 +19,7 @@ import * as reopen from './conversations/reopen.ts';
 import * as snapshots from './conversations/snapshots.ts';
 
 const ALL: readonly Conversation[] = [
-  ...[bitmaps, change, control, deprecated, drive, events, exports, jobs, nodes, objects, reopen, snapshots],
+  ...[bitmaps, change, control, deprecated, drive, events, exports, fleecing, jobs, nodes, objects, reopen, snapshots],
 ].flatMap((one) => Object.values(one));
 
 const WITH = needs('qemu-storage-daemon', 'qemu-img', 'qemu-io');

@@ -34,6 +34,29 @@ export const throttleLimits = conversation('limits of a throttle group change at
   };
 });
 
+export const sharedThrottleGroup = conversation('several nodes are in one throttle group', () => {
+  const limited = (name: string, file: string) =>
+    step('blockdev-add', { driver: 'throttle', 'node-name': name, 'throttle-group': 'tg', file });
+  return {
+    steps: [
+      step('object-add', { 'qom-type': 'throttle-group', id: 'tg', limits: { 'iops-total': 5 } }),
+      step('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 1048576 }),
+      step('blockdev-add', { driver: 'null-co', 'node-name': 'm', size: 1048576 }),
+      limited('a', 'n'),
+      limited('b', 'm'),
+      limited('c', 'a'),
+      step('blockdev-del', { 'node-name': 'c' }),
+      step('object-del', { id: 'tg' }),
+      step('blockdev-del', { 'node-name': 'a' }),
+      step('blockdev-del', { 'node-name': 'b' }),
+      step('object-del', { id: 'tg' }),
+      // Another one of its name.
+      step('object-add', { 'qom-type': 'throttle-group', id: 'tg' }),
+      limited('a', 'n'),
+    ],
+  };
+});
+
 export const childrenThatComeAndGo = conversation('children that come and go are refused', () => {
   const change = (args: Fields) => step('x-blockdev-change', args);
   return {

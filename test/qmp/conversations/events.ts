@@ -3,15 +3,7 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { peer, run } from '../../harness.ts';
 import { conversation, type Fields, meanwhile, step } from '../conversation.ts';
-
-const SERVER = step('nbd-server-start', { addr: { type: 'unix', data: { path: '$DIR/nbd' } } });
-
-function client(...commands: string[]) {
-  return (directory: string) => {
-    const steps = commands.flatMap((one) => ['-c', one]);
-    return peer('qemu-io', '-f', 'raw', ...steps, `nbd+unix:///x?socket=${directory}/nbd`);
-  };
-}
+import { client, SERVER } from '../images.ts';
 
 async function image(directory: string): Promise<void> {
   for (const name of ['a', 'b']) await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/${name}`, '4M');

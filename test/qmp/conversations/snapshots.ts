@@ -108,11 +108,7 @@ export const transactions = conversation('a transaction does all of its actions 
       run([made, abort]),
       run([made]),
       step('blockdev-snapshot-sync', {
-        ...{ device: 'made', 'snapshot-file': '$DIR/second.qcow2', 'snapshot-node-name': 'second', format: 'qcow2' },
-        'node-name': 'made',
-      }),
-      step('blockdev-snapshot-sync', {
-        ...{ 'node-name': 'made', 'snapshot-file': '$DIR/second.qcow2', 'snapshot-node-name': 'second' },
+        ...{ 'node-name': 'b', 'snapshot-file': '$DIR/second.qcow2', 'snapshot-node-name': 'second' },
       }),
       step('x-debug-query-block-graph'),
       bitmaps,
