@@ -437,8 +437,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   readonly options: Readonly<Record<string, OptionSpec>>;
   /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
   readonly copiesUp?: boolean;
-  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. `used`: somebody
-   *  is above it. */
+  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. `used`:
+   *  somebody uses the disk that it shows. */
   claims?(options: CommonOptions, used: boolean): { readonly perm: number; readonly unshared: number };
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;

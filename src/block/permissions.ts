@@ -189,7 +189,12 @@ function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => 
   return { perm, shared };
 }
 
-/** What a node needs of a child when its own users need `total`. `used`: there are any. */
+/** Who reads what a filter has kept does not use the disk that it shows. */
+function usesDisk(user: NodeParent): boolean {
+  return (user as Partial<BlockChild>).role !== 'snapshot';
+}
+
+/** What a node needs of a child when its own users need `total`. `used`: somebody uses its disk. */
 export function childPermissions(child: BlockChild, total: Wish, used: boolean): Wish {
   const { parent, role } = child;
   if (parent.inactive) return { perm: 0, shared: PERM_ALL };

@@ -3,6 +3,7 @@
  * control plane and runs in the program's thread; I/O is done in IOThreads (docs/DAEMON.md).
  */
 import { CoMutex } from '../aio/co-mutex.ts';
+import type { Abortable } from '../lib/abort.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
 import type { DamageEvent, ThresholdEvent } from '../lib/node-messages.ts';
@@ -14,7 +15,7 @@ import { Checker } from '../qmp/check.ts';
 import { qmpError } from '../qmp/errors.ts';
 import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
 import type { JsonObject } from '../qmp/json.ts';
-import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
+import type { CommandName, Given, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
 import { Bitmaps } from './bitmaps.ts';
@@ -115,14 +116,14 @@ export class Daemon implements Dispatcher {
     }
   }
 
-  /** Begins a job, and stays with it to its end. */
-  begin<N extends JobCommand>(command: N, args: JobArguments<N>): Promise<JobHandle> {
-    return JobHandle.begin(this, command, args);
+  /** Begins a job, and stays with it to its end; `signal` gives it up. Rejects with QmpError. */
+  begin<N extends JobCommand>(command: N, args: JobArguments<N>, options: Abortable = {}): Promise<JobHandle> {
+    return JobHandle.begin(this, command, args, options);
   }
 
-  /** Carries out a command as a program says it. */
-  async run<N extends CommandName>(command: N, args: Arguments<N>): Promise<Result<N>> {
-    return (await this.execute(command, args as unknown as JsonObject)) as Result<N>;
+  /** Carries out a command as a program says it. Rejects with QmpError. */
+  async run<N extends CommandName>(command: N, ...[args]: Given<N>): Promise<Result<N>> {
+    return (await this.execute(command, (args ?? {}) as unknown as JsonObject)) as Result<N>;
   }
 
   async #carryOut(command: string, args: object, session: Session | undefined): Promise<unknown> {

@@ -123,7 +123,7 @@ export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
   name: 'copy-before-write',
   role: 'filter',
   children: { file: 'filtered', target: 'target' },
-  // What is written past it is not kept. While nobody is above it, it is on its way into the graph, or out of it.
+  // What is written past it is not kept. While nobody uses it, it is on its way into the graph, or out of it.
   claims: (_options, used) => ({ perm: 0, unshared: used ? Perm.WRITE | Perm.RESIZE : 0 }),
   options: {
     'on-cbw-error': {

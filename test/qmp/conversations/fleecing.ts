@@ -45,7 +45,6 @@ export const fleecing = conversation('a moment of a disk is read while the disk 
     reopen('cbw'),
     exported('past', 'top', true, { words: true }),
     add({ driver: 'snapshot-access', 'node-name': 'sa', file: 'cbw' }),
-    exported('old', 'sa', true, { words: true }),
     exported('old', 'sa', false),
     meanwhile(client('write -P 8 0 64k', 'write -P 9 2M 64k')),
     meanwhile(reads('read -P 1 0 64k', 'read -P 2 1M 64k', 'read -P 1 2M 1M')),
