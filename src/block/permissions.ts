@@ -129,9 +129,9 @@ export class PermChange {
       for (const other of users) if (other !== user) this.#checkPair(node, user, other);
     }
     const total = cumulative(users, (user) => this.#wishOf(user));
+    const used = users.some(usesDisk);
     for (const child of node.children) {
-      if (!this.#isRemoved(child, child.node))
-        this.#wishes.set(child, childPermissions(child, total, users.length > 0));
+      if (!this.#isRemoved(child, child.node)) this.#wishes.set(child, childPermissions(child, total, used));
     }
     return total;
   }
