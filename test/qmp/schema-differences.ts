@@ -97,13 +97,6 @@ export const DIFFERENCES: readonly Reason[] = [
     },
   },
   {
-    why: 'Each is checked where it is used.',
-    at: {
-      'object-add(authz-list).rules': 'value, there array',
-      'object-add(throttle-group).limits': 'value, there object',
-    },
-  },
-  {
     why: 'Options of this engine, besides theirs (docs/HTTP.md, docs/NBD-CLIENT.md, docs/QCOW2.md).',
     at: {
       'blockdev-add(file).aio': '+pool +ring',
@@ -167,7 +160,10 @@ export const DIFFERENCES: readonly Reason[] = [
   {
     why: 'docs/COMPATIBILITY.md, "qemu-storage-daemon"',
     at: {
-      'blockdev-create.options(qcow2)': '-encrypt',
+      'blockdev-create.options(qcow2).encrypt':
+        '+cipher-alg +cipher-mode +hash-alg +iter-time +ivgen-alg +ivgen-hash-alg +key +key-secret',
+      'blockdev-create.options(qcow2).encrypt tag': 'none, there format',
+      'blockdev-create.options(qcow2).encrypt.format': '-qcow +aes',
       'blockdev-create.options(qcow2).backing-fmt': 'string, there enum',
       'blockdev-create.options(raw)': '+file +preallocation +size',
       'x-blockdev-amend.options(qcow2)': '-encrypt +lazy-refcounts +refcount-bits +version',

@@ -29,6 +29,13 @@ export const objectsComeAndGo = conversation('objects come, are shown and go', (
       step('object-add', { 'qom-type': 'secret', id: 's2', data: 'x', file: 'y' }, { words: true }),
       step('object-add', { 'qom-type': 'secret', id: 's3', data: '!!', format: 'base64' }, { words: true }),
       step('object-add', { 'qom-type': 'secret', id: 's4', format: 'foo' }),
+      step('object-add', { 'qom-type': 'throttle-group', id: 'g0', limits: 5 }),
+      step('object-add', { 'qom-type': 'throttle-group', id: 'g0', limits: { nonsense: 1 } }),
+      step('object-add', { 'qom-type': 'throttle-group', id: 'g0', limits: { 'bps-read': 'x' } }),
+      step('object-add', { 'qom-type': 'authz-list', id: 'l0', rules: {} }),
+      step('object-add', { 'qom-type': 'authz-list', id: 'l0', rules: [{ policy: 'allow' }] }),
+      step('object-add', { 'qom-type': 'authz-list', id: 'l0', rules: [{ match: 'x', policy: 'nonsense' }] }),
+      step('object-add', { 'qom-type': 'authz-list', id: 'l0', rules: [{ match: 'x', policy: 'allow' }] }),
       step('qom-get', { path: '/objects/s0', property: 'format' }),
       step(
         'qom-get',
@@ -50,12 +57,28 @@ export const encryptedImages = conversation('an encrypted image opens with the s
     encrypt: { format: 'luks', 'key-secret': secret },
     file: { driver: 'file', filename: '$DIR/x.qcow2' },
   });
+  const create = (options: Fields, how = {}) => step('blockdev-create', { 'job-id': 'c', options }, how);
+  const encrypted: Fields = { driver: 'qcow2', file: 'f', size: 1048576 };
+  const dismiss = step('job-dismiss', { id: 'c' });
   return {
     steps: [
       step('blockdev-add', image('s0'), { words: true }),
       step('object-add', { 'qom-type': 'secret', id: 's0', data: 'letmein' }),
       step('blockdev-add', image('s0')),
       step('blockdev-del', { 'node-name': 'q' }),
+      // One that is made.
+      create({ driver: 'file', filename: '$DIR/made', size: 0 }, { until: 'concluded' }),
+      dismiss,
+      step('blockdev-add', { driver: 'file', 'node-name': 'f', filename: '$DIR/made' }),
+      create({ ...encrypted, encrypt: { format: 'nonsense' } }),
+      create({ ...encrypted, encrypt: { format: 'luks', nonsense: 1 } }),
+      create(
+        { ...encrypted, encrypt: { format: 'luks', 'key-secret': 's0', 'iter-time': 10 } },
+        { until: 'concluded' },
+      ),
+      step('query-jobs'),
+      dismiss,
+      step('blockdev-add', { ...image('s0'), file: 'f' }),
     ],
     prepare: async (directory) => {
       const secret = ['--object', 'secret,id=s,data=letmein'];
