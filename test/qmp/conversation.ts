@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { createConnection, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -147,6 +147,24 @@ export class Peer {
     return this.#next();
   }
 
+  /** The replies to all that is in `bytes`, none or many. */
+  async replies(bytes: string | Uint8Array): Promise<Fields[]> {
+    this.#socket.write(bytes);
+    this.#socket.write('\n{"execute":"query-version","id":"the last"}\n');
+    const replies: Fields[] = [];
+    for (;;) {
+      const reply = await this.#next();
+      if (reply.id === 'the last') return replies;
+      replies.push(reply);
+    }
+  }
+
+  /** The most memory that it has had so far. */
+  get peakBytes(): number {
+    const status = readFileSync(`/proc/${this.#child.pid}/status`, 'utf8');
+    return Number(/^VmHWM:\s+(\d+)/m.exec(status)![1]) * 1024;
+  }
+
   /** The next reply, to what was sent together with others. */
   reply(): Promise<Fields> {
     return this.#next();
@@ -164,6 +182,10 @@ export class Peer {
   }
 
   #took(text: string): void {
+    if (!text.includes('\n')) {
+      this.#text += text;
+      return;
+    }
     const lines = (this.#text + text).split('\n');
     this.#text = lines.pop()!;
     for (const line of lines) {
@@ -209,7 +231,9 @@ async function connect(path: string, child: ChildProcess, errors: () => string):
 /** Both daemons, each with a directory of its own that `prepare` has filled. */
 export async function pair(
   t: TestContext,
-  { args = [], prepare, fresh }: Omit<Talk, 'steps'> = {},
+  args: readonly string[] = [],
+  prepare?: (directory: string) => Promise<void>,
+  fresh = false,
 ): Promise<{ readonly theirs: Peer; readonly ours: Peer }> {
   const [first, second] = [join(scratch(t), 'd'), join(scratch(t), 'd')];
   for (const directory of [first, second]) {
@@ -223,9 +247,19 @@ export async function pair(
   return { theirs, ours };
 }
 
+/** A conversation that is a test by itself. */
+export function converse(
+  t: TestContext,
+  steps: readonly Step[],
+  args: readonly string[] = [],
+  prepare?: (directory: string) => Promise<void>,
+): Promise<void> {
+  return hold(t, { steps, args, ...(prepare ? { prepare } : {}) }, new Compared());
+}
+
 /** Has the conversation, and compares; `compared` is told of what was. */
-export async function converse(t: TestContext, talk: Talk, compared = new Compared()): Promise<void> {
-  const { theirs, ours } = await pair(t, talk);
+export async function hold(t: TestContext, talk: Talk, compared: Compared): Promise<void> {
+  const { theirs, ours } = await pair(t, talk.args, talk.prepare, talk.fresh);
   const different: string[] = [];
   const seen = async (one: Step, before: readonly number[]): Promise<void> => {
     const wanted = seenOf(one);

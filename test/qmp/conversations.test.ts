@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { SCHEMA } from '../../src/qmp/schema/schema.ts';
 import { needs } from '../harness.ts';
-import { Compared, type Conversation, converse } from './conversation.ts';
+import { Compared, type Conversation, hold } from './conversation.ts';
 import * as bitmaps from './conversations/bitmaps.ts';
 import * as change from './conversations/change.ts';
 import * as control from './conversations/control.ts';
@@ -27,7 +27,7 @@ const compared = new Compared();
 
 for (const one of ALL) {
   test(`${one.name}: as in qemu-storage-daemon`, { ...WITH, skip: WITH.skip || (one.skip ?? false) }, (t) =>
-    converse(t, one, compared),
+    hold(t, one, compared),
   );
 }
 

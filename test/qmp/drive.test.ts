@@ -19,7 +19,7 @@ async function assertSame(ours: string, theirs: string): Promise<void> {
 
 test('who uses the disk goes on with the target of a drive-mirror', WITH, async (t) => {
   const sock = { type: 'unix', data: { path: '$DIR/nbd' } };
-  const { theirs, ours } = await pair(t, { prepare: images });
+  const { theirs, ours } = await pair(t, [], images);
   const directory = [theirs.directory, ours.directory];
   const run = async (command: string, args: Fields): Promise<void> => {
     for (const each of [theirs, ours]) assert.deepEqual(await each.execute(command, args), { return: {} }, command);
@@ -52,7 +52,7 @@ test('who uses the disk goes on with the target of a drive-mirror', WITH, async 
 });
 
 test('a target that holds what looks like an image is not taken for one by guess', WITH, async (t) => {
-  const { ours } = await pair(t, { prepare: images });
+  const { ours } = await pair(t, [], images);
   await ours.execute('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 65536 });
   const path = `${ours.directory}/plain`;
   writeFileSync(path, readFileSync(`${ours.directory}/there.qcow2`));
