@@ -48,7 +48,7 @@ export interface DaemonOptions extends ReferenceOptions {
 export class Daemon implements Dispatcher {
   readonly greeting: JsonObject;
   readonly schema: Schema;
-  readonly chardevs = new Chardevs();
+  readonly chardevs = new Chardevs({ objects: () => this.objects, onEnd: () => this.onQuit?.() });
   readonly events = new Events();
   readonly nodes: Nodes;
   /** What programs do with nodes. */

@@ -6,7 +6,7 @@ import { serveVhostUser } from '../lib/vhost-user.ts';
 import { QmpError, qmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps } from './bitmaps.ts';
-import { descriptorOf } from './chardev/socket.ts';
+import { descriptorOf } from './chardev/address.ts';
 import type { NbdListeners } from './nbd-listeners.ts';
 import type { Nodes } from './nodes.ts';
 

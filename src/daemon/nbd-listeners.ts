@@ -7,7 +7,7 @@ import { serverTlsOf } from '../lib/objects/tls.ts';
 import { tlsMessage } from '../lib/tls-options.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import { addressText, descriptorOf, portOf } from './chardev/socket.ts';
+import { addressText, descriptorOf, portOf } from './chardev/address.ts';
 
 type ServerOptions = Qapi<'NbdServerOptions'>;
 

@@ -163,7 +163,8 @@ export class Session {
 
   /** Answers the length of what was sent. */
   #send(message: JsonObject): number {
-    const text = `${writeJson(message, this.#pretty)}\r\n`;
+    const json = writeJson(message, this.#pretty);
+    const text = `${this.#pretty ? json.replaceAll('\n', '\r\n') : json}\r\n`;
     this.#link.send(text);
     return text.length;
   }
