@@ -13,16 +13,15 @@ export const DIFFERENCES: readonly Reason[] = [
     at: {
       commands: '+block-job-change +blockdev-set-active +qom-list-get',
       'blockdev-add(copy-before-write)': '+min-cluster-size',
+      'chardev-add.backend(pty).data': '+path',
+      'chardev-add.backend(socket).data': '+reconnect-ms',
       'nbd-server-start': '+handshake-max-seconds',
       'block-export-add': '+allow-inactive',
     },
   },
   {
-    why: 'There are no such devices, objects, exports or jobs here (docs/COMPATIBILITY.md).',
+    why: 'There are no such objects, exports or jobs here (docs/COMPATIBILITY.md).',
     at: {
-      'chardev-add.backend.type':
-        '-braille -console -dbus -msmouse -mux -parallel -pty -qemu-vdagent -serial -spiceport -spicevmc ' +
-        '-testdev -udp -vc -wctablet',
       'object-add.qom-type':
         '-authz-listfile -authz-pam -can-bus -can-host-socketcan -colo-compare -cryptodev-backend ' +
         '-cryptodev-backend-builtin -cryptodev-backend-lkcf -cryptodev-vhost-user -dbus-vmstate ' +
@@ -79,12 +78,6 @@ export const DIFFERENCES: readonly Reason[] = [
       'chardev-add.backend(socket).data.addr(inet).data': '-mptcp',
       'blockdev-add(nbd).server.type': '-fd -vsock',
       'block-export-add(vhost-user-blk).addr(inet)': '-mptcp',
-    },
-  },
-  {
-    why: 'Terminals and browsers that are not served.',
-    at: {
-      'chardev-add.backend(socket).data': '-tn3270 -websocket',
     },
   },
   {
