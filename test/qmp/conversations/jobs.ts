@@ -1,5 +1,7 @@
+import assert from 'node:assert/strict';
+import { statSync } from 'node:fs';
 import { peer } from '../../harness.ts';
-import { conversation, type Fields, step } from '../conversation.ts';
+import { conversation, type Fields, meanwhile, step } from '../conversation.ts';
 
 /** base <- mid <- top, each with some of its own: more than a slow job does at once. */
 async function chain(directory: string): Promise<void> {
@@ -132,6 +134,11 @@ export const commitAndMirror = conversation('commit and mirror become ready, com
   };
 });
 
+async function allocated(directory: string): Promise<void> {
+  const { size, blocks } = statSync(`${directory}/full`);
+  assert.deepEqual([size, blocks * 512 >= 65536], [65536, true]);
+}
+
 export const createdImages = conversation('images are made', () => {
   const create = (options: Fields, how = {}) => step('blockdev-create', { 'job-id': 'c', options }, how);
   const file = { driver: 'file', filename: '$DIR/made', size: 0 };
@@ -147,6 +154,13 @@ export const createdImages = conversation('images are made', () => {
       step('query-jobs'),
       create(file),
       step('job-dismiss', { id: 'c' }),
+      create({ ...file, filename: '$DIR/full', size: 65536, preallocation: 'full' }, { until: 'concluded' }),
+      meanwhile(allocated),
+      step('job-dismiss', { id: 'c' }),
+      create({ ...file, filename: '$DIR/full', size: 65536, preallocation: 'metadata' }, { until: 'concluded' }),
+      step('query-jobs', {}, { words: true }),
+      step('job-dismiss', { id: 'c' }),
+      create({ ...file, preallocation: 'nonsense' }),
       step('blockdev-add', { driver: 'file', filename: '$DIR/made', 'node-name': 'f' }),
       create({ driver: 'qcow2', size: 1048576 }),
       create({ driver: 'qcow2', file: 'f' }),
