@@ -38,7 +38,8 @@ export interface JobProgress {
  * A job until it has ended. `await using` gives it up where the block is left before, and waits for its end.
  *
  * ```ts
- * await using job = await daemon.begin('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'copy', sync: 'full' });
+ * const what = { 'job-id': 'b', device: 'disk', target: 'copy', sync: 'full' } as const;
+ * await using job = await daemon.begin('blockdev-backup', what);
  * for await (const { current, total } of job) console.log(current, 'of', total);
  * ```
  */
