@@ -21,9 +21,10 @@ import { throttleGroup } from './throttle-group.ts';
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
 
-/** Opens a node and what is below it. The caller holds it until `releaseNode`. */
-export function openNode(aio: AioContext, options: NodeOptions): Promise<BlockNode> {
-  return openAt(aio, options, 1);
+/** Opens a node and what is below it. The caller holds it until `releaseNode`. `former`: a name that was made up for it
+ *  in another thread, and is its name here where that is free. */
+export async function openNode(aio: AioContext, options: NodeOptions, former?: string): Promise<BlockNode> {
+  return openWith(aio, driverByName(options.driver), options, 1, former);
 }
 
 /** {@link openNode} of a driver that is not registered: for nodes that nobody can ask for by name. */
@@ -35,11 +36,17 @@ async function openAt(aio: AioContext, options: NodeOptions, depth: number): Pro
   return openWith(aio, driverByName(options.driver), options, depth);
 }
 
-async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, depth: number): Promise<BlockNode> {
+async function openWith(
+  aio: AioContext,
+  driver: Driver,
+  options: NodeOptions,
+  depth: number,
+  former?: string,
+): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError(Errno.ELOOP, `Could not open the graph: deeper than ${MAX_DEPTH} nodes`);
   if (inDrainAll()) throw drainingAll();
   const own = ownOptions(driver, options);
-  const name = reserveName(options['node-name']);
+  const name = reserveName(options['node-name'], former);
   const node = new BlockNode(name, driver, aio, options);
   try {
     const context = openContext(node, (child, role) => openChild(node, options, child, role, depth));
@@ -57,7 +64,7 @@ async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, d
       () => freeName(name),
     );
   }
-  setNode(name, node);
+  if (!driver.hidden) setNode(name, node);
   return node;
 }
 

@@ -85,6 +85,7 @@ export class Daemon implements Dispatcher {
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home, this.objects);
+    this.nodes.attendant = this.nbd;
     this.bitmaps = new Bitmaps(this.nodes);
     this.exports = new Exports(
       this.nodes,

@@ -44,6 +44,11 @@ export class ThreadDisks {
     return this.#disks.has(disk);
   }
 
+  /** Those of `users` that are disks, with their numbers. */
+  numbered(users: ReadonlySet<unknown>): ReadonlyMap<number, BlockBackend> {
+    return new Map([...this.#disks].filter(([, { blk }]) => users.has(blk)).map(([disk, { blk }]) => [disk, blk]));
+  }
+
   /** Throws EBADF for a number that is none. */
   blk(disk: number): BlockBackend {
     return this.#entry(disk).blk;
