@@ -428,6 +428,8 @@ export interface OpenContext {
   dirtyRanges(node: string, bitmap: string, visit: (at: Offset, length: Bytes) => void): void;
   /** To be called when `length` has changed by itself: everybody above is told. */
   resized(): void;
+  /** To be called once when what is in use is found damaged. `fatal`: nothing is written any more. */
+  damaged(what: string, fatal: boolean): void;
   /** Opens (or refers to) the child named in the options under `name`; undefined when the options do not name it. */
   openChild(name: string, role: ChildRole): Promise<Child | undefined>;
 }
@@ -442,8 +444,9 @@ export interface Driver<O extends object = Record<string, unknown>> {
   readonly hidden?: boolean;
   /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
   readonly copiesUp?: boolean;
-  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. */
-  claims?(options: CommonOptions): { readonly perm: number; readonly unshared: number };
+  /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. `used`:
+   *  somebody uses the disk that it shows. */
+  claims?(options: CommonOptions, used: boolean): { readonly perm: number; readonly unshared: number };
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

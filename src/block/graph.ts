@@ -16,7 +16,7 @@ import { assertCanRest } from './inactive.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
 import { childPermissions, graphSection, PermChange } from './permissions.ts';
-import { driverByName, freeName, nodeByName, reserveName, setNode } from './registry.ts';
+import { driverByName, freeName, nodeByName, reserveName, setNode, tellDamage } from './registry.ts';
 import { throttleGroup } from './throttle-group.ts';
 
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
@@ -94,6 +94,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     joinThrottle: (group) => throttleGroup(group).join(node.aio),
     dirtyRanges,
     resized: () => node.resized(),
+    damaged: (what, fatal) => tellDamage({ node: node.name, what, fatal }),
     openChild,
   };
 }
@@ -133,7 +134,7 @@ async function openChild(
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;
   const child = new BlockChild(parent, name, role, node);
   try {
-    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }));
+    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }, false));
     parent.children.push(child);
   } finally {
     await releaseNode(node);

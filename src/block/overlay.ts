@@ -28,7 +28,7 @@ export async function giveBacking(parent: BlockNode, node: BlockNode): Promise<B
   parent.children.push(child);
   try {
     checkPlace(child, node);
-    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }));
+    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }, false));
   } catch (error) {
     parent.children.splice(parent.children.indexOf(child), 1);
     throw error;

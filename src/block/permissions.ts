@@ -129,8 +129,9 @@ export class PermChange {
       for (const other of users) if (other !== user) this.#checkPair(node, user, other);
     }
     const total = cumulative(users, (user) => this.#wishOf(user));
+    const used = users.some(usesDisk);
     for (const child of node.children) {
-      if (!this.#isRemoved(child, child.node)) this.#wishes.set(child, childPermissions(child, total));
+      if (!this.#isRemoved(child, child.node)) this.#wishes.set(child, childPermissions(child, total, used));
     }
     return total;
   }
@@ -188,13 +189,18 @@ function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => 
   return { perm, shared };
 }
 
-/** What a node needs of a child when its own users need `total`. */
-export function childPermissions(child: BlockChild, total: Wish): Wish {
+/** Who reads what a filter has kept does not use the disk that it shows. */
+function usesDisk(user: NodeParent): boolean {
+  return (user as Partial<BlockChild>).role !== 'snapshot';
+}
+
+/** What a node needs of a child when its own users need `total`. `used`: somebody uses its disk. */
+export function childPermissions(child: BlockChild, total: Wish, used: boolean): Wish {
   const { parent, role } = child;
   if (parent.inactive) return { perm: 0, shared: PERM_ALL };
   if (role === 'filtered') {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
-    const claims = parent.driver.claims?.(parent.common);
+    const claims = parent.driver.claims?.(parent.common, used);
     const perm = total.perm | copies | (claims?.perm ?? 0);
     return { perm, shared: total.shared & ~(claims?.unshared ?? 0) };
   }

@@ -7,12 +7,30 @@ const drivers = new Map<string, Driver>();
 const nodes = new Map<string, BlockNode | null>();
 let autoNames = 0;
 let thread = 0;
+let damageListener: (damage: Damage) => void = () => undefined;
 /** More than threads: names that are made up are unlike those of other threads, as one daemon has nodes in many. */
 const AUTO_NAME_STEP = 1000;
 
 /** Says which thread of the process this is (0 is its first), for the names that are made up. */
 export function nameThread(threadId: number): void {
   thread = threadId;
+}
+
+/** The image of a node has been found damaged while it was in use. */
+export interface Damage {
+  readonly node: string;
+  readonly what: string;
+  /** Nothing is written to it any more. */
+  readonly fatal: boolean;
+}
+
+/** Has `listener` told of each node of this thread that is found damaged. */
+export function onDamage(listener: (damage: Damage) => void): void {
+  damageListener = listener;
+}
+
+export function tellDamage(damage: Damage): void {
+  damageListener(damage);
 }
 
 /** Makes a driver known, under `names` as well as its own. A second one of the same name replaces the first. */

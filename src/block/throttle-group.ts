@@ -24,7 +24,7 @@ const groups = new Map<string, ThrottleGroup>();
 export function throttleGroup(which: string | SharedThrottle): ThrottleGroup {
   const { name, memory } = typeof which === 'string' ? { name: which, memory: undefined } : which;
   const group = groups.get(name);
-  if (group && (memory === undefined || group.memory === memory)) return group;
+  if (group && (memory === undefined || group.isIn(memory))) return group;
   if (memory !== undefined) return ThrottleGroup.attach(name, memory, true);
   throw new BlockError(Errno.ENOENT, `Could not find throttle group '${name}'`);
 }
@@ -187,6 +187,10 @@ export class ThrottleGroup {
   /** What {@link attach} needs in another thread. */
   get memory(): SharedArrayBuffer {
     return this.#state.memory;
+  }
+
+  isIn(memory: SharedArrayBuffer): boolean {
+    return this.#state.isIn(memory);
   }
 
   get limits(): ThrottleLimits {

@@ -4,9 +4,9 @@
  *
  * Shared words, all changed under the lock only: the lock, a count of changes of the limits, then as numbers the time
  * of the last look, `iopsSize`, and for each rate avg, max, length, level and level of the burst. At the end, changed
- * by everybody: the count of nodes in the group. Whoever holds the
- * lock holds it for some arithmetic, and waits for nothing; a thread that is ended in the midst of that leaves it
- * taken, so after `STEAL_SPINS` it is taken over.
+ * by everybody: the count of nodes in the group; and what tells this memory from any other, as each message makes
+ * another object of it. Whoever holds the lock holds it for some arithmetic, and waits for nothing; a thread that is
+ * ended in the midst of that leaves it taken, so after `STEAL_SPINS` it is taken over.
  */
 import type { Bytes, Nanoseconds } from '../base/units.ts';
 import { RATES, type ThrottleLimits, type ThrottleRate } from './throttle-limits.ts';
@@ -26,7 +26,8 @@ const FIELDS = 5;
 const NUMBERS = FIRST + RATES.length * FIELDS;
 /** In words of 4 bytes. */
 const USERS = NUMBERS * 2;
-const BYTES = (USERS + 2) * 4;
+const IDENTITY = USERS + 1;
+const BYTES = (IDENTITY + 1) * 4;
 /** Some milliseconds: a hundred thousand times as long as it is ever held. */
 const STEAL_SPINS = 1_000_000;
 /** Contexts count time from when their thread began, and the group's is the same for all. */
@@ -43,10 +44,16 @@ export class ThrottleState {
   readonly #numbers: Float64Array;
 
   /** Without `memory` a new one, without limits. */
-  constructor(memory = new SharedArrayBuffer(BYTES)) {
-    this.memory = memory;
-    this.#words = new Int32Array(memory);
-    this.#numbers = new Float64Array(memory, 0, NUMBERS);
+  constructor(memory?: SharedArrayBuffer) {
+    this.memory = memory ?? new SharedArrayBuffer(BYTES);
+    this.#words = new Int32Array(this.memory);
+    this.#numbers = new Float64Array(this.memory, 0, NUMBERS);
+    if (!memory) this.#words[IDENTITY] = Math.floor(Math.random() * 2 ** 32);
+  }
+
+  /** It is the same memory, whatever object shows it. */
+  isIn(memory: SharedArrayBuffer): boolean {
+    return memory.byteLength === BYTES && new Int32Array(memory)[IDENTITY] === this.#words[IDENTITY];
   }
 
   /** Nodes in the group, in all threads. */

@@ -5,9 +5,10 @@
 
 import { CoMutex } from '../aio/co-mutex.ts';
 import { everyOne, everyStep } from '../base/every-step.ts';
+import type { Abortable } from '../lib/abort.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
-import type { ThresholdEvent } from '../lib/node-messages.ts';
+import type { DamageEvent, ThresholdEvent } from '../lib/node-messages.ts';
 import type { ObjectType } from '../lib/objects/object-type.ts';
 import { ObjectStore } from '../lib/objects/store.ts';
 import { OBJECT_TYPES } from '../lib/objects/types.ts';
@@ -17,7 +18,7 @@ import { Checker } from '../qmp/check.ts';
 import { qmpError } from '../qmp/errors.ts';
 import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
 import type { JsonObject } from '../qmp/json.ts';
-import type { Arguments, CommandName, Result } from '../qmp/schema/schema.ts';
+import type { CommandName, Given, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
 import { Bitmaps } from './bitmaps.ts';
@@ -122,14 +123,14 @@ export class Daemon implements Dispatcher {
     }
   }
 
-  /** Begins a job, and stays with it to its end. */
-  begin<N extends JobCommand>(command: N, args: JobArguments<N>): Promise<JobHandle> {
-    return JobHandle.begin(this, command, args);
+  /** Begins a job, and stays with it to its end; `signal` gives it up. Rejects with QmpError. */
+  begin<N extends JobCommand>(command: N, args: JobArguments<N>, options: Abortable = {}): Promise<JobHandle> {
+    return JobHandle.begin(this, command, args, options);
   }
 
-  /** Carries out a command as a program says it. */
-  async run<N extends CommandName>(command: N, args: Arguments<N>): Promise<Result<N>> {
-    return (await this.execute(command, args as unknown as JsonObject)) as Result<N>;
+  /** Carries out a command as a program says it. Rejects with QmpError. */
+  async run<N extends CommandName>(command: N, ...[args]: Given<N>): Promise<Result<N>> {
+    return (await this.execute(command, (args ?? {}) as unknown as JsonObject)) as Result<N>;
   }
 
   async #carryOut(command: string, args: object, session: Session | undefined): Promise<unknown> {
@@ -192,6 +193,11 @@ export class Daemon implements Dispatcher {
     else if (name === 'job-error') this.jobs.failed(payload as NodeJobErrorEvent);
     else if (name === 'job-group') void this.#groups.told(payload as JobGroupEvent);
     else if (name === 'threshold') this.#crossed(payload as ThresholdEvent);
+    else if (name === 'damage') this.#damaged(payload as DamageEvent);
+  }
+
+  #damaged({ node, what, fatal }: DamageEvent): void {
+    this.events.emit('BLOCK_IMAGE_CORRUPTED', { device: '', 'node-name': node, msg: what, fatal });
   }
 
   #crossed({ node, threshold, end }: ThresholdEvent): void {

@@ -1,5 +1,7 @@
 /** A job of a daemon, for programs: its progress as it goes, and its end. */
+import { onAbort } from '../aio/on-abort.ts';
 import { Gate } from '../aio/op.ts';
+import type { Abortable } from '../lib/abort.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Arguments, Qapi } from '../qmp/schema/schema.ts';
 import type { Daemon } from './daemon.ts';
@@ -33,30 +35,40 @@ export interface JobProgress {
 }
 
 /**
+ * A job until it has ended. `await using` gives it up where the block is left before, and waits for its end.
+ *
  * ```ts
- * const job = await daemon.begin('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'copy', sync: 'full' });
+ * const what = { 'job-id': 'b', device: 'disk', target: 'copy', sync: 'full' } as const;
+ * await using job = await daemon.begin('blockdev-backup', what);
  * for await (const { current, total } of job) console.log(current, 'of', total);
  * ```
  */
-export class JobHandle implements AsyncIterable<JobProgress> {
+export class JobHandle implements AsyncIterable<JobProgress>, AsyncDisposable {
   readonly id: string;
   readonly #daemon: Daemon;
   /** Opens at the next change of its status. */
   #changed = new Gate();
   #last: Qapi<'JobInfo'> | undefined;
-  /** Resolves when it is done; rejects with what it failed with, or with what it was cancelled. */
+  /** Resolves when it is done; rejects with what it failed with, or was given up with: the reason of the signal, where
+   *  that did it. */
   readonly ended: Promise<void>;
 
-  private constructor(daemon: Daemon, id: string) {
+  private constructor(daemon: Daemon, id: string, signal: AbortSignal | undefined) {
     this.id = id;
     this.#daemon = daemon;
-    this.ended = this.#follow();
+    this.ended = this.#watched(signal);
     // Who only reads its progress is told there.
     this.ended.catch(() => undefined);
   }
 
   /** @internal Use Daemon.begin(). */
-  static async begin<N extends JobCommand>(daemon: Daemon, command: N, args: JobArguments<N>): Promise<JobHandle> {
+  static async begin<N extends JobCommand>(
+    daemon: Daemon,
+    command: N,
+    args: JobArguments<N>,
+    { signal }: Abortable,
+  ): Promise<JobHandle> {
+    signal?.throwIfAborted();
     const dismissing = STAYING.has(command) ? {} : { 'auto-dismiss': false };
     const { 'job-id': id } = args;
     let handle: JobHandle | undefined;
@@ -71,7 +83,7 @@ export class JobHandle implements AsyncIterable<JobProgress> {
       leave();
       throw error;
     }
-    handle = new JobHandle(daemon, id);
+    handle = new JobHandle(daemon, id, signal);
     return handle;
   }
 
@@ -114,6 +126,32 @@ export class JobHandle implements AsyncIterable<JobProgress> {
   /** Bytes a second; 0 for as fast as it goes. */
   async setSpeed(speed: number): Promise<void> {
     await this.#daemon.run('block-job-set-speed', { device: this.id, speed });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#last === undefined) await this.#giveUp();
+    await this.ended.catch(() => undefined);
+  }
+
+  /** It may have ended by itself meanwhile. */
+  async #giveUp(): Promise<void> {
+    await this.cancel().catch((error: unknown) => {
+      if (!(error instanceof QmpError)) throw error;
+    });
+  }
+
+  async #watched(signal: AbortSignal | undefined): Promise<void> {
+    if (!signal) return this.#follow();
+    const off = onAbort(signal, () => void this.#giveUp());
+    if (signal.aborted) void this.#giveUp();
+    try {
+      await this.#follow();
+    } catch (error) {
+      signal.throwIfAborted();
+      throw error;
+    } finally {
+      off();
+    }
   }
 
   async #info(): Promise<Qapi<'JobInfo'> | undefined> {

@@ -91,6 +91,13 @@ export class Nodes {
     throw new QmpError(`Cannot find device='${device}' nor node-name='${name ?? device}'`);
   }
 
+  /** As {@link find}; refused in the words for a node. */
+  node(name: string): IOThread {
+    const thread = this.find(name);
+    if (thread) return thread;
+    throw new QmpError(`Failed to find node with node-name='${name}'`);
+  }
+
   /** Those that have nodes. */
   get threads(): IOThread[] {
     return [...this.#names.keys()];
@@ -121,8 +128,7 @@ export class Nodes {
   }
 
   async delete(name: string): Promise<void> {
-    const thread = this.find(name);
-    if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
+    const thread = this.node(name);
     const { names } = await thread.call('node-del', { node: name });
     this.#names.set(thread, new Set(names));
   }
@@ -182,9 +188,7 @@ export class Nodes {
     for (const options of changes) {
       const name = options['node-name'];
       if (name === undefined) throw new QmpError('node-name not specified');
-      const thread = this.find(name);
-      if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
-      threads.add(thread);
+      threads.add(this.node(name));
     }
     if (threads.size > 1) throw new QmpError('The nodes are in different IOThreads');
     for (const thread of threads) {

@@ -3,7 +3,7 @@ import type { Driver, OptionSpec } from '../block/driver.ts';
 import { COMMON_OPTIONS } from '../block/options.ts';
 import { driverTable } from '../block/registry.ts';
 import { builtinDrivers } from '../lib/builtin-drivers.ts';
-import type { ObjectType } from '../lib/objects/object-type.ts';
+import type { ObjectOption, ObjectType } from '../lib/objects/object-type.ts';
 import { secretOption } from '../lib/objects/resolve.ts';
 import { SCHEMA } from '../qmp/schema/schema.ts';
 import type { Members, Schema, Union } from '../qmp/schema/types.ts';
@@ -24,16 +24,28 @@ function withObjectTypes(schema: Schema, types: readonly ObjectType[]): Schema {
     ...schema.enums,
     ObjectType: types.map(({ name }) => name).sort(),
   };
-  const branches = Object.fromEntries(types.map((type) => [type.name, objectMembers(type, enums)]));
+  const structs: Record<string, Members> = { ...schema.structs };
+  const branches = Object.fromEntries(
+    types.map(({ name, options }) => [name, objectMembers(name, options, enums, structs)]),
+  );
   const base = { 'qom-type': 'ObjectType', id: 'str' };
-  return { ...schema, enums, unions: { ...schema.unions, ObjectOptions: { tag: 'qom-type', base, branches } } };
+  const unions = { ...schema.unions, ObjectOptions: { tag: 'qom-type', base, branches } };
+  return { ...schema, enums, structs, unions };
 }
 
-function objectMembers({ name: type, options }: ObjectType, enums: Record<string, readonly string[]>): Members {
+/** `prefix` of the types that the options need. */
+function objectMembers(
+  prefix: string,
+  options: Readonly<Record<string, ObjectOption>>,
+  enums: Record<string, readonly string[]>,
+  structs: Record<string, Members>,
+): Members {
   const entries = Object.entries(options).map(([name, spec]) => {
-    const enumName = `${type}-${name}`;
-    if (spec.values) enums[enumName] = spec.values;
-    return [spec.required ? name : `${name}?`, OBJECT_OPTIONS[spec.type] ?? enumName];
+    const own = `${prefix}-${name}`;
+    if (spec.values) enums[own] = spec.values;
+    if (spec.members) structs[own] = objectMembers(own, spec.members, enums, structs);
+    const type = spec.members ? own : (OBJECT_OPTIONS[spec.type] ?? own);
+    return [spec.required ? name : `${name}?`, spec.many ? `[${type}]` : type];
   });
   return Object.fromEntries(entries);
 }
@@ -52,16 +64,19 @@ function withDrivers(schema: Schema, drivers: ReadonlyMap<string, Driver>): Sche
   const enums: Record<string, readonly string[]> = { ...schema.enums, BlockdevDriver: [...drivers.keys()].sort() };
   const structs: Record<string, Members> = { ...schema.structs };
   const branches = Object.fromEntries(
-    [...drivers].map(([name, driver]) => [name, { ...children(driver), ...members(driver, enums, structs) }]),
+    [...drivers].map(([name, driver]) => {
+      return [name, { ...children(driver), ...members(driver.name, driver.options, enums, structs) }];
+    }),
   );
   return {
     ...schema,
     enums,
     structs,
+    alternates: { ...schema.alternates, TlsCredsOrId: ['nbd-tls-creds', 'str'] },
     unions: {
       ...schema.unions,
       BlockdevAmendOptions: amendment(drivers),
-      BlockdevCreateOptions: creation(drivers, enums),
+      BlockdevCreateOptions: creation(drivers, enums, structs),
       BlockdevOptions: { tag: 'driver', base: { ...commonMembers(), 'cache?': 'BlockdevCacheOptions' }, branches },
     },
   };
@@ -76,26 +91,24 @@ function commonMembers(): Members {
 }
 
 /** What new images are made with: `file` makes the file, the formats what is in it. */
-function creation(drivers: ReadonlyMap<string, Driver>, enums: Record<string, readonly string[]>): Union {
+function creation(
+  drivers: ReadonlyMap<string, Driver>,
+  enums: Record<string, readonly string[]>,
+  structs: Record<string, Members>,
+): Union {
   const branches: Record<string, Members> = {
     file: { filename: 'str', size: 'bytes', 'preallocation?': 'PreallocMode' },
   };
   for (const [name, driver] of drivers) {
     if (!driver.createOptions) continue;
     const { compat, 'backing-file': backing, 'data-file': data, ...rest } = driver.createOptions;
-    const own = Object.entries(rest).filter(([option]) => !option.includes('.'));
-    for (const [option, spec] of own) if (spec.values) enums[`${name}-create-${option}`] = spec.values;
-    const members = own.map(([option, spec]) => [
-      spec.required ? option : `${option}?`,
-      typeOf(spec, `${name}-create-${option}`),
-    ]);
     if (compat) enums.BlockdevQcow2Version = ['v2', 'v3'];
     branches[name] = {
       file: 'BlockdevRef',
       ...(data ? { 'data-file?': 'BlockdevRef' } : {}),
       ...(compat ? { 'version?': 'BlockdevQcow2Version' } : {}),
       ...(backing ? { 'backing-file?': 'str' } : {}),
-      ...Object.fromEntries(members),
+      ...members(`${name}-create`, rest, enums, structs),
     };
   }
   enums.BlockdevCreateDriver = Object.keys(branches).sort();
@@ -116,29 +129,40 @@ function amendment(drivers: ReadonlyMap<string, Driver>): Union {
   return { tag: 'driver', base: { driver: 'BlockdevDriver' }, branches };
 }
 
-/** A node can do without a backing file, or a file for the data alone. */
+/** What a node can do without. */
+const OPTIONAL_CHILDREN: ReadonlySet<string> = new Set(['backing', 'data-file']);
+
 function children({ children: roles = {} }: Driver): Members {
   const entries = Object.entries(roles).map(([name, role]) => [
-    role === 'primary' || role === 'filtered' ? name : `${name}?`,
+    OPTIONAL_CHILDREN.has(name) ? `${name}?` : name,
     role === 'cow' ? 'BlockdevRefOrNull' : 'BlockdevRef',
   ]);
   return Object.fromEntries(entries);
 }
 
-/** The driver's own options; those with a dot in their names are a struct of its own. */
-function members(driver: Driver, enums: Record<string, readonly string[]>, structs: Record<string, Members>): Members {
+/** What may stand in the place of these groups: the id of an object. */
+const NAMED_GROUPS: Readonly<Record<string, string>> = { 'tls-creds': 'TlsCredsOrId' };
+
+/** Options; those with a dot in their names are a struct of its own. `prefix` of the types that they need. */
+function members(
+  prefix: string,
+  options: Driver['options'],
+  enums: Record<string, readonly string[]>,
+  structs: Record<string, Members>,
+): Members {
   const own: Record<string, string> = {};
-  for (const [option, spec] of Object.entries(withSecretNames(driver.options))) {
+  for (const [option, spec] of Object.entries(withSecretNames(options))) {
     const [group, member] = split(option);
-    const name = `${driver.name}-${option}`;
+    const name = `${prefix}-${option}`;
     const type = declared(spec, name, enums, structs);
     if (member === undefined) {
       own[spec.required ? option : `${option}?`] = type;
       continue;
     }
-    const struct = `${driver.name}-${group}`;
+    const struct = `${prefix}-${group}`;
     structs[struct] = { ...structs[struct], [spec.required ? member : `${member}?`]: type };
-    own[spec.required ? group : `${group}?`] = struct;
+    if (spec.required) delete own[`${group}?`];
+    if (spec.required || !own[group]) own[spec.required ? group : `${group}?`] = NAMED_GROUPS[group] ?? struct;
   }
   return own;
 }

@@ -136,6 +136,8 @@ export abstract class Job {
     this.#assertAllows('pause');
     if (this.#userPaused) throw this.#refusal('it is paused already');
     this.#userPaused = true;
+    // It may be waiting for its speed, which is long for a slow one.
+    this.#wake();
   }
 
   resume(): void {

@@ -1,6 +1,7 @@
 /** What crosses between a daemon and an IOThread about nodes by name: see worker-nodes.ts. */
 import type { Bytes, Offset } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
+import type { Damage } from '../block/registry.ts';
 import type { BitmapInfo } from './bitmap-messages.ts';
 import type { OpenReply } from './messages.ts';
 import type { BlockdevOptions } from './options.ts';
@@ -94,6 +95,11 @@ export interface ThresholdEvent {
   readonly node: string;
   readonly threshold: Offset;
   readonly end: Offset;
+}
+
+/** The image of a node has been found damaged. */
+export interface DamageEvent extends Damage {
+  readonly service: 0;
 }
 
 export interface NodeActiveMessage {

@@ -92,10 +92,10 @@ export interface HttpSettings extends Omit<HttpNodeSettings, 'url'> {
   readonly 'proxy-password-secret'?: string;
 }
 
-/** A file on a web server, read-only. */
+/** A file on a web or FTP server, read-only. */
 export interface HttpOptions extends NodeOptions, HttpSettings {
   readonly url: string;
-  readonly driver: 'http' | 'https';
+  readonly driver: 'http' | 'https' | 'ftp' | 'ftps';
 }
 
 /** A device without memory: takes writes, reads back nothing or zeroes. */
@@ -132,6 +132,35 @@ export interface BlkverifyOptions extends NodeOptions {
 /** What is written is stored compressed, in whole clusters. */
 export interface CompressOptions extends NodeOptions {
   readonly driver: 'compress';
+  readonly file: BlockdevOptions | string;
+}
+
+/** What is read from below the active layer of `file` is copied into it (docs/JOBS.md). */
+export interface CopyOnReadOptions extends NodeOptions {
+  readonly driver: 'copy-on-read';
+  readonly file: BlockdevOptions | string;
+  /** Name of the lowest layer that is copied from; default: all are. */
+  readonly bottom?: string;
+}
+
+/** What is about to be written over is copied to `target` first (docs/JOBS.md). */
+export interface CopyBeforeWriteOptions extends NodeOptions {
+  readonly driver: 'copy-before-write';
+  readonly file: BlockdevOptions | string;
+  readonly target: BlockdevOptions | string;
+  /** Only what is dirty in this bitmap is kept. */
+  readonly bitmap?: { readonly node: string; readonly name: string };
+  /** What a copy that fails breaks. Default: the write. */
+  readonly 'on-cbw-error'?: 'break-guest-write' | 'break-snapshot';
+  /** Seconds after which a copy has failed; default 0: never. */
+  readonly 'cbw-timeout'?: number;
+  /** Bytes that are copied together, at least; a power of two. Default 64 KiB. */
+  readonly 'min-cluster-size'?: number;
+}
+
+/** For reading: what the disk was when the copy-before-write filter `file` came (docs/JOBS.md). */
+export interface SnapshotAccessOptions extends NodeOptions {
+  readonly driver: 'snapshot-access';
   readonly file: BlockdevOptions | string;
 }
 
@@ -195,6 +224,9 @@ export type BlockdevOptions =
   | BlkdebugOptions
   | BlkverifyOptions
   | CompressOptions
+  | CopyOnReadOptions
+  | CopyBeforeWriteOptions
+  | SnapshotAccessOptions
   | PreallocateOptions;
 
 export type Format = 'raw' | 'qcow2';

@@ -1,6 +1,7 @@
 /** Jobs on the named nodes of an IOThread, by the ids that a daemon has for them. */
 import { open } from 'node:fs/promises';
 import { CoMutex } from '../aio/co-mutex.ts';
+import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
@@ -8,6 +9,7 @@ import { BlockBackend } from '../block/backend.ts';
 import { createImage } from '../block/control.ts';
 import { layerOf } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
+import type { NodeOptions } from '../block/graph.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
@@ -126,7 +128,7 @@ export class WorkerNodeJobs {
     const { CreateJob } = await import('../jobs/create-job.ts');
     const { context } = this.#thread;
     const make = async (): Promise<void> => {
-      if (driver === 'file') await makeFile(given);
+      if (driver === 'file') await makeFile(context, given);
       else await createImage(context, driver, nodes as never, given);
     };
     await this.#start(settings, (options) => new CreateJob(context, make, options));
@@ -196,18 +198,15 @@ function infoOf(job: Job): NodeJobInfo {
   };
 }
 
-/** Whatever the file was, it is empty afterwards, of that size. */
-async function makeFile({ filename, size }: Readonly<Record<string, unknown>>): Promise<void> {
-  const path = String(filename);
+/** Whatever the file was, it is empty afterwards, of that size. EAGAIN while somebody uses it. */
+async function makeFile(context: AioContext, given: Readonly<Record<string, unknown>>): Promise<void> {
+  const { filename: name, ...options } = given;
+  const filename = String(name);
   try {
-    const file = await open(path, 'w', 0o644);
-    try {
-      await file.truncate(Number(size));
-    } finally {
-      await file.close();
-    }
+    await (await open(filename, 'a', 0o644)).close();
   } catch (error) {
     const errno = errnoOf(error);
-    throw new BlockError(errno, `Could not create '${path}': ${errnoText(errno)}`, { cause: error });
+    throw new BlockError(errno, `Could not create '${filename}': ${errnoText(errno)}`, { cause: error });
   }
+  await createImage(context, 'raw', { file: { driver: 'file', filename } as NodeOptions }, options);
 }

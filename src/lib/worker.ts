@@ -2,12 +2,13 @@
 
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
 import { everyStep } from '../base/every-step.ts';
-import { nameThread } from '../block/registry.ts';
+import { nameThread, onDamage } from '../block/registry.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
 import { HeldNodes } from './held-nodes.ts';
 import { imageHandlers } from './image-handlers.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
+import type { DamageEvent } from './node-messages.ts';
 import { bitmapHandlers } from './worker-bitmaps.ts';
 import { WorkerDisks } from './worker-disks.ts';
 import { WorkerJobs } from './worker-jobs.ts';
@@ -20,6 +21,7 @@ type Handlers = { readonly [M in Method]: (args: MethodArgs<M>) => Promise<Metho
 
 export function setup(thread: SetupThread): Furnished {
   nameThread(thread.threadId);
+  onDamage((damage) => thread.emit('damage', { service: 0, ...damage } satisfies DamageEvent));
   builtinDrivers();
   const disks = new WorkerDisks(thread.context, thread.threadId);
   let services = 0;

@@ -14,7 +14,7 @@ import { QmpError, type QmpErrorClass } from './errors.ts';
 import { EventStream, type QmpEvent } from './event-stream.ts';
 import { isObject, type Json, type JsonObject, writeJson } from './json.ts';
 import { JsonReader } from './json-reader.ts';
-import type { Arguments, CommandName, Qapi, Result } from './schema/schema.ts';
+import type { CommandName, Given, Qapi, Result } from './schema/schema.ts';
 
 export type QmpAddress = { readonly path: string } | { readonly host: string; readonly port: number };
 
@@ -58,12 +58,12 @@ export class QmpClient {
   }
 
   /** Rejects with QmpError where the monitor refuses, or is gone. */
-  async execute<N extends CommandName>(command: N, args: Arguments<N>): Promise<Result<N>> {
+  async execute<N extends CommandName>(command: N, ...[args]: Given<N>): Promise<Result<N>> {
     if (this.#closed) throw this.#closed;
     const id = ++this.#ids;
     const reply = new Gate<Json>();
     this.#pending.set(id, reply);
-    this.#socket.write(`${writeJson({ execute: command, arguments: args, id })}\n`);
+    this.#socket.write(`${writeJson({ execute: command, arguments: (args ?? {}) as JsonObject, id })}\n`);
     return (await reply.promise) as Result<N>;
   }
 

@@ -191,15 +191,13 @@ function membersOf(message: JsonObject, oob: boolean): { command: string; outOfB
   for (const [name, value] of Object.entries(message)) {
     switch (name) {
       case 'execute':
-      case 'exec-oob': {
-        const other = name === 'execute' ? 'exec-oob' : 'execute';
+      case 'exec-oob':
         if (name === 'exec-oob' && !oob) throw new QmpError("QMP input member 'exec-oob' is unexpected");
         if (typeof value !== 'string') throw new QmpError(`QMP input member '${name}' must be a string`);
-        if (command !== undefined) throw new QmpError(`QMP input member '${name}' clashes with '${other}'`);
+        if (command !== undefined) throw new QmpError("QMP input member 'execute' clashes with 'exec-oob'");
         command = value;
         outOfBand = name === 'exec-oob';
         break;
-      }
       case 'arguments':
         if (!isObject(value)) throw new QmpError("QMP input member 'arguments' must be an object");
         args = value;

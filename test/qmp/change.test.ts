@@ -4,39 +4,19 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Daemon } from '../../src/daemon/index.ts';
 import { needs, peer, scratch } from '../harness.ts';
-import { converse, type Fields, step } from './conversation.ts';
 
-const WITH = needs('qemu-storage-daemon', 'qemu-img', 'qemu-io');
-
-test('limits of a throttle group change at run time as in qemu-storage-daemon', WITH, async (t) => {
-  const set = (property: string, value: unknown, how = {}) =>
-    step('qom-set', { path: 'tg', property, value: value as Fields }, how);
-  const limits = step('qom-get', { path: 'tg', property: 'limits' });
-  await converse(t, [
-    step('object-add', { 'qom-type': 'throttle-group', id: 'tg', limits: { 'iops-total': 5 } }),
-    limits,
-    set('limits', { 'bps-read': 7, 'bps-read-max': 70, 'bps-read-max-length': 2 }),
-    limits,
-    set('limits', { 'iops-total': 50, 'iops-read': 7 }, { words: true }),
-    limits,
-    set('limits', { nope: 7 }),
-    set('limits', 5),
-    set('limits', { 'iops-total': 0 }),
-    limits,
-    step('qom-get', { path: '/objects/tg', property: 'x-bps-read-max' }),
-    set('x-iops-total', 9),
-    set('x-iops-total', 'a'),
-    set('type', 'a'),
-    set('nope', 1),
-    step('qom-set', { path: 'nope', property: 'type', value: 1 }),
-    step('object-add', { 'qom-type': 'iothread', id: 'io' }),
-    step('qom-set', { path: 'io', property: 'poll-max-ns', value: 5 }),
-    step('qom-get', { path: 'io', property: 'poll-max-ns' }),
-    step('qom-set', { path: 'io', property: 'poll-max-ns', value: -5 }),
-    step('qom-set', { path: 'io', property: 'aio-max-batch', value: 3 }),
-    step('qom-set', { path: 'io', property: 'thread-id', value: 3 }),
-  ]);
-});
+async function daemonWith(t: TestContext, names: readonly string[]): Promise<{ daemon: Daemon; directory: string }> {
+  const directory = scratch(t);
+  const daemon = await Daemon.start();
+  t.after(() => daemon.close());
+  for (const name of names) {
+    const path = join(directory, `${name}.qcow2`);
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, '4M');
+    const file = { driver: 'file', filename: path };
+    await daemon.run('blockdev-add', { driver: 'qcow2', 'node-name': name, file } as never);
+  }
+  return { daemon, directory };
+}
 
 test('what waits for a throttle group goes on when its limits are taken away', { timeout: 30_000 }, async (t) => {
   await using daemon = await Daemon.start();
@@ -56,69 +36,6 @@ test('what waits for a throttle group goes on when its limits are taken away', {
   await daemon.run('qom-set', { path: 'tg', property: 'limits', value: { 'iops-total': 0 } });
   await Promise.all(reads);
 });
-
-test('children that come and go are refused as in qemu-storage-daemon', WITH, async (t) => {
-  const change = (args: Fields) => step('x-blockdev-change', args);
-  await converse(
-    t,
-    [
-      step('blockdev-add', qcow2('top')),
-      step('blockdev-add', { driver: 'null-co', 'node-name': 'n' }),
-      change({ parent: 'top', child: 'file' }),
-      change({ parent: 'top', node: 'n' }),
-      change({ parent: 'top' }),
-      change({ parent: 'top', node: 'n', child: 'file' }),
-      change({ parent: 'nope', node: 'n' }),
-      change({ parent: 'top', node: 'nope' }),
-      change({ parent: 'top', child: 'nope' }),
-    ],
-    [],
-    images,
-  );
-});
-
-function qcow2(name: string): Fields {
-  return { driver: 'qcow2', 'node-name': name, file: { driver: 'file', filename: `$DIR/${name}.qcow2` } };
-}
-
-async function images(directory: string): Promise<void> {
-  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/top.qcow2`, '4M');
-}
-
-test('an image is amended by a job as in qemu-storage-daemon', WITH, async (t) => {
-  const amend = (node: string, options: Fields, more: Fields = {}, how = {}) =>
-    step('x-blockdev-amend', { 'job-id': 'a', 'node-name': node, options, ...more }, how);
-  await converse(
-    t,
-    [
-      step('blockdev-add', qcow2('top')),
-      step('blockdev-add', { driver: 'null-co', 'node-name': 'n' }),
-      amend('top', { driver: 'raw' }),
-      amend('nope', { driver: 'qcow2' }),
-      amend('n', { driver: 'qcow2' }),
-      amend('n', { driver: 'null-co' }),
-      amend('top', { driver: 'qcow2' }, { 'job-id': '1a' }),
-      amend('top', { driver: 'qcow2' }, {}, { until: 'concluded' }),
-      step('query-jobs'),
-      step('job-dismiss', { id: 'a' }),
-    ],
-    [],
-    images,
-  );
-});
-
-async function daemonWith(t: TestContext, names: readonly string[]): Promise<{ daemon: Daemon; directory: string }> {
-  const directory = scratch(t);
-  const daemon = await Daemon.start();
-  t.after(() => daemon.close());
-  for (const name of names) {
-    const path = join(directory, `${name}.qcow2`);
-    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, '4M');
-    const file = { driver: 'file', filename: path };
-    await daemon.run('blockdev-add', { driver: 'qcow2', 'node-name': name, file } as never);
-  }
-  return { daemon, directory };
-}
 
 test('what an amend job changes is in the image', needs('qemu-img'), async (t) => {
   const { daemon, directory } = await daemonWith(t, ['top']);

@@ -18,11 +18,15 @@ export type Fields = { readonly [name: string]: Json };
 export interface Step {
   readonly command: string;
   readonly args: Fields;
+  /** Instead of the command: these words, as they are. */
+  readonly line?: string;
   /** Our message is in other words. */
   readonly words?: boolean;
   /** Why the replies are not alike; then only ours is looked at, by `expect`. */
   readonly differs?: string;
   readonly expect?: (reply: Fields) => void;
+  /** Instead of a command: what is done in the directory of each. */
+  readonly act?: (directory: string) => Promise<unknown>;
   /** Wait until both have told of this event. */
   readonly event?: string;
   /** Wait until both have told that a job has this status. */
@@ -32,6 +36,59 @@ export interface Step {
 /** `$DIR` in arguments is the daemon's own directory. */
 export function step(command: string, args: Fields = {}, more: Omit<Step, 'command' | 'args'> = {}): Step {
   return { command, args, ...more };
+}
+
+/** What no client would say: a line as it is. */
+export function line(text: string): Step {
+  return { command: '', args: {}, line: text };
+}
+
+/** What somebody else does meanwhile, in the directory of each. */
+export function meanwhile(act: (directory: string) => Promise<unknown>, how: Pick<Step, 'event' | 'until'> = {}): Step {
+  return { command: '', args: {}, act, ...how };
+}
+
+/** What both daemons are told, one after the other, and what is looked at then. */
+export interface Talk {
+  readonly steps: readonly Step[];
+  /** Of the command lines. */
+  readonly args?: readonly string[];
+  /** Fills the directory of each. */
+  readonly prepare?: (directory: string) => Promise<void>;
+  /** It begins before capabilities are agreed on. */
+  readonly fresh?: boolean;
+  /** Why it cannot be had here. */
+  readonly skip?: string | false;
+  /** Looks at what both have left in their directories. */
+  readonly after?: (ours: string, theirs: string) => Promise<void>;
+}
+
+export interface Conversation extends Talk {
+  readonly name: string;
+}
+
+export function conversation(name: string, talk: () => Talk): Conversation {
+  return { name, ...talk() };
+}
+
+/** What conversations have compared. */
+export class Compared {
+  /** How often each command was answered, and the answer compared. */
+  readonly commands = new Map<string, number>();
+  /** Those that both have answered with anything but an error. */
+  readonly succeeded = new Set<string>();
+  readonly events = new Set<string>();
+  readonly actions = new Set<string>();
+  exchanges = 0;
+
+  add({ command, args }: Step, reply: Fields): void {
+    this.exchanges++;
+    this.commands.set(command, (this.commands.get(command) ?? 0) + 1);
+    if (reply.error !== undefined) return;
+    this.succeeded.add(command);
+    if (command !== 'transaction') return;
+    for (const { type } of args.actions as readonly Fields[]) this.actions.add(String(type));
+  }
 }
 
 export class Peer {
@@ -52,7 +109,13 @@ export class Peer {
     socket.on('close', () => this.#wake());
   }
 
-  static async start(t: TestContext, directory: string, command: readonly string[], args: readonly string[]) {
+  static async start(
+    t: TestContext,
+    directory: string,
+    command: readonly string[],
+    args: readonly string[],
+    fresh = false,
+  ): Promise<Peer> {
     const path = join(directory, 'qmp.sock');
     const [program, ...first] = command;
     const chardev = ['--chardev', `socket,id=mon,path=${path},server=on,wait=off`, '--monitor', 'chardev=mon'];
@@ -66,13 +129,17 @@ export class Peer {
     const socket = await connect(path, child, () => errors);
     const peer = new Peer(directory, child, socket);
     while (!peer.#greeted) await peer.#something();
-    await peer.execute('qmp_capabilities', {});
+    if (!fresh) await peer.execute('qmp_capabilities', {});
     return peer;
   }
 
   /** The reply, with nothing made alike. */
   async execute(command: string, args: Fields): Promise<Fields> {
     return this.raw(`${JSON.stringify({ execute: command, arguments: args }).replaceAll('$DIR', this.directory)}\n`);
+  }
+
+  tell({ command, args, line }: Step): Promise<Fields> {
+    return line === undefined ? this.execute(command, args) : this.raw(`${line}\n`);
   }
 
   async raw(text: string): Promise<Fields> {
@@ -110,7 +177,7 @@ export class Peer {
 
   async quit(): Promise<number | null> {
     const exited = once(this.#child, 'exit') as Promise<[number | null]>;
-    await this.execute('quit', {});
+    assert.deepEqual(await this.execute('quit', {}), { return: {} });
     return (await exited)[0];
   }
 
@@ -164,50 +231,66 @@ async function connect(path: string, child: ChildProcess, errors: () => string):
 /** Both daemons, each with a directory of its own that `prepare` has filled. */
 export async function pair(
   t: TestContext,
-  args: readonly string[],
-  prepare: (directory: string) => Promise<void> = async () => undefined,
+  args: readonly string[] = [],
+  prepare?: (directory: string) => Promise<void>,
+  fresh = false,
 ): Promise<{ readonly theirs: Peer; readonly ours: Peer }> {
   const [first, second] = [join(scratch(t), 'd'), join(scratch(t), 'd')];
   for (const directory of [first, second]) {
     mkdirSync(directory);
-    await prepare(directory);
+    await prepare?.(directory);
   }
   const [theirs, ours] = await Promise.all([
-    Peer.start(t, first, ['/usr/bin/qemu-storage-daemon'], args),
-    Peer.start(t, second, [process.execPath, MAIN, 'qemu-storage-daemon'], args),
+    Peer.start(t, first, ['/usr/bin/qemu-storage-daemon'], args, fresh),
+    Peer.start(t, second, [process.execPath, MAIN, 'qemu-storage-daemon'], args, fresh),
   ]);
   return { theirs, ours };
 }
 
-/** Has the conversation, and compares. */
-export async function converse(
+/** A conversation that is a test by itself. */
+export function converse(
   t: TestContext,
   steps: readonly Step[],
   args: readonly string[] = [],
   prepare?: (directory: string) => Promise<void>,
 ): Promise<void> {
-  const { theirs, ours } = await pair(t, args, prepare);
+  return hold(t, { steps, args, ...(prepare ? { prepare } : {}) }, new Compared());
+}
+
+/** Has the conversation, and compares; `compared` is told of what was. */
+export async function hold(t: TestContext, talk: Talk, compared: Compared): Promise<void> {
+  const { theirs, ours } = await pair(t, talk.args, talk.prepare, talk.fresh);
   const different: string[] = [];
-  for (const [i, one] of steps.entries()) {
+  const seen = async (one: Step, before: readonly number[]): Promise<void> => {
+    const wanted = seenOf(one);
+    if (wanted) await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+  };
+  for (const [i, one] of talk.steps.entries()) {
     const before = [theirs.events.length, ours.events.length];
-    const [reply, own] = await Promise.all([
-      theirs.execute(one.command, one.args),
-      ours.execute(one.command, one.args),
-    ]);
-    const where = `step ${i}: ${one.command} ${JSON.stringify(one.args)}`;
+    if (one.act) {
+      for (const { directory } of [theirs, ours]) await one.act(directory);
+      await seen(one, before);
+      continue;
+    }
+    const [reply, own] = await Promise.all([theirs.tell(one), ours.tell(one)]);
+    const where = `step ${i}: ${one.line ?? `${one.command} ${JSON.stringify(one.args)}`}`;
     if (one.differs === undefined) {
       const [mine, other] = [alike(own, ours.directory, one), alike(reply, theirs.directory, one)];
       different.push(...differences(mine, other).map((line) => `${where}${line}`));
+      compared.add(one, reply);
     }
     one.expect?.(own);
-    const seen = seenOf(one);
-    if (seen) await Promise.all([theirs.told(before[0]!, seen), ours.told(before[1]!, seen)]);
+    await seen(one, before);
   }
   assert.equal(different.join('\n'), '');
-  const [told, own] = [theirs, ours].map(({ events, directory }) => events.map((event) => alike(event, directory)));
-  assert.deepEqual(lives(inOrder(own!)), lives(inOrder(told!)), 'events');
-  assert.equal(await ours.quit(), 0);
-  assert.equal(await theirs.quit(), 0);
+  const [told, own] = [theirs, ours].map(({ events, directory }) =>
+    events.map((event) => alike(event, directory, { words: true })),
+  );
+  assert.deepEqual(lives(own!), lives(told!), 'events');
+  for (const event of told!) compared.events.add(String((event as Fields).event));
+  assert.deepEqual(await Promise.all([ours.quit(), theirs.quit()]), [0, 0]);
+  compared.add(step('quit'), {});
+  await talk.after?.(ours.directory, theirs.directory);
 }
 
 /** Where two values differ: paths, and what stands there. */
@@ -229,30 +312,38 @@ function seenOf({ event, until }: Step): ((event: Fields) => boolean) | undefine
 }
 
 /**
- * Of what jobs tell of themselves: not those that were refused, which have a short life there and none here; and not
- * that they rest, which each finds out at a moment of its own.
+ * What was told of each node, export or job, in its order; what is about two of them may come in any order. Of jobs not
+ * those that never ran, which have a short life there and none here; and not that they rest, which each finds out at a
+ * moment of its own.
  */
-function lives(events: readonly Json[]): Json[] {
-  const statusOf = (event: Json | undefined): unknown => ((event as Fields | undefined)?.data as Fields)?.status;
-  const awake = events.filter((event) => !/^(paused|standby)$/.test(String(statusOf(event))));
-  const changes = awake.filter((event) => statusOf(event) !== undefined);
-  const told = (event: Json): boolean => {
-    const at = changes.indexOf(event);
-    if (at < 0) return true;
-    const [before, status, after] = [at - 1, at, at + 1].map((i) => statusOf(changes[i]));
-    const stillborn = (status === 'created' && after === 'null') || (status === 'null' && before === 'created');
-    return !stillborn && status !== before;
-  };
-  return awake.filter(told);
+function lives(events: readonly Json[]): readonly (readonly [string, readonly Json[]])[] {
+  const subjects = new Map<string, Json[]>();
+  for (const event of events) {
+    const { data } = event as { readonly data: Fields };
+    const subject = String(data.id ?? data.device ?? data['node-name']);
+    subjects.set(subject, [...(subjects.get(subject) ?? []), event]);
+  }
+  const told = [...subjects].map(([subject, all]) => [subject, livesOf(all).flat()] as const);
+  return told.filter(([, all]) => all.length > 0).sort(([a], [b]) => a.localeCompare(b));
 }
 
-/** By kind, and by whom they are about: what does not hang together may come in another order. */
-function inOrder(events: readonly Json[]): Json[] {
-  const keyOf = (event: Json): string => {
-    const { event: kind, data } = event as { readonly event: string; readonly data: Fields };
-    return `${kind} ${data.id ?? data.device ?? ''}`;
-  };
-  return [...events].sort((a, b) => keyOf(a).localeCompare(keyOf(b)));
+/** Of one subject: each life ends with the status `null`. */
+function livesOf(events: readonly Json[]): Json[][] {
+  const found: Json[][] = [[]];
+  let before: Json | undefined;
+  for (const event of events) {
+    const status = statusOf(event);
+    if (status === 'paused' || status === 'standby') continue;
+    if (status === undefined || status !== before) found.at(-1)!.push(event);
+    if (status !== undefined) before = status;
+    if (status === 'null') found.push([]);
+  }
+  const ran = (life: readonly Json[]): boolean => life.some((one) => statusOf(one) === 'running');
+  return found.filter((life) => life.every((one) => statusOf(one) === undefined) || ran(life));
+}
+
+function statusOf(event: Json): Json | undefined {
+  return (event as { readonly data: Fields }).data.status;
 }
 
 /** By name where there is one. */
@@ -288,7 +379,9 @@ export function alike(value: Json, directory: string, options: Pick<Step, 'words
     names.map((name) => {
       if (OWN.has(name)) return [name, '(own)'];
       const member = (value as Fields)[name]!;
-      if (options.words && name === 'desc') return [name, '(words)'];
+      if (options.words && (/^(desc|msg)$/.test(name) || (name === 'error' && typeof member === 'string'))) {
+        return [name, '(words)'];
+      }
       // Numbers of nodes in a graph are as good as any other.
       if (/^(id|parent|child)$/.test(name) && typeof member === 'number') return [name, '(own)'];
       // Of a file below an image: how it grows is the writer's own affair.

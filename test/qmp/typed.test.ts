@@ -65,3 +65,24 @@ test('nodes are added, changed and listed by methods', needs('qemu-img', 'qemu-i
     (error: unknown) => assert.match(String(error), /nope/),
   );
 });
+
+test('a job is given up by a signal, and where its block is left', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon } = await withDisks(t);
+  const slow = { 'job-id': 'k', device: 'a', target: 'b', sync: 'full', speed: 1 } as const;
+  const giving = new AbortController();
+  const job = await daemon.begin('blockdev-mirror', slow, { signal: giving.signal });
+  giving.abort(new Error('enough'));
+  await assert.rejects(job.ended, /enough/);
+  await assert.rejects(daemon.begin('blockdev-mirror', slow, { signal: giving.signal }), /enough/);
+  {
+    await using again = await daemon.begin('blockdev-mirror', slow);
+    for await (const { status } of again) if (status === 'running') break;
+  }
+  assert.deepEqual(await daemon.run('query-jobs'), []);
+  {
+    await using whole = await daemon.begin('blockdev-backup', { ...slow, speed: 0 });
+    await whole.ended;
+  }
+  await daemon.graph.add({ driver: 'copy-before-write', 'node-name': 'c', file: 'a', target: 'b' });
+  await daemon.graph.add({ driver: 'snapshot-access', 'node-name': 's', file: 'c' });
+});

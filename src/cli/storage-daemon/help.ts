@@ -26,7 +26,7 @@ Options take effect in their order. Values are KEY=VALUE,... or JSON.
                          mux=on several monitors can have it
 
   --export nbd,id=ID,node-name=N[,name=NAME][,writable=on|off]
-           [,bitmaps.0=BITMAP...]
+           [,bitmaps.0=BITMAP...][,iothread=ID][,fixed-iothread=on|off]
                          show a node over NBD (needs --nbd-server)
   --export vhost-user-blk,id=ID,node-name=N,addr.type=unix,addr.path=PATH
            [,writable=on|off][,logical-block-size=BYTES][,num-queues=COUNT]
@@ -38,7 +38,8 @@ Options take effect in their order. Values are KEY=VALUE,... or JSON.
   --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
   --nbd-server addr.type=unix,addr.path=PATH
   --nbd-server addr.type=fd,addr.str=FD
-               [,max-connections=COUNT]
+               [,max-connections=COUNT][,handshake-max-seconds=SECONDS]
+               [,tls-creds=ID][,tls-authz=ID]
                          an NBD server; there may be several
 
   --object TYPE,id=ID[,PROPERTY=VALUE...]

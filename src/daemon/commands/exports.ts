@@ -3,7 +3,7 @@ import { flatAddress } from '../chardev/address.ts';
 import type { Daemon } from '../daemon.ts';
 import type { Handlers } from './table.ts';
 
-export function exportCommands({ exports, nbd }: Daemon): Handlers {
+export function exportCommands({ exports, nbd, nodes }: Daemon): Handlers {
   return {
     'nbd-server-start': ({ addr, ...options }) => nbd.start({ addr: flatAddress(addr), ...options }),
     'nbd-server-stop': async () => {
@@ -11,15 +11,17 @@ export function exportCommands({ exports, nbd }: Daemon): Handlers {
       await exports.deleteAll('nbd');
       await nbd.stop();
     },
-    'nbd-server-add': ({ device, name = device, bitmap, ...options }) =>
-      exports.add({
+    'nbd-server-add': ({ device, name = device, bitmap, ...options }) => {
+      nodes.lookup(undefined, device);
+      return exports.add({
         type: 'nbd',
         id: name,
         'node-name': device,
         name,
         ...options,
         ...(bitmap === undefined ? {} : { bitmaps: [bitmap] }),
-      }),
+      });
+    },
     'nbd-server-remove': ({ name, mode = 'safe' }) => {
       const id = exports.nbdId(name);
       if (id === undefined) throw new QmpError(`Export '${name}' is not found`);

@@ -1,4 +1,5 @@
 import { driverTable } from '../../block/registry.ts';
+import { withObjects } from '../../lib/objects/resolve.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Daemon } from '../daemon.ts';
 import { errorPolicy } from '../jobs.ts';
@@ -27,7 +28,17 @@ export function jobCommands(daemon: Daemon): Handlers {
   };
 }
 
-function copyingCommands({ jobs, nodes }: Daemon): Handlers {
+/** Members of groups by their whole names: `encrypt.format`. */
+function ungrouped(options: Readonly<Record<string, unknown>>): Readonly<Record<string, unknown>> {
+  const entries = Object.entries(options).flatMap(([name, value]) =>
+    typeof value === 'object' && value !== null
+      ? Object.entries(value).map(([member, own]) => [`${name}.${member}`, own] as const)
+      : [[name, value] as const],
+  );
+  return Object.fromEntries(entries);
+}
+
+function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
   return {
     'block-stream': async (args) => {
       const { device: node, base, bottom, 'base-node': baseNode, 'backing-file': backingFile } = args;
@@ -72,8 +83,8 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
       );
     },
     'blockdev-create': async ({ 'job-id': id, options }) => {
-      const { driver, ...given } = options as Readonly<Record<string, unknown>>;
-      const { file, 'data-file': dataFile, version, ...rest } = given;
+      const { driver, file, 'data-file': dataFile, version, ...given } = options as Readonly<Record<string, unknown>>;
+      const rest = withObjects(ungrouped(given), objects);
       const thread = typeof file === 'string' ? nodes.lookup(undefined, file) : nodes.home;
       const dataNode = typeof dataFile === 'string' ? { 'data-file': dataFile } : {};
       const message = {

@@ -8,15 +8,16 @@ import type { AioContext } from '../../aio/context.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../../base/units.ts';
-import type {
-  Child,
-  CopyFailure,
-  Driver,
-  DriverNode,
-  Mapping,
-  MapReason,
-  OpenContext,
-  Supported,
+import {
+  type Child,
+  type CopyFailure,
+  type Driver,
+  type DriverNode,
+  type Mapping,
+  type MapReason,
+  type OpenContext,
+  Perm,
+  type Supported,
 } from '../../block/driver.ts';
 import { Snapshot } from './snapshot.ts';
 
@@ -122,6 +123,8 @@ export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
   name: 'copy-before-write',
   role: 'filter',
   children: { file: 'filtered', target: 'target' },
+  // What is written past it is not kept. While nobody uses it, it is on its way into the graph, or out of it.
+  claims: (_options, used) => ({ perm: 0, unshared: used ? Perm.WRITE | Perm.RESIZE : 0 }),
   options: {
     'on-cbw-error': {
       type: 'enum',

@@ -4,7 +4,7 @@ import type { AioContext } from '../../aio/context.ts';
 import { type AioOp, WaitOp } from '../../aio/op.ts';
 import { BlockError, Errno, errnoText, ioError } from '../../base/errors.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
-import { type Bytes, MiB, type Offset } from '../../base/units.ts';
+import { alignUp, type Bytes, MiB, type Offset } from '../../base/units.ts';
 import {
   type Driver,
   type DriverNode,
@@ -12,6 +12,7 @@ import {
   type OpenContext,
   type OptionSpec,
   PERM_ALL,
+  Perm,
   RequestFlags,
   type StatusResult,
   type Supported,
@@ -75,6 +76,7 @@ class FileNode implements DriverNode {
     // A durable write through the page cache reports, and so forgets, a lost write of anybody's (L6): flush() keeps it.
     this.nativeFua = file.nativeFua && this.#direct;
     const unit = this.#direct ? stat.alignment : 1;
+    if (this.#fills) this.length = alignUp(stat.size, unit);
     this.limits = { alignment: unit, memoryAlignment: unit, optimal: PREFERRED, maxIov: 1024 };
   }
 
@@ -194,6 +196,19 @@ class FileNode implements DriverNode {
 
   async permissions(perm: number, shared: number): Promise<void> {
     await this.#locks?.set(perm, this.#forceShare ? PERM_ALL : shared);
+    if ((perm & Perm.WRITE) !== 0 && this.#fills) await this.#fill();
+  }
+
+  /** Direct I/O cannot write the last bytes of a file that ends within a block: it ends with the block. */
+  get #fills(): boolean {
+    return this.#direct && !this.readOnly && this.#stat.kind === 'file';
+  }
+
+  /** Nothing has been written yet, or the file ends with a block already. */
+  async #fill(): Promise<void> {
+    const { size } = await this.#file.stat();
+    const end = alignUp(size, this.#stat.alignment);
+    if (end !== size) await this.#file.truncate(end);
   }
 
   info(): Record<string, unknown> {
@@ -212,6 +227,7 @@ class FileNode implements DriverNode {
     this.#forgetData();
     await this.#locks?.settle();
     // Whoever had it meanwhile may have made it longer.
+    if (this.#fills) await this.#fill();
     this.length = (await this.#file.stat()).size;
   }
 
@@ -281,7 +297,7 @@ function refuse(path: string, errno: number, why = errnoText(errno)): BlockError
 }
 
 /** Throws unless the file is one that can hold an image the way it is to be used. */
-function checkFile(context: OpenContext, file: AioFile, stat: FileStat, readOnly: boolean, device: boolean): void {
+function checkFile(context: OpenContext, file: AioFile, stat: FileStat, device: boolean): void {
   const { path } = file;
   if (stat.kind === 'directory') throw refuse(path, Errno.EISDIR);
   if (stat.kind !== 'file' && stat.kind !== 'block') {
@@ -293,13 +309,6 @@ function checkFile(context: OpenContext, file: AioFile, stat: FileStat, readOnly
   if (probe.address === 0) {
     throw refuse(path, Errno.ENOTSUP, `cache.direct is not possible with the ${context.aio.backend.name} backend`);
   }
-  if (!readOnly && stat.size % stat.alignment !== 0) {
-    throw refuse(
-      path,
-      Errno.EINVAL,
-      `with cache.direct its size, ${stat.size}, must be a multiple of ${stat.alignment}`,
-    );
-  }
 }
 
 async function open(context: OpenContext, options: FileOptions, device: boolean): Promise<DriverNode> {
@@ -308,7 +317,7 @@ async function open(context: OpenContext, options: FileOptions, device: boolean)
   const { file, readOnly } = await openFile(context, options);
   try {
     const stat = await file.stat();
-    checkFile(context, file, stat, readOnly, device);
+    checkFile(context, file, stat, device);
     if (options.identity !== undefined && options.identity !== identityOf(stat)) {
       throw refuse(filename, Errno.EAGAIN, 'it is another file than it was a moment ago');
     }

@@ -99,6 +99,7 @@ export class Image {
   /** Why the image must not be written any more. */
   damage: BlockError | null = null;
   #marked = false;
+  #told = false;
   /** Held while the header is written: of two writes at once nobody knows which one is there in the end. */
   readonly #headerMutex = new CoMutex('qcow2 header');
 
@@ -203,9 +204,9 @@ export class Image {
   /** Found damaged while in use: it is marked so, and only reads go on. Returns the error for whoever ran into it. */
   corrupted(what: string, at: Offset): BlockError {
     const error = this.#damaged(what, at);
-    if (this.readOnly) return error;
-    this.damage ??= error;
-    this.#markCorrupt();
+    if (!this.readOnly) this.damage ??= error;
+    this.#tell(error);
+    if (!this.readOnly) this.#markCorrupt();
     return error;
   }
 
@@ -217,6 +218,7 @@ export class Image {
   /** To be called by whoever is about to write. */
   assertUndamaged(): void {
     if (this.damage === null) return;
+    this.#tell(this.damage);
     this.#markCorrupt();
     throw this.damage;
   }
@@ -226,6 +228,7 @@ export class Image {
     this.damage = null;
     this.unsettled = false;
     this.#marked = false;
+    this.#told = false;
   }
 
   #damaged(what: string, at: Offset): BlockError {
@@ -234,6 +237,12 @@ export class Image {
     return new BlockError(Errno.EIO, `Image of node '${nodeName}' is corrupt: ${what}; ${advice}`, {
       where: { node: nodeName, at },
     });
+  }
+
+  #tell({ message }: BlockError): void {
+    if (this.#told) return;
+    this.#told = true;
+    this.context.damaged(message, !this.readOnly);
   }
 
   #markCorrupt(): void {

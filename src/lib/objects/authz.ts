@@ -1,6 +1,6 @@
 /** `authz-simple`, `authz-list` and `authz-list-file`. */
 import { Authorizer, type Authz, type AuthzList } from '../../tls/authz.ts';
-import { ObjectKind, type ObjectType } from './object-type.ts';
+import { ObjectKind, type ObjectOption, type ObjectType } from './object-type.ts';
 
 export interface AuthzSimpleOptions {
   readonly 'qom-type': 'authz-simple';
@@ -38,12 +38,18 @@ export const authzSimpleType: ObjectType<Authz> = {
   create: ({ identity }) => [identity as string],
 };
 
+const RULE: Readonly<Record<string, ObjectOption>> = {
+  match: { type: 'string', required: true, help: 'whom it is about' },
+  policy: { type: 'enum', values: ['deny', 'allow'], required: true, help: 'what they may' },
+  format: { type: 'enum', values: ['exact', 'glob'], help: 'how match is meant (exact)' },
+};
+
 export const authzListType: ObjectType<Authz> = {
   name: 'authz-list',
   kind: AUTHZ,
   options: {
     policy: { type: 'enum', values: ['allow', 'deny'], help: 'where no rule decides (deny)' },
-    rules: { type: 'any', help: 'match, policy=allow|deny and format=exact|glob of each' },
+    rules: { type: 'any', many: true, members: RULE, help: 'match, policy=allow|deny and format=exact|glob of each' },
   },
   create: (options) => checked(options as AuthzList),
 };

@@ -22,6 +22,10 @@ export interface ObjectOption {
   readonly type: 'string' | 'secret' | 'boolean' | 'integer' | 'size' | 'enum' | 'any';
   readonly values?: readonly string[];
   readonly required?: boolean;
+  /** Of a tree: what it is made of. */
+  readonly members?: Readonly<Record<string, ObjectOption>>;
+  /** It is a list of such. */
+  readonly many?: boolean;
   readonly help: string;
 }
 

@@ -33,7 +33,7 @@ const SINGLE = Object.fromEntries(Object.entries(LIMITS).map(([name, option]) =>
 export const throttleGroupType: ObjectType<ThrottleGroup> = {
   name: 'throttle-group',
   kind: THROTTLE_GROUP,
-  options: { limits: { type: 'any', help: 'the limits, by the names below without x-' }, ...SINGLE },
+  options: { limits: { type: 'any', members: LIMITS, help: 'the limits, by the names below without x-' }, ...SINGLE },
   create: ({ limits = {}, ...single }, _objects, id) => {
     if (typeof limits !== 'object' || limits === null)
       throw wrong("Invalid parameter type for 'limits', expected: object");

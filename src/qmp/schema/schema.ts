@@ -28,5 +28,8 @@ type Returns<C> = C extends { readonly returns: infer R } ? Named<S, R> : unknow
 
 /** What a command takes, and what it answers. */
 export type Arguments<N extends CommandName> = Data<S['commands'][N]>;
+/** The arguments of a call: none at all where nothing has to be said. */
+export type Given<N extends CommandName> =
+  Record<never, never> extends Arguments<N> ? [args?: Arguments<N>] : [args: Arguments<N>];
 export type Result<N extends CommandName> = Returns<S['commands'][N]>;
 export type EventData<N extends EventName> = Fields<S, S['events'][N]>;

@@ -1,62 +1,60 @@
-import { test } from 'node:test';
-import { needs, peer } from '../harness.ts';
-import { converse, step } from './conversation.ts';
-
-const WITH = needs('qemu-storage-daemon', 'qemu-img');
+import { peer } from '../../harness.ts';
+import { conversation, step } from '../conversation.ts';
 
 const NULL = { driver: 'null-co', 'node-name': 'n0' } as const;
 
-test('what blockdev-add does not take is refused by its path', WITH, async (t) => {
+export const refusedNodes = conversation('what blockdev-add does not take is refused by its path', () => {
   const add = (options: Record<string, unknown>, more = {}) => step('blockdev-add', options as never, more);
-  await converse(t, [
-    add({}),
-    add({ driver: 'file' }),
-    add({ driver: 'nonsense' }),
-    add({ driver: 5 }),
-    add({ driver: null }),
-    add({ driver: 'null-co', size: 'x' }),
-    add({ driver: 'null-co', size: 1.5 }),
-    add({ driver: 'null-co', foo: -1 }),
-    add({ driver: 'null-co', 'read-only': 1 }),
-    add({ driver: 'null-co', 'read-only': 'on' }),
-    add({ driver: 'raw' }),
-    add({ driver: 'raw', file: 5 }),
-    add({ driver: 'raw', file: null }),
-    add({ driver: 'raw', file: [] }),
-    add({ driver: 'raw', file: {} }),
-    add({ driver: 'raw', file: { driver: 'nonsense' } }),
-    add({ driver: 'raw', file: { driver: 'file', 'node-name': 'x' } }),
-    add({ driver: 'raw', file: { driver: 'file', filename: 5 } }),
-    add({ driver: 'raw', file: { driver: 'file', filename: 'x', foo: 1 } }),
-    add({ driver: 'raw', file: 'nowhere' }),
-    add({ driver: 'raw', 'node-name': 'r', file: 'nowhere' }),
-    add({ driver: 'qcow2', file: 'x', backing: 5 }),
-    add({ driver: 'null-co' }),
-    add({ driver: 'null-co', 'node-name': '' }),
-    add({ driver: 'null-co', 'node-name': '1' }),
-    add({ driver: 'null-co', 'node-name': '#block0' }),
-    add({ driver: 'null-co', 'node-name': 'a b' }),
-    add({ driver: 'null-co', 'node-name': 'x'.repeat(32) }),
-    add({ driver: 'null-co', 'node-name': 'x'.repeat(31) }),
-    add({ driver: 'null-co', 'node-name': 'n1', cache: { direct: 1 } }),
-    add({ driver: 'null-co', 'node-name': 'n1', cache: { x: 1 } }),
-    add({ driver: 'null-co', 'node-name': 'n1', cache: 5 }),
-    add({ driver: 'null-co', 'node-name': 'n1', discard: 'foo' }),
-    add({ driver: 'null-co', 'node-name': 'n1', 'detect-zeroes': 'foo' }),
-    add({ driver: 'file', 'node-name': 'f', filename: '$DIR/nowhere' }),
-    add({ driver: 'null-co', 'node-name': 'n1', 'latency-ns': -1 }, { words: true }),
-    step('query-named-block-nodes'),
-    step('blockdev-del', {}),
-    step('blockdev-del', { 'node-name': 5 }),
-    step('blockdev-del', { 'node-name': 'nowhere' }),
-  ]);
+  return {
+    steps: [
+      add({}),
+      add({ driver: 'file' }),
+      add({ driver: 'nonsense' }),
+      add({ driver: 5 }),
+      add({ driver: null }),
+      add({ driver: 'null-co', size: 'x' }),
+      add({ driver: 'null-co', size: 1.5 }),
+      add({ driver: 'null-co', foo: -1 }),
+      add({ driver: 'null-co', 'read-only': 1 }),
+      add({ driver: 'null-co', 'read-only': 'on' }),
+      add({ driver: 'raw' }),
+      add({ driver: 'raw', file: 5 }),
+      add({ driver: 'raw', file: null }),
+      add({ driver: 'raw', file: [] }),
+      add({ driver: 'raw', file: {} }),
+      add({ driver: 'raw', file: { driver: 'nonsense' } }),
+      add({ driver: 'raw', file: { driver: 'file', 'node-name': 'x' } }),
+      add({ driver: 'raw', file: { driver: 'file', filename: 5 } }),
+      add({ driver: 'raw', file: { driver: 'file', filename: 'x', foo: 1 } }),
+      add({ driver: 'raw', file: 'nowhere' }),
+      add({ driver: 'raw', 'node-name': 'r', file: 'nowhere' }),
+      add({ driver: 'qcow2', file: 'x', backing: 5 }),
+      add({ driver: 'null-co' }),
+      add({ driver: 'null-co', 'node-name': '' }),
+      add({ driver: 'null-co', 'node-name': '1' }),
+      add({ driver: 'null-co', 'node-name': '#block0' }),
+      add({ driver: 'null-co', 'node-name': 'a b' }),
+      add({ driver: 'null-co', 'node-name': 'x'.repeat(32) }),
+      add({ driver: 'null-co', 'node-name': 'x'.repeat(31) }),
+      add({ driver: 'null-co', 'node-name': 'n1', cache: { direct: 1 } }),
+      add({ driver: 'null-co', 'node-name': 'n1', cache: { x: 1 } }),
+      add({ driver: 'null-co', 'node-name': 'n1', cache: 5 }),
+      add({ driver: 'null-co', 'node-name': 'n1', discard: 'foo' }),
+      add({ driver: 'null-co', 'node-name': 'n1', 'detect-zeroes': 'foo' }),
+      add({ driver: 'file', 'node-name': 'f', filename: '$DIR/nowhere' }),
+      add({ driver: 'null-co', 'node-name': 'n1', 'latency-ns': -1 }, { words: true }),
+      step('query-named-block-nodes'),
+      step('blockdev-del', {}),
+      step('blockdev-del', { 'node-name': 5 }),
+      step('blockdev-del', { 'node-name': 'nowhere' }),
+    ],
+  };
 });
 
-test('nodes come and go by their names', WITH, async (t) => {
+export const nodesComeAndGo = conversation('nodes come and go by their names', () => {
   const image = { driver: 'qcow2', 'node-name': 'q', file: { driver: 'file', filename: '$DIR/over.qcow2' } } as const;
-  await converse(
-    t,
-    [
+  return {
+    steps: [
       step('blockdev-add', NULL),
       step('blockdev-add', NULL),
       step('query-named-block-nodes'),
@@ -93,8 +91,7 @@ test('nodes come and go by their names', WITH, async (t) => {
       step('blockdev-del', { 'node-name': 'b' }),
       step('blockdev-del', { 'node-name': 'f' }),
     ],
-    [],
-    async (directory) => {
+    prepare: async (directory) => {
       await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/base.qcow2`, '64M');
       await peer(
         'qemu-img',
@@ -110,5 +107,5 @@ test('nodes come and go by their names', WITH, async (t) => {
       );
       await peer('qemu-img', 'snapshot', '-c', 's1', `${directory}/over.qcow2`);
     },
-  );
+  };
 });

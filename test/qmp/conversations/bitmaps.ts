@@ -1,24 +1,21 @@
-import { test } from 'node:test';
-import { needs, peer } from '../harness.ts';
-import { converse, type Fields, step } from './conversation.ts';
+import { peer } from '../../harness.ts';
+import { conversation, type Fields, step } from '../conversation.ts';
 
-const WITH = needs('qemu-storage-daemon', 'qemu-img');
+const add = (name: string, more: Fields = {}, how = {}) =>
+  step('block-dirty-bitmap-add', { node: 'q', name, ...more }, how);
+const change = (verb: string, name: string, how = {}) => step(`block-dirty-bitmap-${verb}`, { node: 'q', name }, how);
+const merge = (target: string, ...bitmaps: (string | Fields)[]) =>
+  step('block-dirty-bitmap-merge', { node: 'q', target, bitmaps });
+const show = step('query-named-block-nodes', { flat: true });
+const image: Fields = {
+  driver: 'qcow2',
+  'node-name': 'q',
+  file: { driver: 'file', filename: '$DIR/x.qcow2', 'node-name': 'f' },
+};
 
-test('dirty bitmaps are as in qemu-storage-daemon', WITH, async (t) => {
-  const add = (name: string, more: Fields = {}, how = {}) =>
-    step('block-dirty-bitmap-add', { node: 'q', name, ...more }, how);
-  const change = (verb: string, name: string, how = {}) => step(`block-dirty-bitmap-${verb}`, { node: 'q', name }, how);
-  const merge = (target: string, ...bitmaps: (string | Fields)[]) =>
-    step('block-dirty-bitmap-merge', { node: 'q', target, bitmaps });
-  const show = step('query-named-block-nodes', { flat: true });
-  const image: Fields = {
-    driver: 'qcow2',
-    'node-name': 'q',
-    file: { driver: 'file', filename: '$DIR/x.qcow2', 'node-name': 'f' },
-  };
-  await converse(
-    t,
-    [
+export const dirtyBitmaps = conversation('dirty bitmaps', () => {
+  return {
+    steps: [
       add('b0'),
       step('blockdev-add', image),
       step('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 67108864 }),
@@ -80,7 +77,7 @@ test('dirty bitmaps are as in qemu-storage-daemon', WITH, async (t) => {
       change('remove', 'b1'),
       show,
     ],
-    [],
-    async (directory) => void (await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/x.qcow2`, '64M')),
-  );
+    prepare: async (directory) =>
+      void (await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/x.qcow2`, '64M')),
+  };
 });

@@ -1,8 +1,7 @@
-import { test } from 'node:test';
-import { needs, peer } from '../harness.ts';
-import { converse, type Fields, step } from './conversation.ts';
-
-const WITH = needs('qemu-storage-daemon', 'qemu-img', 'qemu-io');
+import assert from 'node:assert/strict';
+import { statSync } from 'node:fs';
+import { peer } from '../../harness.ts';
+import { conversation, type Fields, meanwhile, step } from '../conversation.ts';
 
 /** base <- mid <- top, each with some of its own: more than a slow job does at once. */
 async function chain(directory: string): Promise<void> {
@@ -26,11 +25,10 @@ const CHAIN = node('top', node('mid', node('base')));
 /** Bytes a second: nothing gets done at it. */
 const SLOW = 65536;
 
-test('a stream is asked for, seen, changed and ends as in qemu-storage-daemon', WITH, async (t) => {
+export const stream = conversation('a stream is asked for, seen, changed and ends', () => {
   const stream = (more: Fields = {}, how = {}) => step('block-stream', { device: 'top', 'job-id': 'j', ...more }, how);
-  await converse(
-    t,
-    [
+  return {
+    steps: [
       step('query-jobs'),
       step('query-block-jobs'),
       step('job-cancel', { id: 'j' }),
@@ -76,15 +74,13 @@ test('a stream is asked for, seen, changed and ends as in qemu-storage-daemon', 
       step('block-job-dismiss', { id: 'j' }),
       step('blockdev-del', { 'node-name': 'top' }),
     ],
-    [],
-    chain,
-  );
+    prepare: chain,
+  };
 });
 
-test('a job that is cancelled ends as in qemu-storage-daemon', WITH, async (t) => {
-  await converse(
-    t,
-    [
+export const cancelledJobs = conversation('a job that is cancelled ends', () => {
+  return {
+    steps: [
       step('blockdev-add', CHAIN),
       step('block-stream', { device: 'top', 'job-id': 'j', speed: SLOW, 'auto-dismiss': false }),
       step('job-cancel', { id: 'j' }, { until: 'concluded' }),
@@ -95,18 +91,16 @@ test('a job that is cancelled ends as in qemu-storage-daemon', WITH, async (t) =
       step('query-jobs'),
       step('blockdev-del', { 'node-name': 'top' }),
     ],
-    [],
-    chain,
-  );
+    prepare: chain,
+  };
 });
 
-test('commit and mirror become ready, complete and end as in qemu-storage-daemon', WITH, async (t) => {
+export const commitAndMirror = conversation('commit and mirror become ready, complete and end', () => {
   const commit = (more: Fields, how = {}) => step('block-commit', { device: 'top', 'job-id': 'j', ...more }, how);
   const mirror = (more: Fields, how = {}) =>
     step('blockdev-mirror', { device: 'top', 'job-id': 'm', target: 'new', sync: 'full', ...more }, how);
-  await converse(
-    t,
-    [
+  return {
+    steps: [
       step('blockdev-add', CHAIN),
       step('blockdev-add', node('new')),
       commit({ 'top-node': 'nowhere' }),
@@ -133,36 +127,49 @@ test('commit and mirror become ready, complete and end as in qemu-storage-daemon
       step('job-dismiss', { id: 'm' }),
       step('query-block-jobs'),
     ],
-    [],
-    async (directory) => {
+    prepare: async (directory) => {
       await chain(directory);
       await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/new.qcow2`, '16M');
     },
-  );
+  };
 });
 
-test('images are made as in qemu-storage-daemon', WITH, async (t) => {
+async function allocated(directory: string): Promise<void> {
+  const { size, blocks } = statSync(`${directory}/full`);
+  assert.deepEqual([size, blocks * 512 >= 65536], [65536, true]);
+}
+
+export const createdImages = conversation('images are made', () => {
   const create = (options: Fields, how = {}) => step('blockdev-create', { 'job-id': 'c', options }, how);
   const file = { driver: 'file', filename: '$DIR/made', size: 0 };
-  await converse(t, [
-    create({}),
-    create({ driver: 'nonsense' }),
-    create({ driver: 'file', filename: '$DIR/made' }),
-    create({ ...file, filename: '$DIR/nowhere/made' }, { until: 'concluded' }),
-    step('query-jobs', {}, { words: true }),
-    step('job-dismiss', { id: 'c' }),
-    create(file, { until: 'concluded' }),
-    step('query-jobs'),
-    create(file),
-    step('job-dismiss', { id: 'c' }),
-    step('blockdev-add', { driver: 'file', filename: '$DIR/made', 'node-name': 'f' }),
-    create({ driver: 'qcow2', size: 1048576 }),
-    create({ driver: 'qcow2', file: 'f' }),
-    create({ driver: 'qcow2', file: 'f', size: 1048576, 'cluster-size': 5 }, { until: 'concluded' }),
-    step('job-dismiss', { id: 'c' }),
-    create({ driver: 'qcow2', file: 'f', size: 1048576, version: 'v2' }, { until: 'concluded' }),
-    step('job-dismiss', { id: 'c' }),
-    step('blockdev-add', { driver: 'qcow2', file: 'f', 'node-name': 'q' }),
-    step('query-named-block-nodes', { flat: true }),
-  ]);
+  return {
+    steps: [
+      create({}),
+      create({ driver: 'nonsense' }),
+      create({ driver: 'file', filename: '$DIR/made' }),
+      create({ ...file, filename: '$DIR/nowhere/made' }, { until: 'concluded' }),
+      step('query-jobs', {}, { words: true }),
+      step('job-dismiss', { id: 'c' }),
+      create(file, { until: 'concluded' }),
+      step('query-jobs'),
+      create(file),
+      step('job-dismiss', { id: 'c' }),
+      create({ ...file, filename: '$DIR/full', size: 65536, preallocation: 'full' }, { until: 'concluded' }),
+      meanwhile(allocated),
+      step('job-dismiss', { id: 'c' }),
+      create({ ...file, filename: '$DIR/full', size: 65536, preallocation: 'metadata' }, { until: 'concluded' }),
+      step('query-jobs', {}, { words: true }),
+      step('job-dismiss', { id: 'c' }),
+      create({ ...file, preallocation: 'nonsense' }),
+      step('blockdev-add', { driver: 'file', filename: '$DIR/made', 'node-name': 'f' }),
+      create({ driver: 'qcow2', size: 1048576 }),
+      create({ driver: 'qcow2', file: 'f' }),
+      create({ driver: 'qcow2', file: 'f', size: 1048576, 'cluster-size': 5 }, { until: 'concluded' }),
+      step('job-dismiss', { id: 'c' }),
+      create({ driver: 'qcow2', file: 'f', size: 1048576, version: 'v2' }, { until: 'concluded' }),
+      step('job-dismiss', { id: 'c' }),
+      step('blockdev-add', { driver: 'qcow2', file: 'f', 'node-name': 'q' }),
+      step('query-named-block-nodes', { flat: true }),
+    ],
+  };
 });

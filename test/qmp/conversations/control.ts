@@ -1,0 +1,118 @@
+import { conversation, line, step } from '../conversation.ts';
+
+export const characterDevices = conversation('character devices', () => {
+  const ringbuf = { id: 'r', backend: { type: 'ringbuf', data: { size: 4096 } } };
+  const socket = { type: 'socket', data: { addr: { type: 'unix', data: { path: '$DIR/c.sock' } }, wait: false } };
+  return {
+    steps: [
+      step('query-chardev'),
+      step('chardev-add', ringbuf),
+      step('chardev-add', ringbuf),
+      step('ringbuf-write', { device: 'r', data: 'aGk=', format: 'base64' }),
+      step('ringbuf-read', { device: 'r', size: 100 }),
+      step('ringbuf-read', { device: 'r', size: 100 }),
+      step('ringbuf-write', { device: 'r', data: 'grüße' }),
+      step('ringbuf-read', { device: 'r', size: 2 }),
+      step('ringbuf-read', { device: 'r', size: 100, format: 'base64' }),
+      step('ringbuf-read', { device: 'r', size: -1 }),
+      step('ringbuf-read', { device: 'r', size: 0 }),
+      step('ringbuf-read', { device: 'zz', size: 1 }),
+      step('ringbuf-read', { device: 'mon', size: 1 }),
+      step('ringbuf-read', { device: 'r', size: 1, format: 'hex' }),
+      step('ringbuf-write', { device: 'zz', data: '' }),
+      step('chardev-add', { id: 'r2', backend: { type: 'ringbuf', data: { size: 5 } } }),
+      step('chardev-add', { id: 'n', backend: { type: 'null', data: {} } }),
+      step('chardev-add', { id: 'n2', backend: { type: 'null' } }),
+      step('chardev-add', { id: 'n3', backend: { type: 'nonsense', data: {} } }),
+      step('chardev-add', { id: 'n4', backend: {} }),
+      step('chardev-add', { id: 'n5' }),
+      step('chardev-add', { id: 's', backend: socket }),
+      step('chardev-add', { id: 'f', backend: { type: 'file', data: { out: '$DIR/out' } } }),
+      step('query-chardev'),
+      step('chardev-remove', { id: 'mon' }),
+      step('chardev-remove', { id: 'zz' }),
+      step('chardev-remove', { id: 's' }),
+      step('chardev-remove', { id: 'r' }),
+      step('chardev-remove', { id: 'r' }),
+      step('chardev-change', { id: 'zz', backend: { type: 'null', data: {} } }),
+      step('chardev-send-break', { id: 'zz' }),
+      step('chardev-send-break', { id: 'n' }),
+    ],
+  };
+});
+
+export const noCommands = conversation('what is no command is refused, and the session goes on', () => ({
+  steps: [
+    line('{"execute":"foo"}'),
+    line('{"execute":5}'),
+    line('{"execute":null}'),
+    line('{"arguments":{}}'),
+    line('{"execute":"query-version","arguments":[]}'),
+    line('{"execute":"query-version","arguments":null}'),
+    line('{"execute":"query-version","foo":1}'),
+    line('{"execute":"query-version","id":5,"bar":1}'),
+    line('{"execute":"query-version","arguments":{"x":1}}'),
+    line('{"execute":"qmp_capabilities"}'),
+    line('{"exec-oob":"query-version"}'),
+    line('{"execute":"query-version","exec-oob":"a"}'),
+    line('{"execute":"query-version","control":{"run-oob":true}}'),
+    line('[]'),
+    line('5'),
+    line('"x"'),
+    line('null'),
+    line('{"a":{"__proto__":{"execute":"quit"}}}'),
+    line('{"__proto__":{"execute":"quit"}}'),
+    line('{"execute":"constructor"}'),
+    line('{"execute":"__proto__"}'),
+    line('{"execute":"toString"}'),
+    line(
+      '{"execute":"query-version","id":{"a":9223372036854775807,"b":18446744073709551615,"c":-9223372036854775808}}',
+    ),
+    line('{"execute":"query-version","id":[1,null,true,"\\u0000\\ud83d\\ude00",{"__proto__":1}]}'),
+    line('{"execute":"query-version","id":{"constructor":1,"toString":2}}'),
+  ],
+}));
+
+export const negotiation = conversation('capabilities are agreed on before anything else', () => ({
+  fresh: true,
+  steps: [
+    step('query-version'),
+    step('nonsense'),
+    line('{"execute":"query-version","id":1}'),
+    line('{"exec-oob":"qmp_capabilities"}'),
+    line('5'),
+    step('qmp_capabilities', { enable: ['nonsense'] }),
+    step('qmp_capabilities', { enable: 'oob' }),
+    step('qmp_capabilities', { foo: 1 }),
+    step('qmp_capabilities', { enable: ['oob'] }),
+    step('qmp_capabilities'),
+    line('{"exec-oob":"query-version","id":5}'),
+    line('{"exec-oob":"query-version"}'),
+    line('{"exec-oob":"nonsense","id":"x"}'),
+    line('{"exec-oob":"query-version","execute":"query-version","id":1}'),
+    line('{"execute":"query-version","exec-oob":"query-version","id":1}'),
+    step('query-version'),
+  ],
+}));
+
+export const whatThereIs = conversation('what there is', () => ({
+  steps: [
+    step('query-chardev'),
+    step('query-chardev-backends'),
+    step('query-commands', {}, { differs: 'there are newer ones' }),
+    step('qom-list-types', { implements: 'nonsense' }),
+    step('qom-list-types', { implements: 'throttle-group' }),
+    step('qom-list-types', { implements: 'throttle-group', abstract: true }),
+    step('qom-list-types', { implements: 5 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'nowhere', iothread: null }),
+    step('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 1048576 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'nowhere' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 5 }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n' }),
+    step('object-add', { 'qom-type': 'iothread', id: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: 'io' }),
+    step('x-blockdev-set-iothread', { 'node-name': 'n', iothread: null, force: true }),
+    step('object-del', { id: 'io' }),
+  ],
+}));
