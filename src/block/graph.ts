@@ -307,7 +307,8 @@ function levels(above: readonly BlockNode[]): number {
   return depth;
 }
 
-/** Somebody lets go of a node. The last one closes it: its requests end, its data is flushed, then its children go. */
+/** Somebody lets go of a node. The last one closes it: its requests end, its data is flushed, then its children go.
+ *  What a job has put over a disk for a time is not flushed: it holds no data of its own, the disk's users go on. */
 export async function releaseNode(node: BlockNode): Promise<void> {
   if (--node.refs > 0 || node.closed) return;
   node.closed = true;
@@ -319,7 +320,6 @@ async function closeNode(node: BlockNode): Promise<void> {
   freeName(node.name);
   const drained = await drain(node);
   await everyStep(
-    // What a job's own filter has passed on is its child's, which goes on without it, and its guest does not wait.
     () => (node.readOnly || node.implicit ? undefined : flushNode(node)),
     () => node.bitmaps.store(),
     () => closeDriver(node),

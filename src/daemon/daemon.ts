@@ -79,13 +79,14 @@ export class Daemon implements Dispatcher {
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home, this.objects);
+    this.bitmaps = new Bitmaps(this.nodes);
     this.exports = new Exports(
       this.nodes,
+      this.bitmaps,
       this.nbd,
       (id) => iothreadOf(this.objects, id),
       (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }),
     );
-    this.bitmaps = new Bitmaps(this.nodes);
     this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);

@@ -3,12 +3,13 @@ import type { IOThread } from '../lib/iothread.ts';
 import type { BackupStep, Step } from '../lib/transaction-messages.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import type { Bitmaps } from './bitmaps.ts';
+import type { Bitmaps, KnownBitmaps } from './bitmaps.ts';
 import { commonThread, openImageFile } from './image-files.ts';
 import { errorPolicy, type Jobs } from './jobs.ts';
 import type { Nodes } from './nodes.ts';
 
 export type Action = Qapi<'TransactionAction'>;
+type BitmapAction = Extract<Action, { type: `block-dirty-${string}` }>;
 type Backup = Qapi<'BlockdevBackup'>;
 type DriveBackup = Qapi<'DriveBackup'>;
 type SnapshotSync = Qapi<'BlockdevSnapshotSync'>;
@@ -41,7 +42,8 @@ export class Transactions {
     if (actions.length > ACTIONS_MAX) throw new QmpError(`A transaction has at most ${ACTIONS_MAX} actions`);
     const planned: Planned[] = [];
     try {
-      for (const action of actions) planned.push(await this.#plan(action, planned));
+      const known = await this.#bitmaps.known(actions.filter(isOfBitmap).map(({ data }) => data.node));
+      for (const action of actions) planned.push(await this.#plan(action, planned, known));
       const threads = new Set(planned.map(({ thread }) => thread).filter((thread) => thread !== undefined));
       if (threads.size > 1) throw new QmpError('The nodes of a transaction are in different IOThreads');
       const [thread = this.#nodes.home] = threads;
@@ -55,7 +57,7 @@ export class Transactions {
     }
   }
 
-  #plan(action: Action, before: readonly Planned[]): Planned | Promise<Planned> {
+  #plan(action: Action, before: readonly Planned[], known: KnownBitmaps): Planned | Promise<Planned> {
     switch (action.type) {
       case 'abort':
         return { thread: undefined, step: { step: 'abort' } };
@@ -70,11 +72,11 @@ export class Transactions {
       case 'drive-backup':
         return this.#driveBackup(action.data);
       default:
-        return this.#bitmap(action, before);
+        return this.#bitmap(action, before, known);
     }
   }
 
-  async #bitmap(action: Extract<Action, { type: `block-dirty-${string}` }>, before: readonly Planned[]) {
+  async #bitmap(action: BitmapAction, before: readonly Planned[], known: KnownBitmaps) {
     const { node } = action.data;
     const thread = this.#nodes.lookup(undefined, node);
     // One that an earlier action makes is not there yet.
@@ -82,18 +84,18 @@ export class Transactions {
       before.some(({ step }) => step.step === 'bitmap-add' && step.node === node && step.name === name);
     if (action.type === 'block-dirty-bitmap-add') {
       const { name, granularity, persistent = false, disabled = false } = action.data;
-      await this.#bitmaps.assertNew(action.data);
+      await this.#bitmaps.assertNew(action.data, known);
       if (made(name)) throw new QmpError(`Bitmap already exists: ${name}`);
       return { thread, step: { step: 'bitmap-add', node, name, granularity, persistent, disabled } } as const;
     }
     if (action.type === 'block-dirty-bitmap-merge') {
       const { target: name, bitmaps: sources } = action.data;
-      if (!made(name)) await this.#bitmaps.find(node, name);
-      await this.#bitmaps.assertSources(action.data, made);
+      if (!made(name)) await this.#bitmaps.find(node, name, known);
+      await this.#bitmaps.assertSources(action.data, made, known);
       return { thread, step: { step: 'bitmap-merge', node, name, sources } } as const;
     }
     const { name } = action.data;
-    if (!made(name)) await this.#bitmaps.find(node, name);
+    if (!made(name)) await this.#bitmaps.find(node, name, known);
     const verb = action.type.slice('block-dirty-bitmap-'.length) as 'remove' | 'clear' | 'enable' | 'disable';
     return { thread, step: { step: `bitmap-${verb}`, node, name } } as const;
   }
@@ -146,6 +148,10 @@ export class Transactions {
       throw error;
     }
   }
+}
+
+function isOfBitmap(action: Action): action is BitmapAction {
+  return action.type.startsWith('block-dirty-bitmap-');
 }
 
 function backupStep(args: Backup): Omit<BackupStep, 'id' | 'speed' | 'autoFinalize' | 'autoDismiss'> {

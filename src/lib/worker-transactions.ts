@@ -36,7 +36,7 @@ export class WorkerTransactions {
 
   async run({ steps, grouped }: TransactionMessage): Promise<void> {
     using _turn = await this.#control.lock();
-    using _drained = await drainAll(nodesOf(steps));
+    using _drained = await drain(...nodesOf(steps));
     const transaction = grouped ? new JobTransaction() : undefined;
     const taken: Taken[] = [];
     try {
@@ -160,14 +160,4 @@ function nodesOf(steps: readonly Step[]): Set<BlockNode> {
   const nodes = new Set(steps.flatMap((step) => ('node' in step ? [nodeByName(step.node)] : [])));
   for (const node of nodes) assertActive(node);
   return nodes;
-}
-
-async function drainAll(nodes: Iterable<BlockNode>): Promise<Disposable> {
-  const sections: Disposable[] = [];
-  for (const node of nodes) sections.push(await drain(node));
-  return {
-    [Symbol.dispose]() {
-      for (const section of sections) section[Symbol.dispose]();
-    },
-  };
 }
