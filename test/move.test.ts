@@ -243,10 +243,10 @@ test('B8 a disk that was opened elsewhere and is given up there is not closed he
   const disk = await openIn(t, target, here);
   await using handle = BlkHandle.attach(await disk.handle());
   const { port1, port2 } = new MessageChannel();
-  const moved = await here.call('move-out', { disk: disk.id, to: 'there' });
-  await there.call('move-in', { disk: disk.id, moved, link: port2 }, [port2]);
-  assert.equal(await there.call('move-drop', { disk: disk.id }), true);
-  await here.call('move-back', { disk: disk.id });
+  const moved = await here.call('move-out', { move: -1, subject: { disk: disk.id }, to: 'there' });
+  await there.call('move-in', { move: -1, moved, link: port2 }, [port2]);
+  assert.equal(await there.call('move-drop', { move: -1 }), true);
+  await here.call('move-back', { move: -1 });
   port1.close();
   // Long enough to look whether the disk is still there.
   handle.flushSync();

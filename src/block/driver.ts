@@ -450,6 +450,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** The children it takes and their roles; their names are option names too. */
   readonly children?: Readonly<Record<string, ChildRole>>;
   readonly options: Readonly<Record<string, OptionSpec>>;
+  /** Its nodes are part of something else: nobody finds them by name, or in a list. */
+  readonly hidden?: boolean;
   /** Of a filter: its child's layers are copied up on its behalf, which changes nothing that is read. */
   readonly copiesUp?: boolean;
   /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. */

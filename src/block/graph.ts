@@ -5,6 +5,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockChild, DriverRequest } from './child.ts';
 import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
@@ -20,9 +21,10 @@ import { throttleGroup } from './throttle-group.ts';
 /** Options of a node by their QAPI names; children nested, or by the node-name of one that is open. */
 export type NodeOptions = CommonOptions & Readonly<Record<string, unknown>>;
 
-/** Opens a node and what is below it. The caller holds it until `releaseNode`. */
-export function openNode(aio: AioContext, options: NodeOptions): Promise<BlockNode> {
-  return openAt(aio, options, 1);
+/** Opens a node and what is below it. The caller holds it until `releaseNode`. `former`: a name that was made up for it
+ *  in another thread, and is its name here where that is free. */
+export async function openNode(aio: AioContext, options: NodeOptions, former?: string): Promise<BlockNode> {
+  return openWith(aio, driverByName(options.driver), options, 1, former);
 }
 
 /** {@link openNode} of a driver that is not registered: for nodes that nobody can ask for by name. */
@@ -34,11 +36,17 @@ async function openAt(aio: AioContext, options: NodeOptions, depth: number): Pro
   return openWith(aio, driverByName(options.driver), options, depth);
 }
 
-async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, depth: number): Promise<BlockNode> {
+async function openWith(
+  aio: AioContext,
+  driver: Driver,
+  options: NodeOptions,
+  depth: number,
+  former?: string,
+): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError(Errno.ELOOP, `Could not open the graph: deeper than ${MAX_DEPTH} nodes`);
   if (inDrainAll()) throw drainingAll();
   const own = ownOptions(driver, options);
-  const name = reserveName(options['node-name']);
+  const name = reserveName(options['node-name'], former);
   const node = new BlockNode(name, driver, aio, options);
   try {
     const context = openContext(node, (child, role) => openChild(node, options, child, role, depth));
@@ -56,7 +64,7 @@ async function openWith(aio: AioContext, driver: Driver, options: NodeOptions, d
       () => freeName(name),
     );
   }
-  setNode(name, node);
+  if (!driver.hidden) setNode(name, node);
   return node;
 }
 
@@ -336,17 +344,4 @@ function closeDriver(node: BlockNode): MaybePromise<void> {
 
 async function detachChildren(node: BlockNode): Promise<void> {
   await everyStep(...node.children.splice(0).map((child) => () => detach(child, child.node)));
-}
-
-/** Takes every step, whatever becomes of the others; throws what failed first. */
-async function everyStep(...steps: readonly (() => unknown)[]): Promise<void> {
-  const failures: unknown[] = [];
-  for (const step of steps) {
-    try {
-      await step();
-    } catch (error) {
-      failures.push(error);
-    }
-  }
-  if (failures.length > 0) throw failures[0];
 }

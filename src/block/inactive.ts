@@ -32,7 +32,7 @@ async function rest(root: BlockNode): Promise<void> {
   assertIdle(root);
   const nodes = restable(root);
   const formats = nodes.filter(holdsMetadata);
-  await inactivate(root, formats);
+  await inactivate([root], formats);
   try {
     await mark(root, nodes, true);
   } catch (error) {

@@ -188,7 +188,12 @@ export class BlockNode {
 
   /** True while somebody is told of writes, its bitmaps apart. */
   get watched(): boolean {
-    return this.#thresholdHook !== null || this.dirtyHooks.length > (this.bitmaps.recording ? 1 : 0);
+    return this.#thresholdHook !== null || this.hooked;
+  }
+
+  /** True while somebody is told of every write, its bitmaps apart. */
+  get hooked(): boolean {
+    return this.dirtyHooks.length > (this.bitmaps.recording ? 1 : 0);
   }
 
   #crossThreshold(end: Offset): void {

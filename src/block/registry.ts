@@ -40,10 +40,11 @@ export function registeredDrivers(): readonly Driver[] {
   return [...new Set(drivers.values())];
 }
 
-/** Takes a node name before its node is there; without a name one is made up. */
-export function reserveName(wanted: string | undefined): string {
+/** Takes a node name before its node is there; without a name one is made up, or `former` is taken if it is free. */
+export function reserveName(wanted: string | undefined, former?: string): string {
   let name = wanted;
-  if (name === undefined) {
+  if (name === undefined && former !== undefined && !nodes.has(former)) name = former;
+  else if (name === undefined) {
     do name = `#block${String(autoNames++ * AUTO_NAME_STEP + thread).padStart(3, '0')}`;
     while (nodes.has(name));
   } else if (!/^[A-Za-z][A-Za-z0-9._-]{0,30}$/.test(name)) {

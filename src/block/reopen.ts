@@ -7,7 +7,7 @@
  * is as it was.
  */
 import { BlockError, Errno } from '../base/errors.ts';
-import { busy, Drained, quiesce, waitQuiet } from './drain.ts';
+import { drain } from './drain.ts';
 import { type CommonOptions, type DriverNode, PERM_ALL } from './driver.ts';
 import { openContext } from './graph.ts';
 import { activate, inactivate } from './move.ts';
@@ -27,7 +27,7 @@ export async function setReadOnly(root: BlockNode, readOnly: boolean): Promise<v
       `Could not make node '${node.name}' ${what}: driver '${node.driver.name}' cannot`,
     );
   }
-  using _drained = await drainNodes(nodes);
+  using _drained = await drain(...nodes);
   using _section = await graphSection();
   await new Reopening(root, nodes, readOnly).run();
 }
@@ -40,7 +40,7 @@ export async function setOwnOptions(node: BlockNode, options: CommonOptions): Pr
     throw new BlockError(Errno.ENOTSUP, `Could not change node '${node.name}': ${why}`);
   }
   const { length } = node;
-  using _drained = await drainNodes([node]);
+  using _drained = await drain(node);
   using _section = await graphSection();
   await new Reopening(node, [node], node.readOnly, options).run();
   if (node.length !== length) node.resized();
@@ -50,12 +50,6 @@ export async function setOwnOptions(node: BlockNode, options: CommonOptions): Pr
 function bytesOf(node: BlockNode): BlockNode[] {
   const below = node.children.filter(({ role }) => role !== 'cow' && role !== 'target');
   return [node, ...below.flatMap((child) => bytesOf(child.node))];
-}
-
-async function drainNodes(nodes: readonly BlockNode[]): Promise<Drained> {
-  for (const node of nodes) quiesce(node);
-  await waitQuiet(() => nodes.every((node) => !busy(node)));
-  return new Drained([...nodes]);
 }
 
 interface Before {
@@ -86,7 +80,7 @@ class Reopening {
   async run(): Promise<void> {
     const formats = this.#nodes.filter(({ children }) => children.length > 0);
     const leaves = this.#nodes.filter(({ children }) => children.length === 0);
-    await inactivate(this.#root, formats);
+    await inactivate([this.#root], formats);
     try {
       // What is not needed is given up before the files change, what is needed is taken after.
       for (const node of formats) node.readOnly = this.#readOnly;

@@ -205,6 +205,7 @@ export async function openGuest(
   const driver: Driver = {
     name: 'remote',
     role: 'protocol',
+    hidden: true,
     options: {},
     open: (opened) => new RemoteNode(context, handle, optimal, () => opened.resized()),
   };

@@ -6,7 +6,7 @@ import { serveVhostUser } from '../lib/vhost-user.ts';
 import { QmpError, qmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps } from './bitmaps.ts';
-import { descriptorOf } from './chardev/socket.ts';
+import { descriptorOf } from './chardev/address.ts';
 import type { NbdListeners } from './nbd-listeners.ts';
 import type { Nodes } from './nodes.ts';
 
@@ -31,7 +31,7 @@ export class Exports {
   readonly #nodes: Nodes;
   readonly #bitmaps: Bitmaps;
   readonly #nbd: NbdListeners;
-  readonly #iothread: (id: string) => IOThread;
+  readonly #iothread: (id: string) => IOThread | undefined;
   readonly #onDeleted: (id: string) => void;
   readonly #byId = new Map<string, Entry>();
 
@@ -39,7 +39,7 @@ export class Exports {
     nodes: Nodes,
     bitmaps: Bitmaps,
     nbd: NbdListeners,
-    iothread: (id: string) => IOThread,
+    iothread: (id: string) => IOThread | undefined,
     onDeleted: (id: string) => void,
   ) {
     this.#nodes = nodes;
@@ -51,13 +51,14 @@ export class Exports {
 
   async add(options: ExportOptions): Promise<void> {
     const { id, type, 'node-name': node, writable = false, writethrough = false } = options;
+    const fixed = options['fixed-iothread'] ?? false;
     if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) throw new QmpError('Invalid block export id');
     if (this.#byId.has(id)) throw new QmpError(`Block export id '${id}' is already in use`);
     if (this.#byId.size >= EXPORTS_MAX) throw new QmpError(`There are ${EXPORTS_MAX} block exports already`);
     this.#nodes.lookup(node);
     if (options.type === 'nbd') this.#checkNbd(options);
     await this.#place(options);
-    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough });
+    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough, fixed });
     try {
       const take = options.type === 'nbd' ? await this.#addNbd(options, disk) : await vhostUser(options, disk);
       this.#byId.set(id, { type, node, disk, take, shuttingDown: false });
@@ -71,6 +72,7 @@ export class Exports {
   async #place({ iothread, 'node-name': node, 'fixed-iothread': fixed = false }: ExportOptions): Promise<void> {
     if (iothread === undefined) return;
     const thread = this.#iothread(iothread);
+    if (!thread) throw new QmpError(`iothread "${iothread}" not found`);
     try {
       await this.#nodes.move(node, thread);
     } catch (error) {

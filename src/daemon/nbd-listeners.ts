@@ -1,4 +1,5 @@
 /** The NBD servers of a daemon. Each shows all NBD exports; there may be several, on different addresses. */
+import type { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
 import { listenOf } from '../lib/listen.ts';
 import { type DiskExport, NbdService } from '../lib/nbd.ts';
@@ -7,14 +8,15 @@ import { serverTlsOf } from '../lib/objects/tls.ts';
 import { tlsMessage } from '../lib/tls-options.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import { addressText, descriptorOf, portOf } from './chardev/socket.ts';
+import { addressText, descriptorOf, portOf } from './chardev/address.ts';
+import type { MoveAttendant } from './nodes.ts';
 
 type ServerOptions = Qapi<'NbdServerOptions'>;
 
 /** Servers at a time. */
 const SERVERS_MAX = 16;
 
-export class NbdListeners {
+export class NbdListeners implements MoveAttendant {
   readonly #home: IOThread;
   readonly #objects: ObjectStore;
   /** By their address. */
@@ -98,6 +100,14 @@ export class NbdListeners {
       throw error;
     }
     this.#exports.delete(name);
+  }
+
+  async prepare(disks: readonly Disk[], to: IOThread): Promise<void> {
+    for (const server of this.#servers.values()) for (const disk of disks) await server.prepare(disk, to);
+  }
+
+  async settle(disks: readonly Disk[]): Promise<void> {
+    for (const server of this.#servers.values()) for (const disk of disks) await server.settle(disk);
   }
 
   /** Stops all of them; whoever calls has taken the exports away. */

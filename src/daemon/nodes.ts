@@ -3,8 +3,10 @@
  * children, else in the home thread. Names are unique in the whole daemon, whichever thread a node is in.
  */
 
+import { CoRwLock } from '../aio/co-rwlock.ts';
 import { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
+import { move } from '../lib/move.ts';
 import type { NodeInfo } from '../lib/node-messages.ts';
 import { withObjects } from '../lib/objects/resolve.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
@@ -17,6 +19,16 @@ export interface DiskSettings {
   readonly name: string;
   readonly writable: boolean;
   readonly writethrough: boolean;
+  /** It does not go to another thread. Default false. */
+  readonly fixed?: boolean;
+}
+
+/** Somebody who shows disks that move. */
+export interface MoveAttendant {
+  /** Before they move to `to`, and may yet stay. */
+  prepare(disks: readonly Disk[], to: IOThread): Promise<void>;
+  /** After it, wherever they are then. */
+  settle(disks: readonly Disk[]): Promise<void>;
 }
 
 export type NodeEvents = (name: string, payload: unknown) => void;
@@ -28,9 +40,12 @@ export class Nodes {
   readonly #policy: ReferencePolicy;
   /** Names of nodes, by the thread they are in. */
   readonly #names = new Map<IOThread, ReadonlySet<string>>();
-
-  /** What the nodes that were added were made of. */
-  readonly #options = new Map<string, BlockdevOptions>();
+  /** Disks on nodes, by their numbers. */
+  readonly #disks = new Map<number, Disk>();
+  /** Written to while nodes are in two threads: who asks for all of them waits. */
+  readonly #places = new CoRwLock('places of nodes');
+  /** Told of moves. */
+  attendant: MoveAttendant | undefined;
   readonly #onEvent: NodeEvents;
   readonly #objects: () => ObjectStore;
 
@@ -88,9 +103,7 @@ export class Nodes {
     if (name === undefined) throw new QmpError("'node-name' must be specified for the root node");
     this.#assertNames(tree);
     const thread = this.#threadFor(tree) ?? where;
-    const resolved = withObjects(options, this.#objects());
-    await this.#open(thread, resolved);
-    this.#options.set(String(name), resolved);
+    await this.#open(thread, withObjects(options, this.#objects()));
   }
 
   /** Opens a tree for somebody who will use it, and keeps it until {@link letGo}. Answers the name of its root. */
@@ -110,60 +123,50 @@ export class Nodes {
   async delete(name: string): Promise<void> {
     const thread = this.find(name);
     if (!thread) throw new QmpError(`Failed to find node with node-name='${name}'`);
-    await this.#close(thread, name);
-    this.#options.delete(name);
+    const { names } = await thread.call('node-del', { node: name });
+    this.#names.set(thread, new Set(names));
   }
 
   /**
-   * Takes a node that nobody uses to another thread, with the nodes that it refers to: they are closed there and opened
-   * here. Where they cannot be opened they are put back.
+   * Takes a node to another thread while it is used, with all nodes that it hangs together with. Where it rejects with
+   * who stands against it, or with what failed, they are where they were.
    */
   async move(name: string, to: IOThread): Promise<void> {
     const from = this.lookup(name);
     if (from === to) return;
-    const moved = this.#withReferences(name);
-    await this.#assertMovable(name, moved);
-    for (const one of moved) await this.#close(from, one);
-    const opened: string[] = [];
+    const ids = await from.call('move-ask', { subject: { node: name }, to: to.name });
+    const disks = ids.map((id) => this.#disks.get(id)!);
     try {
-      for (const one of [...moved].reverse()) {
-        await this.#open(to, this.#options.get(one)!);
-        opened.push(one);
-      }
-    } catch (error) {
-      for (const one of opened.reverse()) await this.#close(to, one);
-      for (const one of [...moved].reverse()) await this.#open(from, this.#options.get(one)!);
-      throw error;
+      await this.attendant?.prepare(disks, to);
+      await this.#carry(name, disks, from, to);
+    } finally {
+      for (const thread of [from, to]) await this.#nameAgain(thread);
+      await this.attendant?.settle(disks);
     }
   }
 
-  /** The node and those it refers to, each before what it refers to. */
-  #withReferences(name: string): string[] {
-    const options = this.#options.get(name);
-    if (!options) throw new QmpError(`Node ${name} is not owned by the monitor`);
-    const below = references(options as unknown as Tree).flatMap((child) => this.#withReferences(child));
-    return [...new Set([name, ...below])];
+  async #carry(name: string, disks: readonly Disk[], from: IOThread, to: IOThread): Promise<void> {
+    using _placing = await this.#places.writeLock();
+    const rests = await Promise.all(disks.map(({ home }) => home.rest()));
+    try {
+      await move({ node: name }, from, to, (moved) => {
+        for (const { id, home } of disks) home.moved(to, moved.get(id)!);
+      });
+    } finally {
+      for (const rest of rests) rest[Symbol.dispose]();
+    }
   }
 
-  async #assertMovable(name: string, moved: readonly string[]): Promise<void> {
-    const list = await this.list();
-    const parents = list.filter((node) => node.children.some((child) => moved.includes(child.node)));
-    const used = list.some((node) => moved.includes(node.name) && node.backends.length > 0);
-    const above = parents.some((parent) => !moved.includes(parent.name));
-    if (used || above) throw new QmpError(`Cannot change iothread of active block backend: node '${name}' is in use`);
-    const lost = list.find((node) => moved.includes(node.name) && node.bitmaps.some(({ persistent }) => !persistent));
-    if (lost) throw new QmpError(`Node '${lost.name}' has bitmaps that are kept nowhere`);
+  /** One that has died has none. */
+  async #nameAgain(thread: IOThread): Promise<void> {
+    const { names } = await thread.call('node-names', undefined).catch(() => ({ names: [] }));
+    this.#names.set(thread, new Set(names));
   }
 
   async #open(thread: IOThread, options: BlockdevOptions): Promise<string> {
     const { node, names } = await thread.call('node-add', { options, policy: this.#policy });
     this.#names.set(thread, new Set(names));
     return node;
-  }
-
-  async #close(thread: IOThread, name: string): Promise<void> {
-    const { names } = await thread.call('node-del', { node: name });
-    this.#names.set(thread, new Set(names));
   }
 
   /** Makes nodes what their options say: all of them, or none. */
@@ -186,6 +189,7 @@ export class Nodes {
 
   /** All that is known of every node. */
   async list(): Promise<NodeInfo[]> {
+    using _stay = await this.#places.readLock();
     const lists = await Promise.all(this.threads.map((thread) => thread.call('node-list', undefined)));
     return lists.flat();
   }
@@ -194,7 +198,10 @@ export class Nodes {
   async disk(node: string, settings: DiskSettings): Promise<Disk> {
     const thread = this.lookup(node);
     const reply = await thread.call('node-disk', { node, ...settings });
-    return new Disk({ thread, release: () => Promise.resolve() }, reply, settings.name);
+    const release = async (): Promise<void> => void this.#disks.delete(reply.disk);
+    const disk = new Disk({ thread, release }, reply, settings.name);
+    this.#disks.set(disk.id, disk);
+    return disk;
   }
 
   /** The nodes of a new tree have names that no other node has. */

@@ -1,10 +1,12 @@
 /** Actions on nodes: one by itself, or several that happen together or not at all. */
+import { everyOne } from '../base/every-step.ts';
 import type { IOThread } from '../lib/iothread.ts';
-import type { BackupStep, Step } from '../lib/transaction-messages.ts';
+import { type BackupStep, nodeNamesOf, type Step } from '../lib/transaction-messages.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps, KnownBitmaps } from './bitmaps.ts';
 import { commonThread, openImageFile } from './image-files.ts';
+import type { JobGroups } from './job-groups.ts';
 import { errorPolicy, type Jobs } from './jobs.ts';
 import type { Nodes } from './nodes.ts';
 
@@ -30,11 +32,14 @@ export class Transactions {
   readonly #nodes: Nodes;
   readonly #bitmaps: Bitmaps;
   readonly #jobs: Jobs;
+  readonly #groups: JobGroups;
+  #keys = 0;
 
-  constructor(nodes: Nodes, bitmaps: Bitmaps, jobs: Jobs) {
+  constructor(nodes: Nodes, bitmaps: Bitmaps, jobs: Jobs, groups: JobGroups) {
     this.#nodes = nodes;
     this.#bitmaps = bitmaps;
     this.#jobs = jobs;
+    this.#groups = groups;
   }
 
   /** All of `actions`, or none. `grouped`: their jobs end well together or not at all. */
@@ -44,16 +49,41 @@ export class Transactions {
     try {
       const known = await this.#bitmaps.known(actions.filter(isOfBitmap).map(({ data }) => data.node));
       for (const action of actions) planned.push(await this.#plan(action, planned, known));
-      const threads = new Set(planned.map(({ thread }) => thread).filter((thread) => thread !== undefined));
-      if (threads.size > 1) throw new QmpError('The nodes of a transaction are in different IOThreads');
-      const [thread = this.#nodes.home] = threads;
-      const steps = planned.map(({ step }) => step);
-      if (steps.length > 0) await thread.call('transaction', { steps, grouped });
+      await this.#carryOut(partsOf(planned, this.#nodes.home), grouped);
     } catch (error) {
       for (const { undo } of planned.reverse()) await undo?.();
       throw error;
     } finally {
       for (const { held } of planned) if (held !== undefined) await this.#nodes.letGo(held);
+    }
+  }
+
+  async #carryOut(parts: readonly Part[], grouped: boolean): Promise<void> {
+    const threads = [...new Set(parts.map(({ thread }) => thread))];
+    const [thread] = threads;
+    if (threads.length > 1) await this.#across(threads, parts, grouped);
+    else await thread?.call('transaction', { steps: parts.flatMap(({ steps }) => steps), grouped });
+  }
+
+  /** In several threads: all nodes are drained before the first step, and rest until after the last. */
+  async #across(threads: readonly IOThread[], parts: readonly Part[], grouped: boolean): Promise<void> {
+    const key = ++this.#keys;
+    const stepsIn = (thread: IOThread): Step[] => parts.flatMap((part) => (part.thread === thread ? part.steps : []));
+    const withJobs = threads.filter((thread) => stepsIn(thread).some(({ step }) => step === 'backup'));
+    const begun: IOThread[] = [];
+    let well = false;
+    try {
+      const begin = async (thread: IOThread): Promise<void> => {
+        const group = grouped && withJobs.includes(thread);
+        await thread.call('transaction-begin', { key, nodes: nodeNamesOf(stepsIn(thread)), grouped: group });
+        begun.push(thread);
+      };
+      await everyOne(threads.map(begin));
+      for (const { thread, steps } of parts) await thread.call('transaction-take', { key, steps });
+      well = true;
+      if (grouped) this.#groups.add(key, withJobs);
+    } finally {
+      await everyOne(begun.map((thread) => thread.call('transaction-end', { key, well })));
     }
   }
 
@@ -148,6 +178,23 @@ export class Transactions {
       throw error;
     }
   }
+}
+
+/** Steps that follow each other in one thread. */
+interface Part {
+  readonly thread: IOThread;
+  readonly steps: Step[];
+}
+
+/** `planned` in its order; what is of no thread goes along with what is before it. */
+function partsOf(planned: readonly Planned[], home: IOThread): Part[] {
+  const parts: Part[] = [];
+  for (const { thread, step } of planned) {
+    const last = parts.at(-1);
+    if (last && (thread ?? last.thread) === last.thread) last.steps.push(step);
+    else parts.push({ thread: thread ?? home, steps: [step] });
+  }
+  return parts;
 }
 
 function isOfBitmap(action: Action): action is BitmapAction {

@@ -1,14 +1,12 @@
 /** A disk, in the shape of node's FileHandle, so that code written for files takes it. */
 import type { ReadableStream } from 'node:stream/web';
 import { CoMutex } from '../aio/co-mutex.ts';
-import { CoRwLock } from '../aio/co-rwlock.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB, MAX_OFFSET, type Offset } from '../base/units.ts';
 import type { CheckResult } from '../block/driver.ts';
 import { RequestFlags } from '../block/driver.ts';
 import { IoCounters, type IoStats } from '../block/io-counters.ts';
-import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import type { BlkDescriptor } from '../channel/layout.ts';
 import { type Abortable, abortable } from './abort.ts';
 import { DiskBitmaps } from './bitmaps.ts';
@@ -23,14 +21,14 @@ import {
   viewOf,
 } from './disk-args.ts';
 import { DiskChannel } from './disk-channel.ts';
+import { DiskHome } from './disk-home.ts';
 import type { DiskBackupOptions, DiskCommitOptions, DiskMirrorOptions } from './disk-jobs.ts';
 import { backupDisk, commitDisk, mirrorDisk } from './disk-jobs.ts';
 import { DiskSnapshots } from './disk-snapshots.ts';
 import { DiskStat } from './disk-stat.ts';
 import { type AmendOptions, type CheckOptions, driverOptions, fixOf, type TruncateOptions } from './image-options.ts';
-import { IOThread, type ThreadUse, useThread } from './iothread.ts';
+import { IOThread, type ThreadUse } from './iothread.ts';
 import type { BlockExtent, Method, MethodArgs, MethodResult, OpenReply } from './messages.ts';
-import { moveDisk } from './move-disk.ts';
 import type { BlockdevOptions } from './options.ts';
 import { type DiskStreamOptions, streamDisk } from './stream.ts';
 import { DiskReadStream, DiskWriteStream, type ReadStreamOptions, webStream } from './streams.ts';
@@ -73,14 +71,8 @@ export class Disk {
   readonly bitmaps: DiskBitmaps;
   /** @internal */
   readonly id: number;
-  /** Of every thread that it has been in: services of it may still be there. */
-  readonly #uses: ThreadUse[];
-  /** Threads where a guest stands for it. */
-  readonly #guests = new Set<IOThread>();
-  /** Read while its home is not to change. */
-  readonly #homeLock = new CoRwLock('home of a disk');
-  #home: IOThread;
-  #nodeName: string;
+  /** @internal */
+  readonly home: DiskHome;
   readonly #counters: IoCounters;
   readonly #channel: DiskChannel;
   readonly #cursorLock = new CoMutex();
@@ -93,21 +85,19 @@ export class Disk {
 
   /** @internal Use open(). */
   constructor(use: ThreadUse, reply: OpenReply, name: string) {
-    this.#uses = [use];
-    this.#home = use.thread;
+    this.home = new DiskHome(reply.disk, use, reply.nodeName);
     this.id = reply.disk;
     this.name = name;
     this.readOnly = reply.readOnly;
-    this.#nodeName = reply.nodeName;
     this.#size = reply.size;
     this.bitmaps = new DiskBitmaps((method, args) => this.#call(method, { disk: this.id, ...args } as never));
     this.#counters = new IoCounters(reply.counters);
     this.#channel = new DiskChannel(this);
   }
 
-  /** Of its root; one that was not given a name has another after a move. */
+  /** Of its root. */
   get nodeName(): string {
-    return this.#nodeName;
+    return this.home.nodeName;
   }
 
   /** Bytes; as of the last open, truncate or stat. */
@@ -122,7 +112,7 @@ export class Disk {
 
   /** The thread whose loop does its I/O. */
   get iothread(): IOThread {
-    return this.#home;
+    return this.home.thread;
   }
 
   get closed(): boolean {
@@ -304,20 +294,7 @@ export class Disk {
     if (!(iothread instanceof IOThread)) {
       throw new BlockError(Errno.EINVAL, `iothread: expected an IOThread, not ${typeof iothread}`);
     }
-    await this.#io(() => this.#move(iothread), undefined);
-  }
-
-  async #move(to: IOThread): Promise<void> {
-    using _alone = await this.#homeLock.writeLock();
-    const from = this.#home;
-    if (to === from) return;
-    if (!this.#uses.some(({ thread }) => thread === to)) this.#uses.push(await useThread(to, undefined));
-    await moveDisk(this.id, from, to, ({ nodeName, guest }) => {
-      this.#home = to;
-      this.#nodeName = nodeName;
-      this.#guests.delete(to);
-      if (guest) this.#guests.add(from);
-    });
+    await this.#io(() => this.home.move(iothread), undefined);
   }
 
   /**
@@ -378,25 +355,13 @@ export class Disk {
   }
 
   /** @internal For one more thread. */
-  async descriptor(): Promise<BlkDescriptor> {
-    using _stays = await this.#homeLock.readLock();
-    const { offer, port } = newOffer();
-    const identity = await this.#home.call('share', { disk: this.id, offer }, [offer.port]);
-    return descriptorOf(identity, offer.words, port);
+  descriptor(): Promise<BlkDescriptor> {
+    return this.home.descriptor();
   }
 
   /** @internal Runs `body` while the disk does not move; exports in `thread` can show it, wherever its home is. */
-  async shownIn<T>(thread: IOThread, body: () => Promise<T>): Promise<T> {
-    using _stays = await this.#homeLock.readLock();
-    if (thread !== this.#home && !this.#guests.has(thread)) {
-      const { offer, port } = newOffer();
-      const identity = await this.#home.call('share', { disk: this.id, offer }, [offer.port]);
-      const { optimal } = await this.#home.call('stat', { disk: this.id });
-      const descriptor = descriptorOf(identity, offer.words, port);
-      await thread.call('guest', { disk: this.id, name: this.name, descriptor, optimal }, [port]);
-      this.#guests.add(thread);
-    }
-    return await body();
+  shownIn<T>(thread: IOThread, body: () => Promise<T>): Promise<T> {
+    return this.home.shownIn(thread, this.name, body);
   }
 
   /** @internal The disk does not close before the answer was called. */
@@ -421,16 +386,13 @@ export class Disk {
       await this.#idle.promise;
     }
     await attempt(this.#channel.close());
-    // A guest is gone with its thread, whatever that died of.
-    await Promise.all(
-      [...this.#guests].map((thread) => thread.call('guest-close', { disk: this.id }).catch(() => undefined)),
-    );
+    await this.home.closeGuests();
     // A thread that has stopped has closed its disks itself.
-    const closing = this.#home.call('close', { disk: this.id }).catch((error: unknown) => {
+    const closing = this.home.thread.call('close', { disk: this.id }).catch((error: unknown) => {
       if (!(error instanceof BlockError && error.errno === Errno.ESHUTDOWN)) throw error;
     });
     await attempt(closing);
-    for (const use of this.#uses) await attempt(use.release());
+    for (const use of this.home.uses) await attempt(use.release());
     if (failures.length > 0) throw failures[0];
   }
 
@@ -438,13 +400,8 @@ export class Disk {
     if (this.#closing) throw new BlockError(Errno.EBADF, `Could not use '${this.name}': it is closed`);
   }
 
-  /** Asks the thread that is its home by then. */
   #call<M extends Method>(method: M, args: MethodArgs<M>, signal?: AbortSignal): Promise<MethodResult<M>> {
-    const ask = async (): Promise<MethodResult<M>> => {
-      using _stays = await this.#homeLock.readLock();
-      return await this.#home.call(method, args);
-    };
-    return this.#io(ask, signal);
+    return this.#io(() => this.home.call(method, args), signal);
   }
 
   /** Runs one request; `close` waits for it even when the caller has given it up. */

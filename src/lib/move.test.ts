@@ -16,7 +16,7 @@ import { requestBytes } from '../exports/nbd/raw-client.ts';
 import { Command, GREETING_SIZE, OPTION_REPLY_HEADER_SIZE, Option, OptionReply } from '../proto/nbd/constants.ts';
 import { decodeOptionReplyHeader, encodeClientFlags, encodeInfoRequest, encodeOption } from '../proto/nbd/option.ts';
 import type { Method, MethodArgs, MethodResult } from './messages.ts';
-import { type MoveThread, moveDisk } from './move-disk.ts';
+import { type MoveThread, move as moveBetween } from './move.ts';
 import { NO_REFERENCES } from './reference-policy.ts';
 import { setup } from './worker.ts';
 
@@ -260,7 +260,7 @@ function ended({ answers, errors, gone }: Outcome): void {
   assert.ok(gone || answers + errors === ANSWERS, `${answers} answers, ${errors} errors`);
 }
 
-const move = ({ a, b, disk }: Stage): Promise<unknown> => moveDisk(disk, a, b);
+const move = ({ a, b, disk }: Stage): Promise<unknown> => moveBetween({ disk }, a, b);
 
 /** A move that may come too late. */
 async function tryMove(stage: Stage): Promise<void> {
@@ -277,9 +277,9 @@ test('B8 a move at any moment: each request is answered once and right', { timeo
 
 test('B8 there and back at any moment', { timeout: 60_000 }, async () => {
   const act = async ({ a, b, disk }: Stage): Promise<void> => {
-    await moveDisk(disk, a, b);
-    await moveDisk(disk, b, a);
-    await moveDisk(disk, a, b);
+    await moveBetween({ disk }, a, b);
+    await moveBetween({ disk }, b, a);
+    await moveBetween({ disk }, a, b);
   };
   await atEveryMoment(act, allAnswered, STEP);
 });

@@ -31,10 +31,18 @@ export interface Shown {
   readonly message: ExportMessage;
 }
 
+/** Ways between servers of an export, for each. */
+type BitmapPorts = ReadonlyMap<Member, readonly MessagePort[]>;
+
+interface Offered extends Shown {
+  /** Who offers it. */
+  readonly members: Set<Member>;
+}
+
 export class NbdMembers {
   readonly #members: Member[] = [];
   /** By name. */
-  readonly #shown = new Map<string, Shown>();
+  readonly #shown = new Map<string, Offered>();
   readonly #events: MemberEvents;
   readonly #atHome: boolean;
   #message: Omit<NbdStartMessage, 'exports'> | undefined;
@@ -66,7 +74,7 @@ export class NbdMembers {
     message: Omit<NbdStartMessage, 'exports'>,
   ): Promise<readonly SocketAddress[]> {
     this.#message = message;
-    for (const one of shown) this.#shown.set(one.message.name, one);
+    for (const one of shown) this.#shown.set(one.message.name, { ...one, members: new Set() });
     const exports = shown.map((one) => one.message);
     const disks = new Set(shown.map((one) => one.disk));
     const addresses: SocketAddress[] = [];
@@ -74,7 +82,8 @@ export class NbdMembers {
       const first = this.#members[0];
       const listen = first ? await first.thread.call('nbd-share', { service: first.service }) : message.listen;
       const reply = await showAll(disks, thread, () => thread.call('nbd-start', { ...message, listen, exports }));
-      this.#join(thread, reply.service);
+      const member = this.#join(thread, reply.service);
+      for (const { members } of this.#shown.values()) members.add(member);
       if (!first) addresses.push(...reply.addresses);
     }
     return addresses;
@@ -115,10 +124,10 @@ export class NbdMembers {
     }
   }
 
-  /** Who offers a disk: one in its home, then those that accept clients, since they hand them to it. */
-  async #offering({ disk }: Shown): Promise<Member[]> {
+  /** Who is to offer a disk while its home is `home`: one that is there, then those that accept clients, since they
+   *  hand them to it. */
+  async #offering(home: IOThread): Promise<Member[]> {
     const outer = this.#members.filter(({ inner }) => !inner);
-    const home = disk.iothread;
     if (!this.#atHome || outer.some(({ thread }) => thread === home)) return outer;
     const there = this.#members.find(({ thread }) => thread === home);
     if (there) return [there, ...outer];
@@ -127,12 +136,39 @@ export class NbdMembers {
     return [this.#join(home, service, true), ...outer];
   }
 
-  /** Servers that were there for one disk. */
+  /** Servers that were there for disks that are not shown there any more. */
   async #endIdle(): Promise<void> {
-    const homes = new Set([...this.#shown.values()].map(({ disk }) => disk.iothread));
-    for (const member of this.#members.filter(({ inner, thread }) => inner && !homes.has(thread))) {
+    const used = new Set([...this.#shown.values()].flatMap(({ members }) => [...members]));
+    for (const member of this.#members.filter((one) => one.inner && !used.has(one))) {
       this.#leave(member);
       await member.thread.call('nbd-stop', { service: member.service, graceMs: 0 });
+    }
+  }
+
+  /** Offers what is shown of a disk in `to`, where it is about to go. */
+  async prepare(disk: Disk, to: IOThread): Promise<void> {
+    for (const one of this.#of(disk)) await this.#offer(one, await this.#offering(to));
+  }
+
+  /** Has servers in threads that a disk is not in any more, and whose clients have gone, offer it no longer. */
+  async settle(disk: Disk): Promise<void> {
+    for (const one of this.#of(disk)) {
+      const elsewhere = [...one.members].filter(({ inner, thread }) => inner && thread !== disk.iothread);
+      for (const member of elsewhere) await this.#withdraw(one, member);
+    }
+    await this.#endIdle();
+  }
+
+  #of(disk: Disk): Offered[] {
+    return this.#atHome ? [...this.#shown.values()].filter((one) => one.disk === disk) : [];
+  }
+
+  async #withdraw(one: Offered, member: Member): Promise<void> {
+    try {
+      await this.#removeFrom(member, one, 'safe');
+    } catch (error) {
+      // Its clients are served there as long as they stay.
+      if (!(error instanceof BlockError)) throw error;
     }
   }
 
@@ -140,6 +176,7 @@ export class NbdMembers {
     const index = this.#members.indexOf(member);
     if (index < 0) return;
     this.#members.splice(index, 1);
+    for (const { members } of this.#shown.values()) members.delete(member);
     member.thread.unhold();
     member.thread.off('crash', member.onCrash);
     member.thread.listen(member.service, undefined);
@@ -148,21 +185,30 @@ export class NbdMembers {
   /** Offers a disk in every server, or in none. */
   async add(one: Shown): Promise<void> {
     const { name } = one.message;
-    const added: Member[] = [];
-    // A client may come as soon as the first has it.
+    const offered: Offered = { ...one, members: new Set() };
     const isNew = !this.#shown.has(name);
-    if (isNew) this.#shown.set(name, one);
+    // A client may come as soon as the first has it.
+    if (isNew) this.#shown.set(name, offered);
     try {
-      const members = await this.#offering(one);
-      const ports = this.#atHome ? bitmapPorts(one, members) : undefined;
-      for (const member of members) {
+      const members = await this.#offering(one.disk.iothread);
+      await this.#offer(offered, members, this.#atHome ? bitmapPorts(one, members) : undefined);
+    } catch (error) {
+      if (isNew) this.#shown.delete(name);
+      await this.#endIdle();
+      throw error;
+    }
+  }
+
+  /** All of `members`, or none of those that do not yet. */
+  async #offer(one: Offered, members: readonly Member[], ports?: BitmapPorts): Promise<void> {
+    const added: Member[] = [];
+    try {
+      for (const member of members.filter((each) => !one.members.has(each))) {
         await this.#addTo(member, one, ports?.get(member));
         added.push(member);
       }
     } catch (error) {
-      if (isNew) this.#shown.delete(name);
-      await Promise.allSettled(added.map((member) => this.#removeFrom(member, name, 'hard')));
-      await this.#endIdle();
+      await Promise.allSettled(added.map((member) => this.#removeFrom(member, one, 'hard')));
       throw error;
     }
   }
@@ -170,28 +216,33 @@ export class NbdMembers {
   /** Takes an export away from every server; where one refuses ('safe': EBUSY), from none. */
   async remove(name: string, mode: 'safe' | 'hard'): Promise<void> {
     const one = this.#shown.get(name);
+    if (!one) return;
     const removed: Member[] = [];
     try {
-      for (const member of one ? (await this.#offering(one)).reverse() : [...this.#members]) {
-        await this.#removeFrom(member, name, mode);
+      for (const member of [...one.members].reverse()) {
+        await this.#removeFrom(member, one, mode);
         removed.push(member);
       }
     } catch (error) {
-      if (one) await Promise.allSettled(removed.map((member) => this.#addTo(member, one)));
+      await Promise.allSettled(removed.map((member) => this.#addTo(member, one)));
       throw error;
     }
     this.#shown.delete(name);
     await this.#endIdle();
   }
 
-  async #addTo({ thread, service }: Member, { disk, message }: Shown, ports?: readonly MessagePort[]): Promise<void> {
-    const atHome = this.#atHome && thread !== disk.iothread;
-    const entry = { ...message, atHome, bitmapPorts: ports };
-    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: entry }, ports));
+  async #addTo(member: Member, one: Offered, ports?: readonly MessagePort[]): Promise<void> {
+    const { thread, service } = member;
+    const entry = { ...one.message, atHome: this.#atHome, bitmapPorts: ports };
+    await one.disk.shownIn(thread, () => thread.call('nbd-add', { service, export: entry }, ports));
+    one.members.add(member);
   }
 
-  #removeFrom({ thread, service }: Member, name: string, mode: 'safe' | 'hard'): Promise<void> {
-    return thread.call('nbd-remove', { service, name, mode });
+  async #removeFrom(member: Member, { disk, message, members }: Offered, mode: 'safe' | 'hard'): Promise<void> {
+    const { thread, service, inner } = member;
+    await thread.call('nbd-remove', { service, name: message.name, mode });
+    members.delete(member);
+    if (inner) await disk.home.notShownIn(thread);
   }
 
   /** Of all servers together; of what they were when they have stopped. */
@@ -220,7 +271,7 @@ export class NbdMembers {
 }
 
 /** Between the one in the home of a disk whose bitmaps are shown, and each of the others. */
-function bitmapPorts({ disk, message }: Shown, members: readonly Member[]): Map<Member, MessagePort[]> {
+function bitmapPorts({ disk, message }: Shown, members: readonly Member[]): BitmapPorts {
   const ports = new Map<Member, MessagePort[]>();
   const home = members.find(({ thread }) => thread === disk.iothread);
   if (!home || message.bitmaps.length === 0) return ports;

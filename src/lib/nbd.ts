@@ -186,6 +186,16 @@ export class NbdService extends EventEmitter<{ crash: [Error]; client: [string];
     }
   }
 
+  /** @internal Before a disk that it shows moves to `to`. */
+  prepare(disk: Disk, to: IOThread): Promise<void> {
+    return this.#members.prepare(disk, to);
+  }
+
+  /** @internal After a disk that it shows has moved, or has not. */
+  settle(disk: Disk): Promise<void> {
+    return this.#members.settle(disk);
+  }
+
   /** @internal Closing the disk takes its export away. */
   attach(disk: Disk, name: string): void {
     if (this.#ended) throw new BlockError(Errno.ESHUTDOWN, `Could not export '${disk.name}': the service has stopped`);

@@ -38,6 +38,8 @@ export interface NodeDiskMessage extends NodeMessage {
   readonly name: string;
   readonly writable: boolean;
   readonly writethrough: boolean;
+  /** It does not go to another thread. Default false. */
+  readonly fixed?: boolean;
 }
 
 export interface EdgeInfo {
@@ -123,6 +125,7 @@ export interface NodeMethods {
   'node-add'(args: NodeAddMessage): NodeAdded;
   /** What was added belongs to those who use it: it goes with the last of them, or at once. */
   'node-let-go'(args: NodeMessage): NodeNames;
+  'node-names'(): NodeNames;
   'node-del'(args: NodeMessage): NodeNames;
   'node-list'(): NodeInfo[];
   'node-resize'(args: NodeResizeMessage): void;

@@ -1,6 +1,6 @@
 /**
- * The disks of an IOThread that leave it or come to it: see docs/CHANNELS.md, "Moving a tree". The program's thread
- * says what is next (move-disk.ts); nothing else is asked of a disk meanwhile, but the thread may be stopped.
+ * Disks and nodes of an IOThread that leave it or come to it: see docs/CHANNELS.md, "Moving a tree". The program's
+ * thread says what is next (move.ts); nothing else is asked of them meanwhile, but the thread may be stopped.
  */
 import type { MessagePort } from 'node:worker_threads';
 import { receiveMessageOnPort } from 'node:worker_threads';
@@ -9,35 +9,77 @@ import { Gate } from '../aio/op.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { IoCounters } from '../block/io-counters.ts';
-import { activateNodes, type Leaving, moveOut, takeBitmaps } from '../block/move.ts';
+import {
+  activate,
+  assertMovable,
+  type Departure,
+  type Leaving,
+  letGo,
+  moveIn,
+  moveOut,
+  nodesAround,
+  nodesBelow,
+} from '../block/move.ts';
+import type { BlockNode } from '../block/node.ts';
+import { nodeByName } from '../block/registry.ts';
 import { descriptorOf, newOffer } from '../channel/descriptor.ts';
 import { ChannelHost } from '../channel/host.ts';
 import type { ChannelOffer, MovedChannel } from '../channel/layout.ts';
 import { closeGuest, openGuest } from '../channel/remote-node.ts';
 import { ChannelRequest } from '../channel/server-channel.ts';
+import type { HeldNodes } from './held-nodes.ts';
 import type {
+  ArrivedDisk,
   LinkMessage,
+  MoveAskMessage,
   MoveCommitMessage,
+  Moved,
   MovedDisk,
   MoveInMessage,
-  MoveInReply,
   MoveOutMessage,
 } from './move-messages.ts';
 import type { DiskServer } from './service-table.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 
-/** A disk that has been opened here, before and while its channels come. */
-class Arrival {
+type Disks = ReadonlyMap<number, BlockBackend>;
+
+/** What would go, and who goes along. */
+interface Plan extends Departure {
+  readonly disks: Disks;
+}
+
+/** Nodes that rest here until it is known where they go on. */
+interface Outgoing {
+  readonly leaving: Leaving;
+  readonly disks: Disks;
+  readonly held: readonly BlockNode[];
+}
+
+/** What stays behind of a disk, for who shows it. */
+interface Guest {
   readonly blk: BlockBackend;
-  readonly host: ChannelHost;
+  readonly offer: ChannelOffer;
+}
+
+/** Nodes that have been opened here, before and while the channels of their disks come. */
+class Arrival {
+  readonly nodes: readonly BlockNode[];
+  readonly held: readonly BlockNode[];
+  readonly disks: ReadonlyMap<number, ChannelHost>;
   readonly link: MessagePort;
   /** Opens when the move has ended, well or not. */
   readonly ended = new Gate();
   switched = false;
 
-  constructor(blk: BlockBackend, host: ChannelHost, link: MessagePort) {
-    this.blk = blk;
-    this.host = host;
+  constructor(
+    nodes: readonly BlockNode[],
+    held: readonly BlockNode[],
+    disks: ReadonlyMap<number, ChannelHost>,
+    link: MessagePort,
+  ) {
+    this.nodes = nodes;
+    this.held = held;
+    this.disks = disks;
     this.link = link;
   }
 }
@@ -45,16 +87,18 @@ class Arrival {
 export class WorkerMoves {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
+  readonly #held: HeldNodes;
   readonly #servers: readonly DiskServer[];
-  readonly #leaving = new Map<number, Leaving>();
+  readonly #leaving = new Map<number, Outgoing>();
   readonly #arriving = new Map<number, Arrival>();
   /** Steps that are under way. */
   readonly #running = new Set<Promise<unknown>>();
 
   /** `servers`: who may show a disk that moves. */
-  constructor(thread: SetupThread, disks: WorkerDisks, servers: readonly DiskServer[]) {
+  constructor(thread: SetupThread, disks: WorkerDisks, held: HeldNodes, servers: readonly DiskServer[]) {
     this.#thread = thread;
     this.#disks = disks;
+    this.#held = held;
     this.#servers = servers;
   }
 
@@ -71,175 +115,246 @@ export class WorkerMoves {
 
   // The old home.
 
-  async out({ disk, to }: MoveOutMessage): Promise<MovedDisk> {
-    const blk = this.#disks.blk(disk);
-    const host = this.#disks.host(disk);
-    const { name, readOnly, writethrough } = blk;
-    const { disk: words, counters } = host.identity;
-    host.freeze();
+  ask(message: MoveAskMessage): number[] {
+    const plan = this.#plan(message);
+    assertMovable(plan);
+    return [...plan.disks.keys()];
+  }
+
+  #plan({ subject, to }: MoveAskMessage): Plan {
+    const where = `IOThread '${to}'`;
+    if ('disk' in subject) {
+      const blk = this.#disks.blk(subject.disk);
+      const nodes = (): BlockNode[] => {
+        if (blk.root) return nodesBelow(blk.root);
+        throw new BlockError(Errno.ENOMEDIUM, `Could not move '${blk.name}' to ${where}: it has no medium`);
+      };
+      const disks = new Map([[subject.disk, blk]]);
+      return { name: blk.name, where, nodes, disks, backends: new Set([blk]), held: new Set() };
+    }
+    const nodes = (): BlockNode[] => nodesAround(nodeByName(subject.node));
+    const disks = this.#disks.numbered(new Set(nodes().flatMap(({ parents }) => parents)));
+    const held = new Set(this.#held.all);
+    return { name: subject.node, where, nodes, disks, backends: new Set(disks.values()), held };
+  }
+
+  async out(message: MoveOutMessage): Promise<Moved> {
+    const plan = this.#plan(message);
+    const disks = [...plan.disks].map(([disk, blk]) => ({ disk, blk, host: this.#disks.host(disk) }));
+    for (const { host } of disks) host.freeze();
     try {
-      const leaving = await moveOut(blk, name, `IOThread '${to}'`);
-      this.#leaving.set(disk, leaving);
-      return { name, tree: leaving.tree, readOnly, writethrough, words, counters };
+      const leaving = await moveOut(plan);
+      const held = leaving.graph.map(({ name }) => name).filter((name) => this.#held.has(name));
+      const nodes = held.map(nodeByName).reverse();
+      this.#leaving.set(message.move, { leaving, disks: plan.disks, held: nodes });
+      return { graph: leaving.graph, held, disks: disks.map(({ disk, blk, host }) => movedDisk(disk, blk, host)) };
     } catch (error) {
-      host.thaw();
+      for (const { host } of disks) host.thaw();
       throw error;
     }
   }
 
-  async back(disk: number): Promise<void> {
-    const leaving = this.#taken(disk);
+  async back(move: number): Promise<void> {
+    const { leaving, disks } = this.#taken(move);
     try {
       await leaving.back();
     } finally {
-      this.#disks.host(disk).thaw();
+      for (const disk of disks.keys()) this.#disks.host(disk).thaw();
     }
   }
 
-  #taken(disk: number): Leaving {
-    const leaving = this.#leaving.get(disk);
-    if (!leaving) throw new BlockError(Errno.EBADF, `Could not move disk ${disk}: it is not on its way`);
-    this.#leaving.delete(disk);
-    return leaving;
+  #taken(move: number): Outgoing {
+    const outgoing = this.#leaving.get(move);
+    if (!outgoing) throw notOnItsWay(move);
+    this.#leaving.delete(move);
+    return outgoing;
   }
 
-  async commit({ disk, link, identity, optimal }: MoveCommitMessage): Promise<boolean> {
-    const blk = this.#disks.blk(disk);
+  async commit({ move, link, arrived }: MoveCommitMessage): Promise<number[]> {
     let gone = false;
     link.on('close', () => {
       gone = true;
     });
     link.unref();
-    const { offer, port } = newOffer();
-    let guest: BlockBackend | undefined;
+    const guests = new Map<number, Guest>();
     try {
-      if (this.#servers.some((server) => server.serves(blk))) {
-        const descriptor = descriptorOf(identity, offer.words, port);
-        guest = await openGuest(this.#thread.context, descriptor, { name: blk.name, optimal });
-      }
-      if (gone || !this.#leaving.has(disk)) {
-        throw new BlockError(Errno.ESHUTDOWN, `Could not move '${blk.name}': one of its threads is being stopped`);
+      for (const disk of arrived) await this.#leaveGuest(disk, guests);
+      if (gone || !this.#leaving.has(move)) {
+        throw new BlockError(Errno.ESHUTDOWN, 'Could not move: one of the threads is being stopped');
       }
     } catch (error) {
       link.close();
-      offer.port.close();
-      if (guest) await closeGuest(guest);
+      for (const { blk, offer } of guests.values()) {
+        offer.port.close();
+        await closeGuest(blk);
+      }
       throw error;
     }
-    if (!guest) offer.port.close();
-    this.#switch(disk, blk, guest, guest && offer, link);
-    await ended(blk);
-    return guest !== undefined;
+    const { disks, held } = this.#switch(move, guests, link);
+    for (const blk of disks.values()) await ended(blk);
+    await letGo(held);
+    return [...guests.keys()];
+  }
+
+  /** Where somebody shows the disk. */
+  async #leaveGuest({ disk, identity, optimal }: ArrivedDisk, guests: Map<number, Guest>): Promise<void> {
+    const blk = this.#disks.blk(disk);
+    if (!this.#servers.some((server) => server.serves(blk))) return;
+    const { offer, port } = newOffer();
+    const descriptor = descriptorOf(identity, offer.words, port);
+    try {
+      guests.set(disk, {
+        blk: await openGuest(this.#thread.context, descriptor, { name: blk.name, optimal }),
+        offer,
+      });
+    } catch (error) {
+      offer.port.close();
+      throw error;
+    }
   }
 
   /** The switch, in one go. */
-  #switch(
-    disk: number,
-    blk: BlockBackend,
-    guest: BlockBackend | undefined,
-    offer: ChannelOffer | undefined,
-    link: MessagePort,
-  ): void {
-    const leaving = this.#taken(disk);
-    const queue = blk.takeQueue();
-    const channels = this.#disks.host(disk).depart(queue);
-    if (offer) channels.push(newChannel(offer));
+  #switch(move: number, guests: ReadonlyMap<number, Guest>, link: MessagePort): Outgoing {
+    const outgoing = this.#taken(move);
+    const leaving = [...outgoing.disks].map(([disk, blk]) => {
+      const queue = blk.takeQueue();
+      const channels = this.#disks.host(disk).depart(queue);
+      const guest = guests.get(disk);
+      if (guest) channels.push(newChannel(guest.offer));
+      return { disk, blk, guest: guest?.blk, queue, channels };
+    });
+    const message: LinkMessage = new Map(leaving.map(({ disk, channels }) => [disk, channels]));
     link.postMessage(
-      { channels } satisfies LinkMessage,
-      channels.map(({ port }) => port),
+      message,
+      leaving.flatMap(({ channels }) => channels.map(({ port }) => port)),
     );
     link.close();
-    // Its counters are the new home's.
-    blk.stats = new IoCounters();
-    this.#disks.remove(disk, guest);
-    if (guest) for (const server of this.#servers) server.rehome(blk, guest);
-    for (const request of queue) {
-      if (request instanceof ChannelRequest) continue;
-      if (guest) guest.submit(request);
-      else request.done(-Errno.ESHUTDOWN);
+    for (const { disk, blk, guest, queue } of leaving) {
+      // Its counters are the new home's.
+      blk.stats = new IoCounters();
+      this.#disks.remove(disk, guest);
+      if (guest) for (const server of this.#servers) server.rehome(blk, guest);
+      for (const request of queue) {
+        if (request instanceof ChannelRequest) continue;
+        if (guest) guest.submit(request);
+        else request.done(-Errno.ESHUTDOWN);
+      }
     }
-    leaving.end();
+    for (const { name } of outgoing.held) this.#held.take(name);
+    outgoing.leaving.end();
+    return outgoing;
   }
 
   // The new home.
 
-  async in({ disk, moved, link }: MoveInMessage): Promise<MoveInReply> {
-    const { context } = this.#thread;
-    const { name, readOnly, writethrough, tree, words, counters } = moved;
-    this.#disks.assertRoom(name);
-    const stats = new IoCounters(counters);
-    const blk = await BlockBackend.open(context, tree.options, { name, readOnly, writethrough, stats });
+  async in({ move, moved, link }: MoveInMessage): Promise<ArrivedDisk[]> {
+    for (const { name } of moved.disks) this.#disks.assertRoom(name);
+    const opened = await moveIn(this.#thread.context, moved.graph);
+    const nodes = [...opened.values()].reverse();
+    const held = moved.held.map((name) => opened.get(name)!);
+    const blks = new Map<MovedDisk, BlockBackend>();
     try {
-      await takeBitmaps(blk.root!, tree.bitmaps);
+      for (const disk of moved.disks) blks.set(disk, await this.#openDisk(disk, opened.get(disk.root)!));
     } catch (error) {
-      await ended(blk);
+      for (const blk of blks.values()) await ended(blk);
+      await letGo(nodes);
       throw error;
     }
-    const arrival = new Arrival(blk, new ChannelHost(blk, words), link);
-    this.#arriving.set(disk, arrival);
-    link.on('message', (message: LinkMessage) => this.#arrived(disk, arrival, message));
+    for (const { name, threshold } of moved.graph) {
+      if (threshold > 0) this.#held.setThreshold(opened.get(name)!, threshold);
+    }
+    // Others have them by now.
+    await letGo(nodes.filter((node) => !held.includes(node)));
+    const disks = new Map([...blks].map(([{ disk, words }, blk]) => [disk, new ChannelHost(blk, words)]));
+    const arrival = new Arrival(nodes, held, disks, link);
+    this.#arriving.set(move, arrival);
+    link.on('message', (message: LinkMessage) => this.#arrived(arrival, message));
     link.unref();
-    return { identity: arrival.host.identity, nodeName: blk.root!.name, optimal: blk.limits.optimal };
+    return [...disks].map(([disk, { blk, identity }]) => {
+      return { disk, identity, nodeName: blk.root!.name, optimal: blk.limits.optimal };
+    });
   }
 
-  #arrived(disk: number, arrival: Arrival, { channels }: LinkMessage): void {
-    const { blk, host, link } = arrival;
-    const guest = this.#disks.guest(disk);
+  async #openDisk(moved: MovedDisk, node: BlockNode): Promise<BlockBackend> {
+    const { name, readOnly, writethrough, perm, shared, counters } = moved;
+    const stats = new IoCounters(counters);
+    const options = { name, readOnly, writethrough, perm, shared, stats };
+    return BlockBackend.open(this.#thread.context, node.name, options);
+  }
+
+  #arrived(arrival: Arrival, message: LinkMessage): void {
+    const { context } = this.#thread;
     arrival.switched = true;
-    this.#disks.put(disk, blk, host);
-    host.arrive(channels);
-    if (guest) for (const server of this.#servers) server.rehome(guest, blk);
-    link.close();
-    this.#thread.context.run(`move of '${blk.name}'`, async () => {
+    for (const node of arrival.held) this.#held.add(node);
+    const guests: BlockBackend[] = [];
+    for (const [disk, host] of arrival.disks) {
+      const guest = this.#disks.guest(disk);
+      this.#disks.put(disk, host.blk, host);
+      host.arrive(message.get(disk)!);
+      if (!guest) continue;
+      for (const server of this.#servers) server.rehome(guest, host.blk);
+      guests.push(guest);
+    }
+    arrival.link.close();
+    context.run('move', async () => {
       try {
-        await activateNodes(blk.root!);
+        await activate(arrival.nodes);
         arrival.ended.open();
       } catch (error) {
         arrival.ended.fail(error);
       }
     });
-    // Its requests end in the channel that has just come here.
-    if (guest) this.#thread.context.run(`guest '${guest.name}'`, () => closeGuest(guest));
+    // Their requests end in the channels that have just come here.
+    for (const guest of guests) context.run(`guest '${guest.name}'`, () => closeGuest(guest));
   }
 
-  async done(disk: number): Promise<void> {
-    const arrival = this.#arriving.get(disk);
-    if (!arrival) throw new BlockError(Errno.EBADF, `Could not move disk ${disk}: it is not on its way`);
+  async done(move: number): Promise<void> {
+    const arrival = this.#arriving.get(move);
+    if (!arrival) throw notOnItsWay(move);
     try {
       await arrival.ended.promise;
     } finally {
-      this.#arriving.delete(disk);
+      this.#arriving.delete(move);
     }
   }
 
-  async drop(disk: number): Promise<boolean> {
-    const arrival = this.#arriving.get(disk);
+  async drop(move: number): Promise<boolean> {
+    const arrival = this.#arriving.get(move);
     if (!arrival) return true;
     const message = receiveMessageOnPort(arrival.link);
-    if (message && !arrival.switched) this.#arrived(disk, arrival, message.message as LinkMessage);
+    if (message && !arrival.switched) this.#arrived(arrival, message.message as LinkMessage);
     if (arrival.switched) return false;
-    await this.#giveUp(disk, arrival);
+    await this.#giveUp(move, arrival);
     return true;
   }
 
-  async #giveUp(disk: number, { blk, host, link }: Arrival): Promise<void> {
-    this.#arriving.delete(disk);
+  async #giveUp(move: number, { disks, held, link }: Arrival): Promise<void> {
+    this.#arriving.delete(move);
     link.removeAllListeners();
     link.close();
-    host.giveUp();
-    await ended(blk);
+    for (const host of disks.values()) {
+      host.giveUp();
+      await ended(host.blk);
+    }
+    await letGo([...held].reverse());
   }
 
   /** The thread is to end. What is on its way out stays inactive, since it may be open elsewhere by now. */
   async stop(): Promise<void> {
     while (this.#running.size > 0) await Promise.allSettled([...this.#running]);
-    for (const disk of [...this.#leaving.keys()]) {
-      this.#taken(disk);
-      const blk = this.#disks.blk(disk);
-      for (const request of blk.takeQueue()) request.done(-Errno.ESHUTDOWN);
+    for (const move of [...this.#leaving.keys()]) {
+      for (const blk of this.#taken(move).disks.values()) {
+        for (const request of blk.takeQueue()) request.done(-Errno.ESHUTDOWN);
+      }
     }
-    await Promise.all([...this.#arriving.keys()].map((disk) => this.drop(disk)));
+    await Promise.all([...this.#arriving.keys()].map((move) => this.drop(move)));
   }
+}
+
+function movedDisk(disk: number, blk: BlockBackend, host: ChannelHost): MovedDisk {
+  const { name, readOnly, writethrough, perm, shared } = blk;
+  const { disk: words, counters } = host.identity;
+  return { disk, name, root: blk.root!.name, readOnly, writethrough, perm, shared, words, counters };
 }
 
 /** Closes a disk that goes on elsewhere: there is nothing on this side that its failure could tell of. */
@@ -254,4 +369,8 @@ async function ended(blk: BlockBackend): Promise<void> {
 /** One that nothing has gone through yet. */
 function newChannel(offer: ChannelOffer): MovedChannel {
   return { ...offer, regions: [], taken: 0, answered: 0, cancels: 0, waiting: [], drains: 0, client: undefined };
+}
+
+function notOnItsWay(move: number): BlockError {
+  return new BlockError(Errno.EBADF, `Could not go on with move ${move}: there is none`);
 }

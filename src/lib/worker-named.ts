@@ -1,11 +1,11 @@
 /** What a daemon asks of an IOThread about nodes by name. Loaded with the first of it: most threads are never asked. */
 import type { SetupThread } from '../aio/iothread-worker.ts';
+import type { HeldNodes } from './held-nodes.ts';
 import type { NodeJobMethods } from './node-job-messages.ts';
 import type { NodeMethods } from './node-messages.ts';
 import type { TransactionMethods } from './transaction-messages.ts';
 import type { WorkerDisks } from './worker-disks.ts';
 import type { WorkerNodeJobs } from './worker-node-jobs.ts';
-import type { WorkerNodes } from './worker-nodes.ts';
 
 type Methods = NodeMethods & NodeJobMethods & TransactionMethods;
 
@@ -15,6 +15,7 @@ type Handlers = { readonly [M in keyof Methods]: (args: Parameters<Methods[M]>[0
 const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-add': true,
   'node-let-go': true,
+  'node-names': true,
   'node-del': true,
   'node-reopen': true,
   'node-list': true,
@@ -34,11 +35,14 @@ const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-set-active': true,
   'node-jobs': true,
   transaction: true,
+  'transaction-begin': true,
+  'transaction-take': true,
+  'transaction-end': true,
+  'job-group': true,
 };
 
 interface Loaded {
   readonly handlers: Handlers;
-  readonly nodes: WorkerNodes;
   readonly jobs: WorkerNodeJobs;
 }
 
@@ -46,11 +50,13 @@ export class NamedNodes {
   readonly handlers: Handlers;
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
+  readonly #held: HeldNodes;
   #loading: Promise<Loaded> | undefined;
 
-  constructor(thread: SetupThread, disks: WorkerDisks) {
+  constructor(thread: SetupThread, disks: WorkerDisks, held: HeldNodes) {
     this.#thread = thread;
     this.#disks = disks;
+    this.#held = held;
     const names = Object.keys(METHODS) as (keyof Methods)[];
     this.handlers = Object.fromEntries(
       names.map((method) => [method, (args: never) => this.#call(method, args)]),
@@ -69,22 +75,17 @@ export class NamedNodes {
       import('./worker-transactions.ts'),
     ]);
     const jobs = new WorkerNodeJobs(this.#thread);
-    const nodes = new WorkerNodes(this.#thread, this.#disks, jobs.control);
-    const transactions = new WorkerTransactions(jobs);
+    const nodes = new WorkerNodes(this.#thread, this.#disks, this.#held, jobs.control);
+    const transactions = new WorkerTransactions(this.#thread, jobs);
     const handlers = {
       ...nodes.handlers,
       ...jobs.handlers,
-      transaction: (args: Parameters<TransactionMethods['transaction']>[0]) => transactions.run(args),
+      ...transactions.handlers,
     };
-    return { handlers, nodes, jobs };
+    return { handlers, jobs };
   }
 
   async stopJobs(): Promise<void> {
     await (await this.#loading)?.jobs.stop();
-  }
-
-  /** Nothing uses the nodes any more. */
-  async stop(): Promise<void> {
-    await (await this.#loading)?.nodes.stop();
   }
 }

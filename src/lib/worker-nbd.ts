@@ -92,7 +92,9 @@ export class WorkerNbd {
     const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = this.#bitmaps(entry);
-    const handOver = entry.atHome ? (fd: number, handed: HandedOver) => this.#handOver(service, fd, handed) : undefined;
+    const elsewhere = (fd: number, handed: HandedOver): Promise<void> | undefined =>
+      this.#disks.guest(entry.disk) && this.#handOver(service, fd, handed);
+    const handOver = entry.atHome ? elsewhere : undefined;
     server.addExport({ name, description, ...common, bitmaps, ...(handOver ? { handOver } : {}) });
   }
 

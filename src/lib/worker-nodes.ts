@@ -1,4 +1,5 @@
 /** Nodes that a daemon has added to an IOThread by name, without a disk on them. */
+
 import type { CoMutex } from '../aio/co-mutex.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
@@ -12,6 +13,7 @@ import { truncateNode } from '../block/io.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
 import { alone, amendAlone } from './alone.ts';
+import type { HeldNodes } from './held-nodes.ts';
 import { ofImage } from './image-head.ts';
 import type { OpenReply } from './messages.ts';
 import { nodeInfo } from './node-info.ts';
@@ -24,8 +26,6 @@ import type {
   NodeNames,
   NodeReopenMessage,
   NodeResizeMessage,
-  NodeThresholdMessage,
-  ThresholdEvent,
 } from './node-messages.ts';
 import { nameOf } from './options.ts';
 import { assertUnchanged, resolveReferences } from './references.ts';
@@ -40,27 +40,27 @@ export class WorkerNodes {
   readonly #thread: SetupThread;
   readonly #disks: WorkerDisks;
   readonly #control: CoMutex;
-  /** Held until they are deleted. */
-  readonly #owned = new Map<string, BlockNode>();
+  readonly #owned: HeldNodes;
 
   /** `control`: held by whoever changes an image as a whole. */
-  constructor(thread: SetupThread, disks: WorkerDisks, control: CoMutex) {
+  constructor(thread: SetupThread, disks: WorkerDisks, owned: HeldNodes, control: CoMutex) {
     this.#thread = thread;
+    this.#owned = owned;
     this.#control = control;
     this.#disks = disks;
     this.handlers = {
       'node-add': (args) => this.#add(args),
       'node-let-go': async ({ node: name }) => {
-        const node = this.#owned.get(name);
-        this.#owned.delete(name);
+        const node = this.#owned.take(name);
         if (node) await releaseNode(node);
         return this.#names();
       },
+      'node-names': async () => this.#names(),
       'node-del': ({ node }) => this.#delete(node),
       'node-reopen': (args) => this.#reopen(args),
       'node-list': async () => Promise.all(allNodes().map((node) => nodeInfo(node, this.#owned.has(node.name)))),
       'node-resize': (args) => this.#resize(args),
-      'node-threshold': async (args) => this.#setThreshold(args),
+      'node-threshold': async ({ node, bytes }) => this.#owned.setThreshold(nodeByName(node), bytes),
       'node-snapshot-delete': ({ node, which }) =>
         alone(this.#control, node, ({ impl, driver, name }) => {
           if (impl.snapshots) return impl.snapshots.delete(which);
@@ -71,14 +71,6 @@ export class WorkerNodes {
       'node-set-active': (args) => this.#setActive(args),
       'node-disk': (args) => this.#disk(args),
     };
-  }
-
-  /** Nothing uses them any more. */
-  async stop(): Promise<void> {
-    // Those that were added last may use those before.
-    const nodes = [...this.#owned.values()].reverse();
-    this.#owned.clear();
-    for (const node of nodes) await releaseNode(node);
   }
 
   async #add({ options, policy }: NodeAddMessage): Promise<NodeAdded> {
@@ -92,7 +84,7 @@ export class WorkerNodes {
       if (node) await releaseNode(node).catch(() => undefined);
       throw ofImage(error, name);
     }
-    this.#owned.set(node.name, node);
+    this.#owned.add(node);
     return { node: node.name, ...this.#names() };
   }
 
@@ -101,11 +93,9 @@ export class WorkerNodes {
     if (!parents.every((parent) => parent instanceof BlockChild)) {
       throw new BlockError(Errno.EBUSY, `Node ${name} is in use`);
     }
-    const node = this.#owned.get(name);
-    if (!node) throw new BlockError(Errno.EPERM, `Node ${name} is not owned by the monitor`);
+    if (!this.#owned.has(name)) throw new BlockError(Errno.EPERM, `Node ${name} is not owned by the monitor`);
     if (parents.length > 0) throw new BlockError(Errno.EBUSY, `Block device ${name} is in use`);
-    this.#owned.delete(name);
-    await releaseNode(node);
+    await releaseNode(this.#owned.take(name)!);
     return this.#names();
   }
 
@@ -123,7 +113,7 @@ export class WorkerNodes {
 
   async #setActive({ node, active }: NodeActiveMessage): Promise<void> {
     using _turn = await this.#control.lock();
-    const nodes = node === undefined ? roots([...this.#owned.values()]) : [nodeByName(node)];
+    const nodes = node === undefined ? roots(this.#owned.all) : [nodeByName(node)];
     for (const one of nodes) await setActive(one, active);
   }
 
@@ -144,21 +134,15 @@ export class WorkerNodes {
     }
   }
 
-  #setThreshold({ node: name, bytes }: NodeThresholdMessage): void {
-    const node = nodeByName(name);
-    node.setWriteThreshold(bytes, (end) => {
-      this.#thread.emit('threshold', { service: 0, node: name, threshold: bytes, end } satisfies ThresholdEvent);
-    });
-  }
-
-  async #disk({ node, name, writable, writethrough }: NodeDiskMessage): Promise<OpenReply> {
+  async #disk({ node, name, writable, writethrough, fixed }: NodeDiskMessage): Promise<OpenReply> {
     this.#disks.assertRoom(name);
     const perm = Perm.CONSISTENT_READ | (writable ? Perm.WRITE : 0);
     const shared = Perm.CONSISTENT_READ | Perm.WRITE | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
-    return this.#disks.adopt(
-      await BlockBackend.open(context, node, { name, perm, shared, readOnly: !writable, writethrough }),
-    );
+    const options = { name, perm, shared, readOnly: !writable, writethrough };
+    const blk = await BlockBackend.open(context, node, options);
+    if (fixed) blk.users.add({ cannotMove: () => `an export of '${name}' wants to stay in its thread` });
+    return this.#disks.adopt(blk);
   }
 }
 

@@ -1,8 +1,11 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
+
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
+import { everyStep } from '../base/every-step.ts';
 import { nameThread } from '../block/registry.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
+import { HeldNodes } from './held-nodes.ts';
 import { imageHandlers } from './image-handlers.ts';
 import type { Method, MethodArgs, MethodResult, ThreadStats } from './messages.ts';
 import { bitmapHandlers } from './worker-bitmaps.ts';
@@ -23,9 +26,10 @@ export function setup(thread: SetupThread): Furnished {
   const newId = (): number => ++services;
   const nbd = new WorkerNbd(thread, disks, newId);
   const vhostUser = new WorkerVhostUser(thread, disks, newId);
-  const moves = new WorkerMoves(thread, disks, [nbd.services, vhostUser]);
+  const held = new HeldNodes(thread);
+  const moves = new WorkerMoves(thread, disks, held, [nbd.services, vhostUser]);
   const jobs = new WorkerJobs(disks);
-  const named = new NamedNodes(thread, disks);
+  const named = new NamedNodes(thread, disks, held);
   const handlers: Handlers = {
     drivers: ({ urls }) => {
       thread.context.foreign = true;
@@ -35,12 +39,13 @@ export function setup(thread: SetupThread): Furnished {
     share: async ({ disk, offer }) => disks.introduce(disk, offer),
     guest: (args) => disks.addGuest(args),
     'guest-close': ({ disk }) => disks.closeGuest(disk),
+    'move-ask': async (args) => moves.ask(args),
     'move-out': (args) => moves.run(() => moves.out(args)),
-    'move-back': ({ disk }) => moves.run(() => moves.back(disk)),
+    'move-back': ({ move }) => moves.run(() => moves.back(move)),
     'move-in': (args) => moves.run(() => moves.in(args)),
     'move-commit': (args) => moves.run(() => moves.commit(args)),
-    'move-done': ({ disk }) => moves.run(() => moves.done(disk)),
-    'move-drop': ({ disk }) => moves.run(() => moves.drop(disk)),
+    'move-done': ({ move }) => moves.run(() => moves.done(move)),
+    'move-drop': ({ move }) => moves.run(() => moves.drop(move)),
     ...bitmapHandlers(disks),
     ...named.handlers,
     'nbd-start': (args) => nbd.start(args),
@@ -61,12 +66,14 @@ export function setup(thread: SetupThread): Furnished {
   return {
     handlers: handlers as Furnished['handlers'],
     async stop() {
-      await moves.stop();
-      await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
-      await jobs.stopAll();
-      await named.stopJobs();
-      await disks.closeAll();
-      await named.stop();
+      await everyStep(
+        () => moves.stop(),
+        () => Promise.all([nbd.stopAll(), vhostUser.stopAll()]),
+        () => jobs.stopAll(),
+        () => named.stopJobs(),
+        () => disks.closeAll(),
+        () => held.close(),
+      );
     },
   };
 }

@@ -27,6 +27,7 @@ export interface Libc {
   fdatasync(fd: number): number;
   ioctl(fd: number, request: number, argument: number): number;
   fcntl(fd: number, command: number, argument: number): number;
+  poll(fds: number, count: number, timeoutMs: number): number;
   eventfd(initial: number, flags: number): number;
   mmap(address: number, length: number, protection: number, flags: number, fd: number, offset: number): number;
   munmap(address: number, length: number): number;
@@ -64,6 +65,7 @@ const SIGNATURES: Readonly<Record<keyof Libc, readonly [result: string, ...param
   fdatasync: ['int', 'int'],
   ioctl: ['int', 'int', POINTER, POINTER],
   fcntl: ['int', 'int', 'int', POINTER],
+  poll: ['int', POINTER, 'ulong', 'int'],
   eventfd: ['int', 'uint', 'int'],
   mmap: [WORD, POINTER, 'size_t', 'int', 'int', 'int', 'int64_t'],
   munmap: ['int', POINTER, 'size_t'],

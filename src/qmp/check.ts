@@ -25,9 +25,13 @@ const ON = new Set(['on', 'yes', 'true', 'y']);
 const OFF = new Set(['off', 'no', 'false', 'n']);
 const SUFFIXES = 'BKMGTPE';
 
+/** Objects inside each other: as many as there may be images above each other, and a few for what is around them. */
+const DEPTH_MAX = 300;
+
 export class Checker {
   readonly #schema: Schema;
   readonly #text: boolean;
+  #depth = 0;
 
   constructor(schema: Schema, style: Style = 'json') {
     this.#schema = schema;
@@ -120,9 +124,15 @@ export class Checker {
     fill: (members: Map<string, unknown>, done: Record<string, unknown>) => void,
   ): Record<string, unknown> {
     if (!isObject(value)) throw wrongType(path, 'object');
+    if (this.#depth >= DEPTH_MAX) throw new QmpError(`Parameters are nested more than ${DEPTH_MAX} levels deep`);
     const members = new Map<string, unknown>(Object.entries(value));
     const done = emptyObject() as Record<string, unknown>;
-    fill(members, done);
+    this.#depth++;
+    try {
+      fill(members, done);
+    } finally {
+      this.#depth--;
+    }
     const [extra] = members.keys();
     if (extra !== undefined) throw new QmpError(`Parameter '${join(path, extra)}' is unexpected`);
     return done;

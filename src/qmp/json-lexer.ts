@@ -1,12 +1,13 @@
 /**
  * Bytes of JSON into tokens, however they come in pieces. What is no token is given back as one of kind `stray`, and
  * what follows is passed over up to the next byte that has structure, or a control byte (a line's end). Strings may
- * have single quotes. Memory: the token under way.
+ * have single quotes. Memory: twice the token under way.
  */
 
 export type TokenKind = '{' | '}' | '[' | ']' | ':' | ',' | 'string' | 'integer' | 'float' | 'keyword' | 'stray';
 
-export type TokenSink = (kind: TokenKind, text: string) => void;
+/** `bytes` are those of a string, a number, a word or what is none of these, until it returns. */
+export type TokenSink = (kind: TokenKind, bytes: Uint8Array) => void;
 
 type State =
   | 'start'
@@ -56,8 +57,8 @@ const RUNS: Partial<Record<State, (byte: number) => boolean>> = {
   exponent: isDigit,
 };
 
-/** Arguments of one call. */
-const PIECE = 4096;
+/** Room for a token that is usual. */
+const USUAL = 4096;
 
 function structure(byte: number): TokenKind | undefined {
   switch (byte) {
@@ -82,12 +83,13 @@ function isBlank(byte: number): boolean {
   return byte === 0x20 || byte === 0x09 || byte === 0x0a || byte === 0x0d;
 }
 
-/** The bytes of a string come as Latin-1 text, one character a byte; who reads it decodes UTF-8. */
 export class JsonLexer {
   readonly #sink: TokenSink;
   #state: State = 'start';
   #quote = 0;
-  #token = '';
+  /** The token under way: a text that grew by characters would cost 32 bytes for each. */
+  #token = new Uint8Array(USUAL);
+  #length = 0;
 
   constructor(sink: TokenSink) {
     this.#sink = sink;
@@ -95,16 +97,13 @@ export class JsonLexer {
 
   /** Bytes of the token under way. */
   get pending(): number {
-    return this.#token.length;
+    return this.#length;
   }
 
   push(bytes: Uint8Array): void {
     for (let at = 0; at < bytes.length; ) {
       const end = this.#runEnd(bytes, at);
-      // One piece for many bytes: a character at a time would cost a long token 32 bytes for each.
-      for (let from = at; from < end; from += PIECE) {
-        this.#token += String.fromCharCode(...bytes.subarray(from, Math.min(from + PIECE, end)));
-      }
+      if (end > at) this.#append(bytes.subarray(at, end));
       at = end;
       if (at === bytes.length) return;
       // A byte that ends a number or a word is looked at again.
@@ -126,15 +125,33 @@ export class JsonLexer {
 
   /** Forgets the token under way and passes over what is left of it. */
   recover(): void {
-    this.#token = '';
+    this.#forget();
     this.#state = 'recovery';
   }
 
+  #append(run: Uint8Array): void {
+    this.#room(run.length);
+    this.#token.set(run, this.#length);
+    this.#length += run.length;
+  }
+
+  #room(more: number): void {
+    if (this.#length + more <= this.#token.length) return;
+    const larger = new Uint8Array(Math.max(2 * this.#token.length, this.#length + more));
+    larger.set(this.#token.subarray(0, this.#length));
+    this.#token = larger;
+  }
+
+  #forget(): void {
+    this.#length = 0;
+    if (this.#token.length > USUAL) this.#token = new Uint8Array(USUAL);
+  }
+
   #emit(kind: TokenKind): void {
-    const text = this.#token;
-    this.#token = '';
+    const bytes = this.#token.subarray(0, this.#length);
+    this.#forget();
     this.#state = kind === 'stray' ? 'recovery' : 'start';
-    this.#sink(kind, text);
+    this.#sink(kind, bytes);
   }
 
   /** False where the byte has to be looked at again, as the beginning of something else. */
@@ -145,7 +162,7 @@ export class JsonLexer {
       case 'recovery':
         if (structure(byte) === undefined && byte >= 0x20) return true;
         this.#state = 'start';
-        return byte < 0x20;
+        return false;
       case 'string':
       case 'escape':
         return this.#inString(byte);
@@ -159,13 +176,14 @@ export class JsonLexer {
   }
 
   #keep(byte: number, state: State): true {
-    this.#token += String.fromCharCode(byte);
+    this.#room(1);
+    this.#token[this.#length++] = byte;
     this.#state = state;
     return true;
   }
 
   #stray(byte: number): true {
-    this.#token += String.fromCharCode(byte);
+    this.#keep(byte, 'start');
     this.#emit('stray');
     return true;
   }

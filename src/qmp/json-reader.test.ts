@@ -82,6 +82,10 @@ describe('JSON of a monitor', () => {
     ['{"a":"\\x"}', ['!invalid escape sequence in string']],
     ['@{"a":1}', ["!stray '@'", '{"a": 1}']],
     ['x {"a":1}', ["!invalid keyword 'x'", '{"a": 1}']],
+    ['{"a":"\\uffff"}', ['!\\uffff is not a valid Unicode character']],
+    ['{"a":"\\ud83f\\udfff"}', ['!\\ud83f\\udfff is not a valid Unicode character']],
+    ['\u0001\u0002', ["!stray '\u0001'", "!stray '\u0002'"]],
+    [Uint8Array.of(0x22, 0xef, 0xbf, 0xbf, 0x22), ['!invalid UTF-8 sequence in string']],
     [Uint8Array.of(0x22, 0xc3, 0x22), ['!invalid UTF-8 sequence in string']],
     [Uint8Array.of(0x22, 0xff, 0x22, 0x7d), ["!stray '\"\ufffd'", '!expecting value']],
   ];

@@ -32,7 +32,8 @@ export class JsonReader {
   readonly #limits: JsonLimits;
   readonly #lexer: JsonLexer;
   #kinds: TokenKind[] = [];
-  #texts: string[] = [];
+  /** Undefined where the bytes are not UTF-8. */
+  #texts: (string | undefined)[] = [];
   #bytes = 0;
   #braces = 0;
   #brackets = 0;
@@ -41,7 +42,7 @@ export class JsonReader {
     this.#onValue = onValue;
     this.#onError = onError;
     this.#limits = limits;
-    this.#lexer = new JsonLexer((kind, text) => this.#token(kind, text));
+    this.#lexer = new JsonLexer((kind, bytes) => this.#token(kind, bytes));
   }
 
   push(bytes: Uint8Array): void {
@@ -54,14 +55,14 @@ export class JsonReader {
     }
   }
 
-  #token(kind: TokenKind, text: string): void {
+  #token(kind: TokenKind, bytes: Uint8Array): void {
     if (kind === 'stray') {
-      this.#fail(wrong(`stray '${decodeUtf8(text) ?? text.replace(/[\u0080-\u00ff]/g, '\ufffd')}'`));
+      this.#fail(wrong(`stray '${LENIENT.decode(bytes)}'`));
       return;
     }
     this.#kinds.push(kind);
-    this.#texts.push(text);
-    this.#bytes += text.length;
+    this.#texts.push(bytes.length === 0 ? '' : decoded(bytes));
+    this.#bytes += bytes.length;
     if (kind === '{') this.#braces++;
     else if (kind === '}') this.#braces--;
     else if (kind === '[') this.#brackets++;
@@ -114,16 +115,16 @@ export class JsonReader {
 /** Recursion is bounded by the limit of depth. */
 class Parser {
   readonly #kinds: readonly TokenKind[];
-  readonly #texts: readonly string[];
+  readonly #texts: readonly (string | undefined)[];
   #at = 0;
 
-  constructor(kinds: readonly TokenKind[], texts: readonly string[]) {
+  constructor(kinds: readonly TokenKind[], texts: readonly (string | undefined)[]) {
     this.#kinds = kinds;
     this.#texts = texts;
   }
 
   value(): Json {
-    const text = this.#texts[this.#at]!;
+    const text = this.#texts[this.#at];
     const kind = this.#next();
     switch (kind) {
       case '{':
@@ -133,11 +134,11 @@ class Parser {
       case 'string':
         return stringOf(text);
       case 'integer':
-        return integerOf(text);
+        return integerOf(text!);
       case 'float':
-        return floatOf(text);
+        return floatOf(text!);
       case 'keyword':
-        return keywordOf(text);
+        return keywordOf(text!);
       default:
         throw wrong('expecting value');
     }
@@ -196,7 +197,7 @@ function floatOf(text: string): number {
   throw wrong(`number '${text.slice(0, 40)}' is too large`);
 }
 
-const ESCAPES: Readonly<Record<string, string>> = {
+const ESCAPES: Readonly<Record<string, string | undefined>> = {
   '"': '"',
   "'": "'",
   '\\': '\\',
@@ -208,55 +209,60 @@ const ESCAPES: Readonly<Record<string, string>> = {
   t: '\t',
 };
 
-/** The text of a string token, whose characters are bytes. */
-function stringOf(token: string): string {
-  const body = token.slice(1, -1);
-  const text = decodeUtf8(body);
-  if (text === undefined) throw wrong('invalid UTF-8 sequence in string');
-  return body.includes('\\') ? unescaped(text) : text;
-}
+const LENIENT = new TextDecoder('utf-8', { ignoreBOM: true });
+const STRICT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-function decodeUtf8(bytes: string): string | undefined {
-  if (!/[\u0080-\u00ff]/.test(bytes)) return bytes;
+function decoded(bytes: Uint8Array): string | undefined {
   try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(
-      Uint8Array.from(bytes, (char) => char.charCodeAt(0)),
-    );
+    return STRICT.decode(bytes);
   } catch {
     return undefined;
   }
 }
 
+/** The text between the quotes. */
+function stringOf(token: string | undefined): string {
+  if (token === undefined || /\p{Noncharacter_Code_Point}/u.test(token)) {
+    throw wrong('invalid UTF-8 sequence in string');
+  }
+  const body = token.slice(1, -1);
+  return body.includes('\\') ? unescaped(body) : body;
+}
+
+/** Characters that are put together at once. */
+const PIECE = 4096;
+
 function unescaped(text: string): string {
-  const parts: string[] = [];
-  let from = 0;
-  for (let at = text.indexOf('\\'); at >= 0; at = text.indexOf('\\', from)) {
-    parts.push(text.slice(from, at));
-    const letter = text[at + 1]!;
-    if (letter === 'u') {
-      const char = codePointAt(text, at);
-      parts.push(char);
-      from = at + 6 * char.length;
+  const codes: number[] = [];
+  let done = '';
+  for (let at = 0; at < text.length; ) {
+    if (codes.length >= PIECE) done += String.fromCharCode(...codes.splice(0));
+    if (text[at] !== '\\') {
+      codes.push(text.charCodeAt(at++));
       continue;
     }
-    const char = Object.hasOwn(ESCAPES, letter) ? ESCAPES[letter] : undefined;
+    const letter = text[at + 1]!;
+    const char = letter === 'u' ? codePointAt(text, at) : ESCAPES[letter];
     if (char === undefined) throw wrong('invalid escape sequence in string');
-    parts.push(char);
-    from = at + 2;
+    for (let i = 0; i < char.length; i++) codes.push(char.charCodeAt(i));
+    at += letter === 'u' ? 6 * char.length : 2;
   }
-  parts.push(text.slice(from));
-  return parts.join('');
+  return done + String.fromCharCode(...codes);
 }
 
 /** The character of `\uXXXX`, or of the two that are a surrogate pair. */
 function codePointAt(text: string, at: number): string {
-  const invalid = (): JsonError => wrong(`\\u${text.slice(at + 2, at + 6)} is not a valid Unicode character`);
   const first = hexAt(text, at);
-  if (first === undefined || (first >= 0xdc00 && first <= 0xdfff)) throw invalid();
-  if (first < 0xd800 || first > 0xdbff) return String.fromCharCode(first);
   const second = text.startsWith('\\u', at + 6) ? hexAt(text, at + 6) : undefined;
-  if (second === undefined || second < 0xdc00 || second > 0xdfff) throw invalid();
-  return String.fromCharCode(first, second);
+  const pair = first !== undefined && second !== undefined && first >> 10 === 0x36 && second >> 10 === 0x37;
+  const code = pair ? 0x10000 + ((first & 0x3ff) << 10) + (second & 0x3ff) : first;
+  if (code !== undefined && isCharacter(code)) return String.fromCodePoint(code);
+  throw wrong(`${text.slice(at, at + (pair ? 12 : 6))} is not a valid Unicode character`);
+}
+
+/** Neither half of a pair, nor what is never to be a character. */
+function isCharacter(code: number): boolean {
+  return code >> 11 !== 0x1b && (code < 0xfdd0 || code > 0xfdef) && (code & 0xfffe) !== 0xfffe;
 }
 
 function hexAt(text: string, at: number): number | undefined {

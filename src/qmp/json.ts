@@ -51,26 +51,77 @@ export function isInt64(value: WideInteger): boolean {
 
 /** One line, or indented by four blanks. Everything beyond ASCII is escaped. */
 export function writeJson(value: unknown, pretty = false): string {
-  const text = write(value, pretty ? '\n' : '');
-  return text.replace(
-    /[\u007f-\uffff]/g,
-    (char) => `\\u${char.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`,
-  );
+  const parts: string[] = [];
+  write(value, pretty ? '\n' : '', parts);
+  return parts.join('');
 }
 
 /** `indent`: the line break before a member of the value that is around, or nothing for one line. */
-function write(value: unknown, indent: string): string {
-  if (value instanceof WideInteger) return value.text;
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value ?? null);
-  const inner = indent === '' ? '' : `${indent}    `;
-  const list = Array.isArray(value);
-  const parts = list
-    ? value.map((item) => write(item, inner))
-    : Object.entries(value)
-        .filter(([, member]) => member !== undefined)
-        .map(([name, member]) => `${JSON.stringify(name)}: ${write(member, inner)}`);
-  const [open, close] = list ? '[]' : '{}';
-  if (parts.length === 0) return `${open}${close}`;
-  if (indent === '') return `${open}${parts.join(', ')}${close}`;
-  return `${open}${inner}${parts.join(`,${inner}`)}${indent}${close}`;
+function write(value: unknown, indent: string, parts: string[]): void {
+  if (typeof value === 'string') parts.push(quoted(value));
+  else if (value instanceof WideInteger) parts.push(value.text);
+  else if (typeof value !== 'object' || value === null) parts.push(JSON.stringify(value ?? null));
+  else if (Array.isArray(value))
+    writeAll('[', value.length, (i) => write(value[i], inner(indent), parts), ']', indent, parts);
+  else {
+    const members = Object.entries(value).filter(([, member]) => member !== undefined);
+    const member = (i: number): void => {
+      const [name, one] = members[i]!;
+      parts.push(quoted(name), ': ');
+      write(one, inner(indent), parts);
+    };
+    writeAll('{', members.length, member, '}', indent, parts);
+  }
+}
+
+function inner(indent: string): string {
+  return indent === '' ? '' : `${indent}    `;
+}
+
+function writeAll(
+  open: string,
+  count: number,
+  one: (i: number) => void,
+  close: string,
+  indent: string,
+  parts: string[],
+): void {
+  parts.push(open);
+  for (let i = 0; i < count; i++) {
+    if (indent !== '') parts.push(i > 0 ? ',' : '', inner(indent));
+    else if (i > 0) parts.push(', ');
+    one(i);
+  }
+  parts.push(count > 0 ? indent : '', close);
+}
+
+/** Characters that are escaped at once. */
+const PIECE = 4096;
+const ASCII = new TextDecoder();
+const HEX = new TextEncoder().encode('0123456789ABCDEF');
+
+function quoted(text: string): string {
+  const json = JSON.stringify(text);
+  if (!/[\u007f-\uffff]/.test(json)) return json;
+  const ascii = new Uint8Array(6 * PIECE);
+  const parts: string[] = [];
+  for (let at = 0; at < json.length; at += PIECE) {
+    const end = Math.min(at + PIECE, json.length);
+    let length = 0;
+    for (let i = at; i < end; i++) {
+      const code = json.charCodeAt(i);
+      if (code < 0x7f) ascii[length++] = code;
+      else length = escapeAt(ascii, length, code);
+    }
+    parts.push(ASCII.decode(ascii.subarray(0, length)));
+  }
+  return parts.join('');
+}
+
+/** Writes \\uXXXX; answers where that ends. */
+function escapeAt(ascii: Uint8Array, at: number, code: number): number {
+  ascii[at] = 0x5c;
+  ascii[at + 1] = 0x75;
+  for (let digit = 0; digit < 4; digit++) ascii[at + 2 + digit] = HEX[(code >> (12 - 4 * digit)) & 15]!;
+  return at + 6;
 }

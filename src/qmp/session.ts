@@ -2,6 +2,7 @@
  * One client of a monitor: the greeting, what it has agreed on, its commands in their order, and what it is sent. How
  * bytes come and go is its link's affair. Bounds: commands that wait, and bytes that it has not read.
  */
+import { Gate } from '../aio/op.ts';
 import { MiB } from '../base/units.ts';
 import { QmpError, qmpError } from './errors.ts';
 import { isObject, type Json, type JsonObject, writeJson } from './json.ts';
@@ -28,9 +29,10 @@ export interface Dispatcher {
 
 /** Commands that wait before the client is not listened to any more. */
 const QUEUE_MAX = 8;
-/** Bytes that a client leaves unread before it is not listened to, and before it is cut off. */
-const UNSENT_PAUSE = MiB;
-const UNSENT_MAX = 32 * MiB;
+/** Bytes that a client leaves unread before nothing more is done for it. */
+const UNSENT_MAX = MiB;
+/** Bytes of events that a client leaves unread before it is cut off. */
+const EVENTS_MAX = 32 * MiB;
 
 interface Waiting {
   /** A command, or what was wrong with what came in its place. */
@@ -48,6 +50,10 @@ export class Session {
   #running = false;
   #paused = false;
   #closed = false;
+  /** Bytes of events since it had last read all. */
+  #told = 0;
+  /** Waits for it to read. */
+  #unread: Gate | undefined;
 
   constructor(dispatcher: Dispatcher, link: SessionLink, pretty = false) {
     this.#dispatcher = dispatcher;
@@ -72,6 +78,8 @@ export class Session {
 
   /** The client takes its answers again. */
   drained(): void {
+    this.#told = 0;
+    this.#unread?.open();
     this.#regulate();
   }
 
@@ -79,10 +87,15 @@ export class Session {
   close(): void {
     this.#closed = true;
     this.#queue.length = 0;
+    this.#unread?.open();
   }
 
   event(event: JsonObject): void {
-    if (this.#negotiated) this.#send(event);
+    if (!this.#negotiated || this.#closed) return;
+    this.#told += this.#send(event);
+    if (Math.min(this.#told, this.#link.unsent) <= EVENTS_MAX) return;
+    this.close();
+    this.#link.cut();
   }
 
   /** What `qmp_capabilities` does. */
@@ -103,6 +116,8 @@ export class Session {
   async #run(): Promise<void> {
     this.#running = true;
     for (let next = this.#queue.shift(); next; next = this.#queue.shift()) {
+      await this.#read();
+      if (this.#closed) break;
       const answer = await this.#answer(next.message);
       if (this.#closed) break;
       this.#send(answer);
@@ -138,17 +153,25 @@ export class Session {
     return { command, args };
   }
 
-  #send(message: JsonObject): void {
-    if (this.#closed) return;
-    this.#link.send(`${writeJson(message, this.#pretty)}\r\n`);
-    if (this.#link.unsent <= UNSENT_MAX) return;
-    this.close();
-    this.#link.cut();
+  /** Resolves once it has read most of what it was sent. */
+  async #read(): Promise<void> {
+    while (!this.#closed && this.#link.unsent > UNSENT_MAX) {
+      this.#unread = new Gate();
+      await this.#unread.promise;
+    }
+  }
+
+  /** Answers the length of what was sent. */
+  #send(message: JsonObject): number {
+    const json = writeJson(message, this.#pretty);
+    const text = `${this.#pretty ? json.replaceAll('\n', '\r\n') : json}\r\n`;
+    this.#link.send(text);
+    return text.length;
   }
 
   /** Listens to the client only while it is good for it. */
   #regulate(): void {
-    const full = this.#queue.length >= QUEUE_MAX || this.#link.unsent > UNSENT_PAUSE;
+    const full = this.#queue.length >= QUEUE_MAX || this.#link.unsent > UNSENT_MAX;
     if (full === this.#paused) return;
     this.#paused = full;
     if (full) this.#link.pause();
@@ -168,13 +191,15 @@ function membersOf(message: JsonObject, oob: boolean): { command: string; outOfB
   for (const [name, value] of Object.entries(message)) {
     switch (name) {
       case 'execute':
-      case 'exec-oob':
+      case 'exec-oob': {
+        const other = name === 'execute' ? 'exec-oob' : 'execute';
         if (name === 'exec-oob' && !oob) throw new QmpError("QMP input member 'exec-oob' is unexpected");
         if (typeof value !== 'string') throw new QmpError(`QMP input member '${name}' must be a string`);
-        if (command !== undefined) throw new QmpError(`QMP input member '${name}' clashes with 'execute'`);
+        if (command !== undefined) throw new QmpError(`QMP input member '${name}' clashes with '${other}'`);
         command = value;
         outOfBand = name === 'exec-oob';
         break;
+      }
       case 'arguments':
         if (!isObject(value)) throw new QmpError("QMP input member 'arguments' must be an object");
         args = value;

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { createConnection, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
@@ -80,6 +80,24 @@ export class Peer {
     return this.#next();
   }
 
+  /** The replies to all that is in `bytes`, none or many. */
+  async replies(bytes: string | Uint8Array): Promise<Fields[]> {
+    this.#socket.write(bytes);
+    this.#socket.write('\n{"execute":"query-version","id":"the last"}\n');
+    const replies: Fields[] = [];
+    for (;;) {
+      const reply = await this.#next();
+      if (reply.id === 'the last') return replies;
+      replies.push(reply);
+    }
+  }
+
+  /** The most memory that it has had so far. */
+  get peakBytes(): number {
+    const status = readFileSync(`/proc/${this.#child.pid}/status`, 'utf8');
+    return Number(/^VmHWM:\s+(\d+)/m.exec(status)![1]) * 1024;
+  }
+
   /** The next reply, to what was sent together with others. */
   reply(): Promise<Fields> {
     return this.#next();
@@ -97,6 +115,10 @@ export class Peer {
   }
 
   #took(text: string): void {
+    if (!text.includes('\n')) {
+      this.#text += text;
+      return;
+    }
     const lines = (this.#text + text).split('\n');
     this.#text = lines.pop()!;
     for (const line of lines) {

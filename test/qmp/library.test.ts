@@ -56,7 +56,7 @@ test('a node goes to the thread that its export asks for, and back', needs('qemu
   const entry = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true, iothread: 'io1' } as const;
   await assert.rejects(
     daemon.run('block-export-add', { ...entry, iothread: 'nowhere' }),
-    /Cannot find iothread nowhere/,
+    /iothread "nowhere" not found/,
   );
   await daemon.run('block-export-add', entry);
   assert.equal(daemon.nodes.find('a')?.name, 'io1');

@@ -21,8 +21,9 @@ Options take effect in their order. Values are KEY=VALUE,... or JSON.
                          add a node
 
   --chardev TYPE,id=ID[,OPTION...]
-                         add a character device: socket, stdio, file, pipe,
-                         null, ringbuf
+                         add a character device: socket, pty, udp, stdio, file,
+                         pipe, serial, parallel, null, ringbuf, mux; with
+                         mux=on several monitors can have it
 
   --export nbd,id=ID,node-name=N[,name=NAME][,writable=on|off]
            [,bitmaps.0=BITMAP...]

@@ -8,7 +8,7 @@ import type { JsonObject } from '../../qmp/json.ts';
 import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
 import type { Schema } from '../../qmp/schema/types.ts';
 import type { OptionDef } from '../getopt.ts';
-import { chardevBackend, chardevHelp } from './chardev.ts';
+import { type ChardevOption, chardevHelp, chardevOption } from './chardev.ts';
 import { parseOptionText, spellOutFlags } from './option-text.ts';
 
 export interface Option extends OptionDef {
@@ -119,20 +119,23 @@ export class StorageDaemon implements AsyncDisposable {
 
   async #chardev(text: string): Promise<boolean> {
     const { value, style, help } = parseOptionText(text.startsWith('{') ? text : spellOutFlags(text), 'backend');
-    const schema = await this.#schema();
     if (help) {
-      process.stdout.write(chardevHelp(schema));
+      process.stdout.write(chardevHelp());
       return true;
     }
-    const { id, backend } = style === 'json' ? jsonChardev(value) : chardevBackend(value, schema);
-    if (typeof id !== 'string') throw new QmpError('chardev: no id specified');
-    const checked = new Checker(schema, style).value('ChardevBackend', backend, '');
-    await (await this.daemon()).chardevs.add(id, checked as Qapi<'ChardevBackend'>);
+    const option = style === 'json' ? jsonChardev(value) : chardevOption(value);
+    const { id, mux } = option;
+    const backend = new Checker(await this.#schema(), style).value('ChardevBackend', option.backend, '');
+    const { chardevs } = await this.daemon();
+    const { pty } = await chardevs.add(mux ? `${id}-base` : id, backend as Qapi<'ChardevBackend'>);
+    if (pty !== undefined) process.stdout.write(`char device redirected to ${pty} (label ${id})\n`);
+    if (mux) await chardevs.add(id, { type: 'mux', data: { chardev: `${id}-base` } });
     return false;
   }
 }
 
 /** As `chardev-add` takes it. */
-function jsonChardev({ id, backend }: JsonObject): { readonly id: unknown; readonly backend: unknown } {
-  return { id, backend };
+function jsonChardev({ id, backend }: JsonObject): ChardevOption {
+  if (typeof id !== 'string') throw new QmpError('chardev: no id specified');
+  return { id, backend: backend as JsonObject, mux: false };
 }

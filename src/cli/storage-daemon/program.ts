@@ -58,7 +58,8 @@ async function serve(
   try {
     for (const { def, value } of options) {
       try {
-        if (await storage.apply(def, value ?? '')) return 0;
+        // What waits for a first client may be told to end before one comes.
+        if (await Promise.race([storage.apply(def, value ?? ''), ended.promise.then(() => true)])) return 0;
       } catch (error) {
         if (!(error instanceof Error)) throw error;
         throw new Error(`--${def.long} ${value ?? ''}: ${error.message}`, { cause: error });

@@ -28,20 +28,43 @@ export interface CharListener {
 export interface Chardev {
   /** What it is, as `query-chardev` shows it. */
   readonly filename: string;
-  /** Somebody uses it, and somebody is there. */
-  readonly frontendOpen: boolean;
-  /** Conversations begin. Undefined: this device carries none. */
-  attach?(frontend: CharFrontend): void;
+  /** Of a pseudo-terminal: what others open. */
+  readonly pty?: string;
+  /** Users that it can have; default 1. */
+  readonly frontendsMax?: number;
+  /** Conversations begin. */
+  attach(frontend: CharFrontend): void;
+  /** A break on its line, where it has one. */
+  sendBreak?(): void;
   close(): void;
 }
 
 export type ChardevBackend = Qapi<'ChardevBackend'>;
 export type SocketAddress = Qapi<'SocketAddress'>;
 
-/** Of those that take everything and give nothing. */
-export class NullChardev implements Chardev {
-  readonly filename = 'null';
-  readonly frontendOpen = false;
+/** Of those that give nothing, and keep nothing or all that they are given. */
+export class SinkChardev implements Chardev {
+  readonly filename: string;
+  readonly #take: (text: string) => void;
+  readonly #onClose: () => void;
 
-  close(): void {}
+  constructor(filename: string, take: (text: string) => void = () => undefined, onClose: () => void = () => undefined) {
+    this.filename = filename;
+    this.#take = take;
+    this.#onClose = onClose;
+  }
+
+  attach(frontend: CharFrontend): void {
+    frontend.opened({
+      send: this.#take,
+      unsent: 0,
+      pause: () => undefined,
+      resume: () => undefined,
+      cut: () => undefined,
+    });
+  }
+
+  close(): void {
+    this.#onClose();
+  }
 }

@@ -1,59 +1,80 @@
 /** The character devices of a daemon, by name. */
-import { QmpError } from '../../qmp/errors.ts';
+import { QmpError, qmpError } from '../../qmp/errors.ts';
 import type { Qapi } from '../../qmp/schema/schema.ts';
-import { type Chardev, type ChardevBackend, type CharFrontend, NullChardev, type SocketAddress } from './chardev.ts';
+import type { Chardev, ChardevBackend, CharFrontend } from './chardev.ts';
+import { CharLog } from './log.ts';
+import { MuxChardev } from './mux.ts';
+import { type ChardevWorld, openChardev } from './open.ts';
 import { RingbufChardev } from './ringbuf.ts';
-import { SocketChardev } from './socket.ts';
-import { fileChardev, pipeChardev, stdioChardev } from './stream.ts';
 
 const CHARDEVS_MAX = 256;
 
+/** A device that cannot be had as it is asked for. */
+export class ChardevFailure extends QmpError {}
+
 interface Entry {
   device: Chardev;
-  /** A monitor has it. */
-  busy: boolean;
+  log: CharLog | undefined;
+  /** Monitors that have it, and what is on top of it. */
+  users: number;
+  /** The mux that is on top of it. */
+  mux?: Entry;
 }
 
 export class Chardevs {
+  readonly #world: ChardevWorld;
   readonly #byId = new Map<string, Entry>();
 
-  async add(id: string, backend: ChardevBackend): Promise<void> {
+  constructor(world: ChardevWorld) {
+    this.#world = world;
+  }
+
+  /** Answers what others need to know of it. */
+  async add(id: string, backend: ChardevBackend): Promise<Qapi<'ChardevReturn'>> {
     if (this.#byId.has(id)) throw new QmpError(`Chardev with id '${id}' already exists`);
-    if (this.#byId.size >= CHARDEVS_MAX) throw new QmpError(`Failed to add chardev '${id}': ${CHARDEVS_MAX} are there`);
-    const device = await openChardev(id, backend);
-    this.#byId.set(id, { device, busy: false });
+    if (this.#byId.size >= CHARDEVS_MAX) throw new QmpError(`there are ${CHARDEVS_MAX} already`);
+    const base = backend.type === 'mux' ? this.#free(backend.data.chardev) : undefined;
+    const entry = { ...(await this.#open(backend)), users: 0 };
+    this.#byId.set(id, entry);
+    if (base && entry.device instanceof MuxChardev) {
+      base.mux = entry;
+      this.#give(base, entry.device);
+    }
+    return told(entry.device);
   }
 
   /** Gives the device to a monitor, for as long as it is there. */
   attach(id: string, frontend: CharFrontend): void {
     const entry = this.#byId.get(id);
     if (!entry) throw new QmpError(`chardev "${id}" not found`);
-    if (entry.busy) throw new QmpError(`chardev "${id}" is already in use`);
-    if (!entry.device.attach) throw new QmpError(`chardev "${id}" cannot be used by a monitor`);
-    entry.busy = true;
-    entry.device.attach(frontend);
+    assertFree(id, entry);
+    this.#give(entry, frontend);
   }
 
   /** Another device of that name. */
-  async change(id: string, backend: ChardevBackend): Promise<void> {
+  async change(id: string, backend: ChardevBackend): Promise<Qapi<'ChardevReturn'>> {
     const entry = this.#byId.get(id);
     if (!entry) throw new QmpError(`Chardev '${id}' does not exist`);
-    if (entry.busy) throw new QmpError('Chardev user does not support chardev hotswap');
-    const device = await openChardev(id, backend);
-    entry.device.close();
-    entry.device = device;
+    if (entry.device instanceof MuxChardev || backend.type === 'mux') {
+      throw new QmpError('Mux device hotswap not supported yet');
+    }
+    if (entry.users > 0) throw new QmpError('Chardev user does not support chardev hotswap');
+    const { device, log } = await this.#open(backend);
+    close(entry);
+    Object.assign(entry, { device, log });
+    return told(device);
   }
 
   remove(id: string): void {
-    const entry = this.#byId.get(id);
-    if (!entry) throw new QmpError(`Chardev '${id}' not found`);
-    if (entry.busy) throw new QmpError(`Chardev '${id}' is busy`);
+    const entry = this.#entry(id);
+    // What it is on top of would not be free again.
+    if (entry.users > 0 || entry.device instanceof MuxChardev) throw new QmpError(`Chardev '${id}' is busy`);
     this.#byId.delete(id);
-    entry.device.close();
+    close(entry);
   }
 
-  assertThere(id: string): void {
-    if (!this.#byId.has(id)) throw new QmpError(`Chardev '${id}' not found`);
+  sendBreak(id: string): void {
+    this.#entry(id).device.sendBreak?.();
   }
 
   ringbuf(id: string): RingbufChardev {
@@ -64,58 +85,68 @@ export class Chardevs {
   }
 
   list(): Qapi<'ChardevInfo'>[] {
-    return [...this.#byId].map(([label, { device }]) => ({
+    return [...this.#byId].map(([label, entry]) => ({
       label,
-      filename: device.filename,
-      'frontend-open': device.frontendOpen,
+      filename: entry.device.filename,
+      'frontend-open': isOpen(entry),
     }));
   }
 
   closeAll(): void {
-    for (const { device } of this.#byId.values()) device.close();
+    for (const entry of this.#byId.values()) close(entry);
     this.#byId.clear();
   }
-}
 
-async function openChardev(id: string, backend: ChardevBackend): Promise<Chardev> {
-  try {
-    return await open(backend);
-  } catch (error) {
-    if (!(error instanceof QmpError)) throw error;
-    throw new QmpError(`Failed to add chardev '${id}': ${error.message}`, error.errorClass, error);
+  async #open(backend: ChardevBackend): Promise<{ device: Chardev; log: CharLog | undefined }> {
+    const { logfile, logappend = false } = backend.data;
+    const stdio =
+      backend.type === 'stdio' && [...this.#byId.values()].some(({ device }) => device.filename === 'stdio');
+    if (stdio) throw new ChardevFailure('cannot use stdio by multiple character devices');
+    let log: CharLog | undefined;
+    try {
+      log = logfile === undefined ? undefined : new CharLog(logfile, logappend);
+      return { device: await openChardev(backend, this.#world), log };
+    } catch (error) {
+      log?.close();
+      const told = qmpError(error);
+      throw told ? new ChardevFailure(told.message, told.errorClass, error) : error;
+    }
+  }
+
+  #entry(id: string): Entry {
+    const entry = this.#byId.get(id);
+    if (entry) return entry;
+    throw new QmpError(`Chardev '${id}' not found`);
+  }
+
+  /** What a mux may be put on. */
+  #free(id: string): Entry {
+    const entry = this.#byId.get(id);
+    if (!entry) throw new ChardevFailure(`mux: base chardev ${id} not found`);
+    assertFree(id, entry);
+    return entry;
+  }
+
+  #give(entry: Entry, frontend: CharFrontend): void {
+    entry.users++;
+    entry.device.attach(entry.log?.of(frontend) ?? frontend);
   }
 }
 
-async function open(backend: ChardevBackend): Promise<Chardev> {
-  switch (backend.type) {
-    case 'null':
-      return new NullChardev();
-    case 'stdio':
-      return stdioChardev();
-    case 'file':
-      return fileChardev(backend.data.out, backend.data.in, backend.data.append ?? false);
-    case 'pipe':
-      return pipeChardev(backend.data.device);
-    case 'ringbuf':
-    case 'memory':
-      return new RingbufChardev(backend.data.size);
-    default:
-      return openSocket(backend.data);
-  }
+/** Somebody uses it, if only through what is on top of it. */
+function isOpen({ mux, users }: Entry): boolean {
+  return mux ? isOpen(mux) : users > 0;
 }
 
-async function openSocket(data: Qapi<'ChardevSocket'>): Promise<Chardev> {
-  const { server = true, wait = false, nodelay = false, reconnect = 0, telnet = false } = data;
-  if (telnet) throw new QmpError("'telnet' is not supported");
-  if (data['tls-creds'] !== undefined) throw new QmpError("'tls-creds' is not supported for character devices");
-  if (server && reconnect !== 0)
-    throw new QmpError("'reconnect' option is incompatible with socket in server listen mode");
-  const device = await SocketChardev.open({ addr: flatAddress(data.addr), server, wait, nodelay, reconnect });
-  if (server && wait) await device.connected;
-  return device;
+function assertFree(id: string, { device, users }: Entry): void {
+  if (users >= (device.frontendsMax ?? 1)) throw new ChardevFailure(`Device '${id}' is in use`);
 }
 
-/** The address without the object around its members. */
-export function flatAddress({ type, data }: Qapi<'SocketAddressLegacy'>): SocketAddress {
-  return { type, ...data } as SocketAddress;
+function told({ pty }: Chardev): Qapi<'ChardevReturn'> {
+  return pty === undefined ? {} : { pty };
+}
+
+function close({ device, log }: Entry): void {
+  device.close();
+  log?.close();
 }

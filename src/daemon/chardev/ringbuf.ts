@@ -1,13 +1,11 @@
 import { QmpError } from '../../qmp/errors.ts';
-import type { Chardev } from './chardev.ts';
+import { SinkChardev } from './chardev.ts';
 
 const DEFAULT_BYTES = 65_536;
 const BYTES_MAX = 2 ** 26;
 
 /** The last bytes that were written, until they are read. */
-export class RingbufChardev implements Chardev {
-  readonly filename = 'ringbuf';
-  readonly frontendOpen = false;
+export class RingbufChardev extends SinkChardev {
   readonly #bytes: Uint8Array;
   /** Bytes written and read since the beginning. */
   #written = 0;
@@ -17,6 +15,7 @@ export class RingbufChardev implements Chardev {
     if (size <= 0 || size > BYTES_MAX || (size & (size - 1)) !== 0) {
       throw new QmpError('size of ringbuf chardev must be power of two');
     }
+    super('ringbuf', (text) => this.write(new TextEncoder().encode(text)));
     this.#bytes = new Uint8Array(size);
   }
 
@@ -32,6 +31,4 @@ export class RingbufChardev implements Chardev {
     const { length } = this.#bytes;
     return Uint8Array.from({ length: count }, () => this.#bytes[this.#read++ % length]!);
   }
-
-  close(): void {}
 }

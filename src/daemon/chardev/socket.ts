@@ -1,25 +1,34 @@
 /** Socket devices: one client at a time, or one server that is connected to. */
 
-import { unlinkSync } from 'node:fs';
-import { createConnection, createServer, type Server, Socket } from 'node:net';
+import { existsSync, unlinkSync } from 'node:fs';
+import { createConnection, createServer, type ListenOptions, type Server, Socket } from 'node:net';
+import { dirname } from 'node:path';
 import { Gate } from '../../aio/op.ts';
-import { errnoOf, errnoText } from '../../base/errors.ts';
+import { Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import type { TlsSide } from '../../lib/objects/tls.ts';
 import { QmpError } from '../../qmp/errors.ts';
+import { addressText, hostText, portOf, resolveHost, socketOf, unixPath } from './address.ts';
 import type { Chardev, CharFrontend, SocketAddress } from './chardev.ts';
+import type { Framing } from './framing.ts';
 import { StreamLink } from './stream.ts';
+import { TelnetFraming } from './telnet.ts';
+import { acceptWebSocket } from './websocket.ts';
 
 export interface SocketSettings {
   readonly addr: SocketAddress;
   readonly server: boolean;
-  /** Of a server: the device is there once the first client is. */
-  readonly wait: boolean;
   readonly nodelay: boolean;
-  /** Seconds after which a client tries again; 0 for never. */
-  readonly reconnect: number;
+  /** Milliseconds after which a client tries again; 0 for never. */
+  readonly reconnectMs: number;
+  readonly protocol: 'tcp' | 'telnet' | 'websocket';
+  /** What a connection has to go through before anything else. */
+  readonly tls: TlsSide | undefined;
 }
 
 /** Clients that wait for their turn. */
 const WAITING_MAX = 8;
+/** Milliseconds in which a client has to say what TLS and a WebSocket begin with. */
+const HANDSHAKE_MS = 10_000;
 
 export class SocketChardev implements Chardev {
   readonly #settings: SocketSettings;
@@ -28,7 +37,6 @@ export class SocketChardev implements Chardev {
   #socket: Socket | undefined;
   /** Clients that come after this one. */
   readonly #waiting: Socket[] = [];
-  #link: StreamLink | undefined;
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
   #where: string;
@@ -36,14 +44,14 @@ export class SocketChardev implements Chardev {
 
   private constructor(settings: SocketSettings) {
     this.#settings = settings;
-    this.#where = addressText(settings.addr);
+    this.#where = addressText(settings.addr, settings.protocol);
   }
 
   /** Listens, or connects; rejects where it cannot. */
   static async open(settings: SocketSettings): Promise<SocketChardev> {
     const device = new SocketChardev(settings);
     if (settings.server) await device.#listen();
-    else if (settings.reconnect > 0) device.#retry();
+    else if (settings.reconnectMs > 0) device.#retry();
     else await device.#connect();
     return device;
   }
@@ -55,11 +63,11 @@ export class SocketChardev implements Chardev {
 
   get filename(): string {
     const role = this.#settings.server ? ',server=on' : '';
-    return `${this.#socket ? '' : 'disconnected:'}${this.#where}${role}`;
-  }
-
-  get frontendOpen(): boolean {
-    return this.#link !== undefined;
+    if (!this.#socket) return `disconnected:${this.#where}${role}`;
+    const { localAddress, localPort, remoteAddress, remotePort } = this.#socket;
+    if (localAddress === undefined || remoteAddress === undefined) return `${this.#where}${role}`;
+    const here = `${this.#settings.protocol}:${hostText(localAddress)}:${localPort}`;
+    return `${here}${role} <-> ${hostText(remoteAddress)}:${remotePort}`;
   }
 
   attach(frontend: CharFrontend): void {
@@ -74,7 +82,7 @@ export class SocketChardev implements Chardev {
     for (const socket of this.#waiting.splice(0)) socket.destroy();
     this.#socket?.destroy();
     const { addr, server } = this.#settings;
-    if (!server || addr.type !== 'unix') return;
+    if (!server || addr.type !== 'unix' || addr.abstract) return;
     try {
       unlinkSync(addr.path);
     } catch {
@@ -84,119 +92,150 @@ export class SocketChardev implements Chardev {
 
   async #listen(): Promise<void> {
     const { addr } = this.#settings;
-    const server = createServer({ pauseOnConnect: true }, (socket) => this.#accept(socket));
-    this.#server = server;
-    const outcome = new Gate<NodeJS.ErrnoException | undefined>();
-    server.once('error', (error) => outcome.open(error));
-    if (addr.type === 'unix') removeStale(addr.path);
-    server.listen(listenTarget(addr), () => outcome.open(undefined));
-    const error = await outcome.promise;
-    if (error) throw failed(addr, 'bind socket to', error);
+    if (addr.type === 'unix' && !addr.abstract) removeStale(addr.path);
+    const server = await listening(addr, (socket) => this.#accept(socket));
     server.on('error', () => undefined);
+    this.#server = server;
     const bound = server.address();
-    if (addr.type === 'inet' && typeof bound === 'object' && bound) this.#where = `tcp:${addr.host}:${bound.port}`;
+    if (addr.type === 'inet' && typeof bound === 'object' && bound) {
+      this.#where = addressText({ ...addr, port: String(bound.port) }, this.#settings.protocol);
+    }
   }
 
   #accept(socket: Socket): void {
-    if (!this.#socket) this.#use(socket);
-    else if (this.#waiting.length < WAITING_MAX) {
-      socket.on('error', () => undefined);
-      this.#waiting.push(socket);
-    } else socket.destroy();
+    socket.on('error', () => undefined);
+    if (this.#closed) socket.destroy();
+    else if (!this.#socket) this.#use(socket);
+    else if (this.#waiting.length < WAITING_MAX) this.#waiting.push(socket);
+    else socket.destroy();
   }
 
   async #connect(): Promise<void> {
-    const { addr } = this.#settings;
-    const socket = connectTo(addr);
-    const outcome = new Gate<NodeJS.ErrnoException | undefined>();
-    socket.once('error', (error) => outcome.open(error));
-    socket.once('connect', () => outcome.open(undefined));
-    if (addr.type === 'fd') outcome.open(undefined);
-    const error = await outcome.promise;
-    if (error) throw failed(addr, 'connect to', error);
-    this.#use(socket);
+    const socket = await connected(this.#settings.addr);
+    socket.on('error', () => undefined);
+    if (this.#closed) socket.destroy();
+    else this.#use(socket);
   }
 
   #retry(): void {
     if (this.#closed) return;
     this.#connect().catch((error: unknown) => {
       if (!(error instanceof QmpError)) throw error;
-      this.#timer = setTimeout(() => this.#retry(), this.#settings.reconnect * 1000);
+      this.#timer = setTimeout(() => this.#retry(), this.#settings.reconnectMs);
     });
   }
 
   #use(socket: Socket): void {
-    socket.setNoDelay(this.#settings.nodelay || this.#settings.addr.type === 'inet');
-    socket.on('error', () => undefined);
+    const { addr, nodelay } = this.#settings;
+    socket.setNoDelay(nodelay || addr.type === 'inet');
+    if (addr.type === 'inet' && addr['keep-alive']) socket.setKeepAlive(true);
     this.#socket = socket;
+    // One who has come and gone makes room, whether anybody has spoken to it or not.
+    socket.once('close', () => this.#gone());
     this.#first.open();
     this.#begin();
   }
 
+  #gone(): void {
+    this.#socket = undefined;
+    const next = this.#waiting.shift();
+    if (next) this.#use(next);
+    if (!this.#settings.server && this.#settings.reconnectMs > 0) {
+      this.#timer = setTimeout(() => this.#retry(), this.#settings.reconnectMs);
+    }
+  }
+
   #begin(): void {
     const [socket, frontend] = [this.#socket, this.#frontend];
-    if (!socket || !frontend || this.#link) return;
-    this.#link = new StreamLink(socket, socket);
-    this.#link.start(frontend, () => {
-      socket.destroy();
-      this.#link = undefined;
-      this.#socket = undefined;
-      const next = this.#waiting.shift();
-      if (next) this.#use(next);
-      if (!this.#settings.server && this.#settings.reconnect > 0) this.#retry();
-    });
-    socket.resume();
+    if (!socket || !frontend) return;
+    const { tls, protocol } = this.#settings;
+    if (!tls && protocol !== 'websocket') this.#talk(socket, socket, frontend, framingOf(protocol));
+    else this.#greet(socket, frontend).catch((error: unknown) => refused(socket, error));
+  }
+
+  /** What has to be agreed on before the conversation, in a time that is bounded. */
+  async #greet(socket: Socket, frontend: CharFrontend): Promise<void> {
+    const deadline = setTimeout(() => socket.destroy(), HANDSHAKE_MS);
+    try {
+      const { tls, protocol } = this.#settings;
+      const stream = tls ? await tls.handshake(socket) : socket;
+      const framing = protocol === 'websocket' ? await acceptWebSocket(stream) : framingOf(protocol);
+      if (!socket.destroyed) this.#talk(socket, stream, frontend, framing);
+    } finally {
+      clearTimeout(deadline);
+    }
+  }
+
+  #talk(socket: Socket, stream: Socket, frontend: CharFrontend, framing: Framing | undefined): void {
+    new StreamLink(stream, stream, framing).start(frontend, () => socket.destroy());
+    stream.resume();
   }
 }
 
-export function addressText(addr: SocketAddress): string {
-  switch (addr.type) {
-    case 'inet':
-      return `tcp:${addr.host}:${addr.port}`;
-    case 'unix':
-      return `unix:${addr.path}`;
-    case 'fd':
-      return `fd:${addr.str}`;
-    default:
-      return `vsock:${addr.cid}:${addr.port}`;
+function framingOf(protocol: SocketSettings['protocol']): Framing | undefined {
+  return protocol === 'telnet' ? new TelnetFraming() : undefined;
+}
+
+/** A client that could not say who it is, or what it wants. */
+function refused(socket: Socket, error: unknown): void {
+  if (!(error instanceof Error)) throw error;
+  // What it was told goes out first.
+  socket.destroySoon();
+}
+
+async function listening(addr: SocketAddress, accept: (socket: Socket) => void): Promise<Server> {
+  const first = await listenOptions(addr);
+  const last = addr.type === 'inet' ? (addr.to ?? first.port!) : 0;
+  for (let port = first.port ?? 0; ; port++) {
+    const server = createServer({ pauseOnConnect: true, allowHalfOpen: false }, accept);
+    const outcome = new Gate<NodeJS.ErrnoException | undefined>();
+    server.once('error', (error) => outcome.open(error));
+    server.listen({ ...first, ...(first.port === undefined ? {} : { port }) }, () => outcome.open(undefined));
+    const error = await outcome.promise;
+    if (!error) return server;
+    if (error.code !== 'EADDRINUSE' || port >= last) throw bindFailure(addr, error);
   }
 }
 
-function listenTarget(addr: SocketAddress): { path: string } | { host: string; port: number } | { fd: number } {
+async function listenOptions(addr: SocketAddress): Promise<ListenOptions & { fd?: number }> {
   switch (addr.type) {
-    case 'inet':
-      return { host: addr.host === '' ? '::' : addr.host, port: portOf(addr.port) };
+    case 'inet': {
+      const { address, only6 } = await resolveHost(addr, true);
+      return { host: address, port: portOf(addr.port), ipv6Only: only6 };
+    }
     case 'unix':
-      return { path: addr.path };
+      return { path: unixPath(addr) };
     case 'fd':
-      return { fd: descriptorOf(addr.str) };
+      return { fd: socketOf(addr.str) };
     default:
       throw new QmpError('socket address family AF_VSOCK unsupported');
   }
 }
 
-function connectTo(addr: SocketAddress): Socket {
-  if (addr.type === 'fd') return new Socket({ fd: descriptorOf(addr.str), readable: true, writable: true });
-  return createConnection(listenTarget(addr) as { path: string } | { host: string; port: number });
+async function connected(addr: SocketAddress): Promise<Socket> {
+  const { host, port, path, fd } = await connectOptions(addr);
+  if (fd !== undefined) return new Socket({ fd, readable: true, writable: true });
+  const socket = path === undefined ? createConnection({ host, port: port! }) : createConnection({ path });
+  const outcome = new Gate<NodeJS.ErrnoException | undefined>();
+  socket.once('error', (error) => outcome.open(error));
+  socket.once('connect', () => outcome.open(undefined));
+  const error = await outcome.promise;
+  if (!error) return socket;
+  const where = addr.type === 'unix' ? addr.path : addressText(addr).replace('tcp:', '');
+  throw new QmpError(`Failed to connect to '${where}': ${errnoText(errnoOf(error))}`, 'GenericError', error);
 }
 
-/** A port by its number. */
-export function portOf(text: string): number {
-  const port = /^\d{1,5}$/.test(text) ? Number(text) : Number.NaN;
-  if (port <= 65_535) return port;
-  throw new QmpError(`address resolution failed for port '${text}': it is not a number up to 65535`);
+async function connectOptions(addr: SocketAddress): Promise<ListenOptions & { fd?: number }> {
+  if (addr.type !== 'inet') return listenOptions(addr);
+  return { host: (await resolveHost(addr, false)).address, port: portOf(addr.port) };
 }
 
-/** A descriptor that was handed to this process. */
-export function descriptorOf(text: string): number {
-  const fd = /^\d{1,9}$/.test(text) ? Number(text) : Number.NaN;
-  if (Number.isInteger(fd)) return fd;
-  throw new QmpError(`File descriptor '${text}' has not been found`);
-}
-
-function failed(addr: SocketAddress, verb: string, error: NodeJS.ErrnoException): QmpError {
-  const where = addr.type === 'unix' ? addr.path : addressText(addr);
-  return new QmpError(`Failed to ${verb} ${where}: ${errnoText(errnoOf(error))}`, 'GenericError', error);
+function bindFailure(addr: SocketAddress, error: NodeJS.ErrnoException): QmpError {
+  // Node says EACCES where there is no directory.
+  const missing = addr.type === 'unix' && !addr.abstract && !existsSync(dirname(addr.path));
+  const why = errnoText(missing ? Errno.ENOENT : errnoOf(error));
+  const what = addr.type === 'unix' ? `Failed to bind socket to ${addr.path}` : 'Failed to find an available port';
+  return new QmpError(`${what}: ${why}`, 'GenericError', error);
 }
 
 /** As QEMU does: a path is taken over, whoever made it. */

@@ -1,22 +1,17 @@
 import { QmpError } from '../../qmp/errors.ts';
+import { CHARDEVS_HERE } from '../../qmp/schema/control.ts';
+import { ChardevFailure } from '../chardev/chardevs.ts';
 import type { Daemon } from '../daemon.ts';
 import type { Handlers } from './table.ts';
 
-export function chardevCommands({ chardevs, schema }: Daemon): Handlers {
+export function chardevCommands({ chardevs }: Daemon): Handlers {
   return {
     'query-chardev': () => chardevs.list(),
-    'query-chardev-backends': () => schema.enums.ChardevBackendKind!.map((name) => ({ name })),
-    'chardev-add': async ({ id, backend }) => {
-      await chardevs.add(id, backend);
-      return {};
-    },
-    'chardev-change': async ({ id, backend }) => {
-      await chardevs.change(id, backend);
-      return {};
-    },
+    'query-chardev-backends': () => CHARDEVS_HERE.map((name) => ({ name })),
+    'chardev-add': ({ id, backend }) => named(id, chardevs.add(id, backend)),
+    'chardev-change': ({ id, backend }) => named(id, chardevs.change(id, backend)),
     'chardev-remove': ({ id }) => chardevs.remove(id),
-    // None of the devices that there are has a line to break.
-    'chardev-send-break': ({ id }) => chardevs.assertThere(id),
+    'chardev-send-break': ({ id }) => chardevs.sendBreak(id),
     'ringbuf-write': ({ device, data, format = 'utf8' }) => {
       chardevs.ringbuf(device).write(format === 'base64' ? fromBase64(data) : new TextEncoder().encode(data));
     },
@@ -27,6 +22,16 @@ export function chardevCommands({ chardevs, schema }: Daemon): Handlers {
       return format === 'base64' ? toBase64(bytes) : new TextDecoder().decode(bytes);
     },
   };
+}
+
+/** What cannot be opened is told of with its name. */
+async function named<T>(id: string, opening: Promise<T>): Promise<T> {
+  try {
+    return await opening;
+  } catch (error) {
+    if (!(error instanceof ChardevFailure)) throw error;
+    throw new QmpError(`Failed to add chardev '${id}': ${error.message}`, error.errorClass, error);
+  }
 }
 
 function fromBase64(text: string): Uint8Array {

@@ -1,5 +1,5 @@
 import { QmpError } from '../../qmp/errors.ts';
-import { flatAddress } from '../chardev/chardevs.ts';
+import { flatAddress } from '../chardev/address.ts';
 import type { Daemon } from '../daemon.ts';
 import type { Handlers } from './table.ts';
 

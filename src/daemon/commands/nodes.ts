@@ -1,6 +1,9 @@
+import type { ObjectStore } from '../../lib/objects/store.ts';
 import type { BlockdevOptions } from '../../lib/options.ts';
 import { QmpError } from '../../qmp/errors.ts';
+import type { Arguments } from '../../qmp/schema/schema.ts';
 import type { Daemon } from '../daemon.ts';
+import type { Nodes } from '../nodes.ts';
 import { iothreadOf } from '../objects/iothread.ts';
 import { snapshotInfo } from './query.ts';
 import type { Handlers } from './table.ts';
@@ -12,10 +15,7 @@ export function nodeCommands({ nodes, objects }: Daemon): Handlers {
   return {
     'blockdev-add': (options) => nodes.add(options as unknown as BlockdevOptions),
     'blockdev-reopen': ({ options }) => nodes.reopen(options as unknown as readonly BlockdevOptions[]),
-    'x-blockdev-set-iothread': ({ 'node-name': name, iothread }) => {
-      nodes.lookup(name);
-      return nodes.move(name, iothread === null ? nodes.home : iothreadOf(objects, iothread));
-    },
+    'x-blockdev-set-iothread': (args) => setIothread(nodes, objects, args),
     'blockdev-del': ({ 'node-name': name }) => nodes.delete(name),
     block_resize: async ({ device, 'node-name': name, size }) => {
       const thread = nodes.lookup(name, device);
@@ -71,4 +71,21 @@ export function nodeCommands({ nodes, objects }: Daemon): Handlers {
       await thread.call('node-threshold', { node, bytes });
     },
   };
+}
+
+/** A node with a user on itself moves only when that is meant; what is above it does not count, as in QEMU. */
+async function setIothread(
+  nodes: Nodes,
+  objects: ObjectStore,
+  { 'node-name': name, iothread, force = false }: Arguments<'x-blockdev-set-iothread'>,
+): Promise<void> {
+  const node = (await nodes.list()).find((one) => one.name === name);
+  if (!node) throw new QmpError(`Failed to find node with node-name='${name}'`);
+  if (!force && node.backends.length > 0) {
+    const why = 'is associated with a BlockBackend and could be in use (use force=true to override this check)';
+    throw new QmpError(`Node ${name} ${why}`);
+  }
+  const to = iothread === null ? nodes.home : iothreadOf(objects, iothread);
+  if (!to) throw new QmpError(`Cannot find iothread ${iothread}`);
+  await nodes.move(name, to);
 }

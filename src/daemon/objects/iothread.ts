@@ -57,19 +57,22 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
       if (option !== undefined) await thread.call('polling', { [option]: to });
     },
     async remove(thread, id) {
-      if (nodes.isUsed(thread)) throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
+      const { disks, services } = await thread.stats();
+      if (nodes.isUsed(thread) || disks + services > 0)
+        throw new BlockError(Errno.EBUSY, `object '${id}' is in use, can not be deleted`);
       nodes.removeThread(thread);
       await thread.stop();
     },
   };
 }
 
-/** The thread of that name. */
-export function iothreadOf(objects: ObjectStore, id: string): IOThread {
+/** The thread of that name; undefined where there is none. */
+export function iothreadOf(objects: ObjectStore, id: string): IOThread | undefined {
   try {
     return objects.get(id, IOTHREAD);
   } catch (error) {
-    throw new QmpError(`Cannot find iothread ${id}`, 'GenericError', error);
+    if (error instanceof BlockError) return undefined;
+    throw error;
   }
 }
 

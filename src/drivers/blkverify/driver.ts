@@ -50,6 +50,10 @@ class BlkverifyNode implements DriverNode {
     return this.#test.flush();
   }
 
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
   /** Both fail in the same way, or both do not. */
   async #both(op: 'read' | 'write', at: Offset, length: Bytes, raw: Promise<void>, test: Promise<void>): Promise<void> {
     const [one, other] = await Promise.allSettled([raw, test]);

@@ -49,6 +49,10 @@ class CompressNode implements DriverNode {
 
   grew(_end: Offset): void {}
 
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
   truncate(length: Bytes, prealloc: 'off' | 'falloc' | 'full'): Promise<void> {
     return this.#file.truncate(length, prealloc);
   }

@@ -94,6 +94,10 @@ class HttpNode implements DriverNode {
     return { filename: this.#settings.shown, length: this.length };
   }
 
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
   drainBegin(): void {
     this.#readahead.hold();
   }

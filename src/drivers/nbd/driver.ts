@@ -122,6 +122,11 @@ class NbdNode implements DriverNode {
     return this.#session.flush();
   }
 
+  /** The server is told nothing: the other thread has a connection of its own. */
+  inactivate(): Record<string, unknown> {
+    return {};
+  }
+
   async status(at: Offset, want: Bytes, out: StatusResult): Promise<void> {
     out.kind = 'data';
     out.length = want;

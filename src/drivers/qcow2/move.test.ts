@@ -13,7 +13,7 @@ import { KiB, MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
 import { checkOpen } from '../../block/control.ts';
 import type { NodeOptions } from '../../block/graph.ts';
-import { activateNodes, moveOut, takeBitmaps } from '../../block/move.ts';
+import { activate, type Departure, letGo, moveIn, moveOut, nodesBelow } from '../../block/move.ts';
 import { makeImage, registerQcow2 } from './testing.ts';
 
 const SIZE = 2 * MiB;
@@ -62,21 +62,20 @@ class Subject {
 
   /** As an IOThread does it; true when the disk has moved. */
   async move(): Promise<boolean> {
-    const leaving = await moveOut(this.blk, 'image', 'there');
-    let blk: BlockBackend | undefined;
+    const leaving = await moveOut(departure(this.blk));
+    let blk: BlockBackend;
     try {
-      const tree = structuredClone(leaving.tree);
-      blk = await BlockBackend.open(this.there, tree.options, {});
-      await takeBitmaps(blk.root!, tree.bitmaps);
+      const opened = [...(await moveIn(this.there, structuredClone(leaving.graph))).values()].reverse();
+      blk = await BlockBackend.open(this.there, opened[0]!.name);
+      await letGo(opened);
     } catch (error) {
-      await blk?.close();
       await leaving.back();
       throw error;
     }
     leaving.end();
     await this.blk.close();
     this.blk = blk;
-    await activateNodes(blk.root!);
+    await activate(nodesBelow(blk.root!));
     return true;
   }
 
@@ -105,6 +104,11 @@ class Subject {
       if (!(error instanceof BlockError && lost)) throw error;
     }
   }
+}
+
+function departure(blk: BlockBackend): Departure {
+  const nodes = () => nodesBelow(blk.root!);
+  return { name: 'image', where: 'there', nodes, backends: new Set([blk]), held: new Set() };
 }
 
 /** A move with one fault; answers whether the fault came, and whether the disk moved. */

@@ -5,7 +5,7 @@ import { PoolBackend } from '../../aio/pool/backend.ts';
 import { Iov, type Memory } from '../../base/memory.ts';
 import { KiB, MiB } from '../../base/units.ts';
 import { BlockBackend } from '../../block/backend.ts';
-import { activateNodes, moveOut } from '../../block/move.ts';
+import { activate, moveOut, nodesBelow } from '../../block/move.ts';
 import { settle, until } from '../../block/testing.ts';
 import { memoryOf } from '../../native/memory.ts';
 import { isConnected, OwnBackEnd, onClient, QemuBackEnd, skip, withContext } from './testing.ts';
@@ -132,11 +132,15 @@ onClient(
 
 onClient('a node that moves lets go of its back-end, and comes back to it', {}, async ({ blk, end }) => {
   await write(blk, 0, 512, 4);
-  const leaving = await moveOut(blk, 'disk', 'elsewhere');
+  const nodes = () => nodesBelow(blk.root!);
+  const leaving = await moveOut({
+    ...{ name: 'disk', where: 'elsewhere', nodes },
+    ...{ backends: new Set([blk]), held: new Set() },
+  });
   await until(() => !end.server.connected);
   await leaving.back();
   await check(blk, 0, 512, 4);
-  await activateNodes(blk.root!);
+  await activate(nodesBelow(blk.root!));
   assert.equal(end.server.connections, 2);
 });
 

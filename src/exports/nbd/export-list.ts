@@ -24,9 +24,10 @@ export interface NbdExport {
   readonly bitmaps?: ExportBitmaps | undefined;
   /**
    * Has the server of another thread, the disk's home, serve a client from the end of its handshake on: see
-   * NbdServer.adopt. Resolves when that is over; the descriptor stays open until then. Does not reject.
+   * NbdServer.adopt. Resolves when that is over; the descriptor stays open until then. Does not reject. Undefined where
+   * the client is to be served here.
    */
-  readonly handOver?: (fd: number, handed: HandedOver) => Promise<void>;
+  readonly handOver?: (fd: number, handed: HandedOver) => Promise<void> | undefined;
 }
 
 /** What has been agreed on with a client; survives structured clone. */

@@ -367,13 +367,13 @@ export class NbdServer {
     // Both may have come since the handshake looked.
     if (this.#stopping) return 'the server is stopping';
     if (this.#exports.find(result.exportName) !== result.export) return 'its export was removed';
-    const { handOver } = result.export;
+    const { export: entry, buffered, ...handed } = result;
     const { fd } = client.socket;
-    if (!handOver || fd === undefined) return this.#transmission(client, result);
-    client.export = result.export;
-    const { export: _, buffered, ...handed } = result;
     // The memory is the next client's.
-    await handOver(fd, { ...handed, buffered: buffered.slice() });
+    const over = fd === undefined ? undefined : entry.handOver?.(fd, { ...handed, buffered: buffered.slice() });
+    if (!over) return this.#transmission(client, result);
+    client.export = entry;
+    await over;
     return 'the transmission has ended';
   }
 

@@ -1,11 +1,14 @@
 /** `tls-creds-x509`, `tls-creds-psk` and `tls-creds-anon`. Their files are read here to see whether they are right, and
  *  again in the thread that uses them. */
 import type { TlsCredentials, TlsEndpoint } from '../../tls/options.ts';
+import type { TlsSide } from '../../tls/side.ts';
 import type { TlsServerOptions } from '../tls-options.ts';
 import { AUTHZ } from './authz.ts';
 import { ObjectKind, type ObjectOption, type ObjectType, wrong } from './object-type.ts';
 import { SECRET } from './secret.ts';
 import type { ObjectStore } from './store.ts';
+
+export type { TlsSide } from '../../tls/side.ts';
 
 interface CommonTlsOptions {
   readonly id: string;
@@ -112,4 +115,18 @@ export function serverTlsOf(objects: ObjectStore, id: string, authz?: string): T
     ...credentialsOf(objects, id, 'server'),
     ...(authz === undefined ? {} : { authz: objects.get(authz, AUTHZ) }),
   };
+}
+
+/** The server's side of handshakes on streams of this thread, as of {@link serverTlsOf}. */
+export async function serverSideOf(objects: ObjectStore, id: string, authz?: string): Promise<TlsSide> {
+  const { authz: allowed, ...credentials } = serverTlsOf(objects, id, authz);
+  const { serverSide } = await import('../../tls/side.ts');
+  return serverSide(credentials, allowed);
+}
+
+/** The client's side; `host`: whose certificate the other one has to show. */
+export async function clientSideOf(objects: ObjectStore, id: string, host: string | undefined): Promise<TlsSide> {
+  const credentials = credentialsOf(objects, id, 'client');
+  const { clientSide } = await import('../../tls/side.ts');
+  return clientSide(credentials, host);
 }

@@ -14,13 +14,22 @@ const INET = {
 } as const;
 const UNIX = { path: 'str', 'abstract?': 'bool', 'tight?': 'bool' } as const;
 
+/** Of backends: those of this daemon, and those that a machine has and it has not. */
+export const CHARDEVS_HERE = [
+  ...['file', 'serial', 'parallel', 'pipe', 'socket', 'udp', 'pty', 'null', 'mux', 'stdio', 'ringbuf', 'memory'],
+] as const;
+const CHARDEVS_ELSEWHERE = [
+  ...['msmouse', 'wctablet', 'braille', 'testdev', 'console', 'spicevmc', 'spiceport', 'vc', 'dbus', 'qemu-vdagent'],
+] as const;
+const CHARDEV_KINDS = [...CHARDEVS_HERE, ...CHARDEVS_ELSEWHERE] as const;
+
 export const CONTROL = part({
   enums: {
     QMPCapability: ['oob'],
     SchemaMetaType: ['builtin', 'enum', 'array', 'object', 'alternate', 'command', 'event'],
     DataFormat: ['utf8', 'base64'],
     SocketAddressType: ['inet', 'unix', 'vsock', 'fd'],
-    ChardevBackendKind: ['file', 'pipe', 'socket', 'null', 'stdio', 'ringbuf', 'memory'],
+    ChardevBackendKind: CHARDEV_KINDS,
     MonitorMode: ['readline', 'control'],
   },
   structs: {
@@ -46,11 +55,22 @@ export const CONTROL = part({
       'wait?': 'bool',
       'nodelay?': 'bool',
       'telnet?': 'bool',
+      'tn3270?': 'bool',
+      'websocket?': 'bool',
       'reconnect?': 'int',
+      'reconnect-ms?': 'int',
     },
+    ChardevUdp: { ...CHARDEV, remote: 'SocketAddressLegacy', 'local?': 'SocketAddressLegacy' },
+    ChardevPty: { ...CHARDEV, 'path?': 'str' },
+    ChardevMux: { ...CHARDEV, chardev: 'str' },
+    ChardevSpiceChannel: { ...CHARDEV, type: 'str' },
+    ChardevSpicePort: { ...CHARDEV, fqdn: 'str' },
+    ChardevVC: { ...CHARDEV, 'width?': 'int', 'height?': 'int', 'cols?': 'int', 'rows?': 'int' },
+    ChardevDBus: { ...CHARDEV, name: 'str' },
+    ChardevQemuVDAgent: { ...CHARDEV, 'mouse?': 'bool', 'clipboard?': 'bool' },
     ChardevStdio: { ...CHARDEV, 'signal?': 'bool' },
     ChardevCommon: CHARDEV,
-    ChardevRingbuf: { ...CHARDEV, 'size?': 'int' },
+    ChardevRingbuf: { ...CHARDEV, 'size?': 'bytes' },
     MonitorOptions: { 'id?': 'str', 'mode?': 'MonitorMode', 'pretty?': 'bool', chardev: 'str' },
     ObjectPropertyInfo: { name: 'str', type: 'str', 'description?': 'str', 'default-value?': 'any' },
     ObjectPropertyValue: { name: 'str', type: 'str', 'value?': 'any' },
@@ -78,12 +98,27 @@ export const CONTROL = part({
       base: { type: 'ChardevBackendKind' },
       branches: {
         file: { data: 'ChardevFile' },
+        serial: { data: 'ChardevHostdev' },
+        parallel: { data: 'ChardevHostdev' },
         pipe: { data: 'ChardevHostdev' },
         socket: { data: 'ChardevSocket' },
+        udp: { data: 'ChardevUdp' },
+        pty: { data: 'ChardevPty' },
         null: { data: 'ChardevCommon' },
+        mux: { data: 'ChardevMux' },
         stdio: { data: 'ChardevStdio' },
         ringbuf: { data: 'ChardevRingbuf' },
         memory: { data: 'ChardevRingbuf' },
+        msmouse: { data: 'ChardevCommon' },
+        wctablet: { data: 'ChardevCommon' },
+        braille: { data: 'ChardevCommon' },
+        testdev: { data: 'ChardevCommon' },
+        console: { data: 'ChardevCommon' },
+        spicevmc: { data: 'ChardevSpiceChannel' },
+        spiceport: { data: 'ChardevSpicePort' },
+        vc: { data: 'ChardevVC' },
+        dbus: { data: 'ChardevDBus' },
+        'qemu-vdagent': { data: 'ChardevQemuVDAgent' },
       },
     },
   },
