@@ -27,9 +27,8 @@ const STRIPE = 64 * MIB;
 const LOAD: Load = { name: '4k randwrite', rw: 'randwrite', blockBytes: 4096, depth: 16, jobs: 1 };
 /** A job that takes longer under load has not converged. */
 const LIMIT_MS = 120_000;
-/** Until fio has begun, and until what a job has left behind is no matter any more. */
+/** Until fio has begun. */
 const START_MS = 1000;
-const SETTLE_MS = 500;
 const KINDS = ['mirror', 'backup'] as const;
 type Kind = (typeof KINDS)[number];
 const PARTS = ['idle', 'guest'] as const;
@@ -162,29 +161,17 @@ const seconds = async (work: () => Promise<void>): Promise<number> => {
   return (performance.now() - began) / 1000;
 };
 
-interface UnderLoad {
-  /** Requests a second of the guest: alone (the mean of before and after), and while the job ran. */
-  readonly alone: number;
-  readonly kept: number;
-  /** Seconds of the job; undefined where it did not end. */
-  readonly took: number | undefined;
-}
-
-/** One load that never pauses, and the job in the middle of it: what the disk is worth to the guest changes while it
- *  writes, so it is compared with itself before and after. */
-async function underLoad(subject: Subject, kind: Kind, target: string, folder: string, aloneMs: number) {
-  const load = new SteadyLoad(subject.uri, LOAD, folder);
-  const rest = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+/** Requests a second of a guest that never pauses, from `aloneMs` after its beginning on, until `work` has ended. */
+async function guest(uri: string, folder: string, aloneMs: number, work: () => Promise<void>): Promise<number> {
+  const load = new SteadyLoad(uri, LOAD, folder);
   await rest(START_MS + aloneMs);
   const began = Date.now();
-  const took = await seconds(() => subject.job(kind, target, AbortSignal.timeout(LIMIT_MS))).catch(() => undefined);
+  await work();
   const ended = Date.now();
-  await rest(SETTLE_MS + aloneMs);
-  const iops = await load.stop();
-  const before = iops(began - aloneMs, began);
-  const after = iops(ended + SETTLE_MS, ended + SETTLE_MS + aloneMs);
-  return { alone: (before + after) / 2, kept: iops(began, ended), took } satisfies UnderLoad;
+  return (await load.stop())(began, ended);
 }
+
+const rest = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** What is measured, by name. */
 class Figures {
@@ -252,7 +239,7 @@ async function main(): Promise<number> {
     size: { type: 'string', default: '4096', help: 'size of the disk in MiB' },
     data: { type: 'string', default: '16', help: 'MiB of data in each 64 MiB of it' },
     rounds: { type: 'string', default: '3', help: 'rounds; the figures are medians over them' },
-    seconds: { type: 'string', default: '4', help: 'seconds of the guest alone, before the job and after' },
+    seconds: { type: 'string', default: '4', help: 'seconds that the guest writes before the job begins' },
     only: { type: 'string', help: `one job: ${KINDS.join(', ')}` },
     part: { type: 'string', help: `one part: ${PARTS.join(', ')}` },
     smoke: { type: 'boolean', help: 'one short round: does it still work' },
@@ -280,21 +267,34 @@ async function main(): Promise<number> {
     figures.note(`${kind} ${name} idle`, took);
     return took;
   };
+  // What a disk is worth to a guest changes while it writes: it is compared with one that writes to a disk like it,
+  // alone, over the same time since its beginning.
+  const underLoad = async (kind: Kind): Promise<void> => {
+    let took = 0;
+    let kept = 0;
+    await withFresh(OURS, folder, bytes, data, async (subject, target) => {
+      kept = await guest(subject.uri, folder, aloneMs, async () => {
+        const job = subject.job(kind, target, AbortSignal.timeout(LIMIT_MS));
+        took = await seconds(() => job.catch(() => undefined));
+        figures.note(`${kind} took`, await job.then(() => took).catch(() => Number.POSITIVE_INFINITY));
+      });
+    });
+    await withFresh(OURS, folder, bytes, data, async (subject) => {
+      const alone = await guest(subject.uri, folder, aloneMs, () => rest(took * 1000));
+      figures.note(`${kind} alone`, alone);
+      figures.note(`${kind} kept`, kept);
+      figures.note(`${kind} share`, kept / alone);
+    });
+  };
   for (let round = 0; round < rounds; round++) {
     for (const kind of kinds) {
       if (parts.includes('idle')) {
         const mine = await idle(kind, OURS);
         figures.note(`${kind} ratio`, (await idle(kind, THEIRS)) / mine);
       }
-      if (!parts.includes('guest')) continue;
       // The peer's job cannot be given up when it does not end, so it is only measured idle.
-      await withFresh(OURS, folder, bytes, data, async (subject, target) => {
-        const { alone, kept, took } = await underLoad(subject, kind, target, folder, aloneMs);
-        figures.note(`${kind} alone`, alone);
-        figures.note(`${kind} kept`, kept);
-        figures.note(`${kind} share`, kept / alone);
-        figures.note(`${kind} took`, took ?? Number.POSITIVE_INFINITY);
-      });
+      if (!parts.includes('guest')) continue;
+      await underLoad(kind);
     }
   }
   report(kinds, parts, figures);

@@ -8,6 +8,7 @@ import { copyUp, copyUpTo, heldLength, layerNumber } from './copy-up.ts';
 import { busy, quiesce, unquiesce } from './drain.ts';
 import {
   type Child,
+  type ChildRequest,
   type ChildRole,
   type DebugEvent,
   type Limits,
@@ -17,10 +18,11 @@ import {
   type PointInTime,
 } from './driver.ts';
 import { discardNode, zeroNode } from './emulate.ts';
-import { readNow } from './fast.ts';
+import { readNow, start } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { readNode, truncateNode, writeNode } from './io.ts';
 import type { BlockNode, NodeParent } from './node.ts';
+import { BlockRequest, RequestKind } from './request.ts';
 import { BlockStatus, nodeStatus } from './status.ts';
 
 export class BlockChild implements Child, NodeParent {
@@ -152,11 +154,43 @@ export class BlockChild implements Child, NodeParent {
     if (this.role !== 'cow' && this.role !== 'target') this.parent.resized();
   }
 
+  /** @internal A request that is filled but for where it is. */
+  begin(request: BlockRequest, kind: number, at: Offset): void {
+    if (kind === RequestKind.WRITE) this.#assertWrites('write to');
+    request.kind = kind;
+    request.at = at;
+    request.length = request.iov.length;
+    request.failure = null;
+    start(request, this.node);
+  }
+
   #assertWrites(what: string): void {
     if (!this.writes) throw this.#refusal(what);
   }
 
   #refusal(what: string): BlockError {
     return new BlockError(Errno.EPERM, `Could not ${what} node '${this.node.name}': ${this.describe} may not`);
+  }
+}
+
+/** See ChildRequest. */
+export class DriverRequest extends BlockRequest implements ChildRequest {
+  readonly #done: (error: number) => void;
+
+  constructor(done: (error: number) => void) {
+    super();
+    this.#done = done;
+  }
+
+  read(child: Child, at: Offset): void {
+    (child as BlockChild).begin(this, RequestKind.READ, at);
+  }
+
+  write(child: Child, at: Offset): void {
+    (child as BlockChild).begin(this, RequestKind.WRITE, at);
+  }
+
+  done(error: number): void {
+    this.#done(error);
   }
 }

@@ -152,6 +152,10 @@ export interface NodeIo {
    *  more; may be short (block/ goes on), 0 bytes read is the end. Never completes inside the call. */
   submitRead?(op: AioOp, iov: Iov, at: Offset): void;
   submitWrite?(op: AioOp, iov: Iov, at: Offset, flags: number): void;
+  /** Callback style of `pwritev`, for a filter: where `map` says `opaque` and nothing has to be waited for first.
+   *  Completes `op`, later, with all of the bytes or a negative errno. False: nothing has happened, and `pwritev`
+   *  comes. */
+  beginWrite?(op: AioOp, iov: Iov, at: Offset): boolean;
   /** For protocols: the descriptor of the file whose bytes are the node's, for other threads of this process; -1 where
    *  they must not use it. */
   readonly descriptor?: number;
@@ -364,6 +368,17 @@ export interface Child {
   point(event: DebugEvent): MaybePromise<void>;
 }
 
+/** A request of a driver's own on one of its children, callback style: one object for each that is in flight at a time,
+ *  used again and again. `iov` is filled before each; it, and the memory in it, are the request's until `done`. */
+export interface ChildRequest {
+  readonly iov: Iov;
+  /** More than the errno says of what went wrong, where there is more. */
+  readonly failure: unknown;
+  /** All of `iov`, inside the child. `done` is called with 0 or a negative errno, never inside the call. */
+  read(child: Child, at: Offset): void;
+  write(child: Child, at: Offset): void;
+}
+
 /** Options every node takes, by their QAPI names. */
 export interface CommonOptions {
   readonly driver: string;
@@ -420,6 +435,8 @@ export interface OpenContext {
   /** Resolves (or returns, when there is nothing to wait for) once no request uses an extent that `map` gave before
    *  now: to be awaited between freeing a range in the metadata and giving it to somebody else. */
   grace(): MaybePromise<void>;
+  /** A request for its hot path; see {@link ChildRequest}. */
+  request(done: (error: number) => void): ChildRequest;
   /** To be called when `drainBusy` may have become false: whoever waits for that asks again. */
   quiet(): void;
   /** Puts the node into a throttle group, of this thread by name or of another, until it leaves. ENOENT, EEXIST. */

@@ -40,7 +40,7 @@ export function start(request: BlockRequest, root: BlockNode): void {
     return;
   }
   request.phase = Phase.SLOW;
-  request.blk!.stats.slow++;
+  if (request.blk !== null) request.blk.stats.slow++;
   spawn(runSlow(request, root));
 }
 
@@ -78,6 +78,13 @@ function tryFast(request: BlockRequest, root: BlockNode): boolean {
     if (pending !== undefined) {
       request.pending = pending;
       return false;
+    }
+    if (mapping.kind === 'opaque' && write && impl.beginWrite?.(request, request.iov, at) === true) {
+      request.leaf = node;
+      request.leafAt = at;
+      request.progress = 0;
+      request.phase = Phase.LEAF;
+      return true;
     }
     if (mapping.kind !== 'data' || mapping.length < length) return false;
     level.holds = 1;
@@ -221,7 +228,7 @@ async function runSlow(request: BlockRequest, root: BlockNode): Promise<void> {
 
 function perform(request: BlockRequest, root: BlockNode): Promise<void> {
   const { at, length, effective } = request;
-  const grow = request.blk!.mayGrow;
+  const grow = request.blk?.mayGrow ?? false;
   switch (request.kind) {
     case RequestKind.READ:
       return readNode(root, at, request.iov, effective);

@@ -6,7 +6,7 @@ import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { everyStep } from '../base/every-step.ts';
-import { BlockChild } from './child.ts';
+import { BlockChild, DriverRequest } from './child.ts';
 import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
 import type { Child, ChildRole, CommonOptions, Driver, MaybePromise, OpenContext } from './driver.ts';
@@ -90,6 +90,7 @@ export function openContext(node: BlockNode, openChild: OpenContext['openChild']
     },
     inactive: node.inactive,
     grace: () => node.grace(),
+    request: (done) => new DriverRequest(done),
     quiet: kickDrain,
     joinThrottle: (group) => throttleGroup(group).join(node.aio),
     dirtyRanges,

@@ -28,7 +28,7 @@ export abstract class BlockRequest extends AioOp {
   flags = 0;
   /** Refilled by the user before each submit. */
   readonly iov = new Iov();
-  /** @internal */ blk: BlockBackend | null = null;
+  /** @internal Null for that of a node on its child. */ blk: BlockBackend | null = null;
   /** @internal */ phase: number = Phase.IDLE;
   /** @internal When it was submitted; see AioContext.turnTicks. */ begunTicks = 0;
   /** @internal `flags` with what the BlockBackend adds. */ effective = 0;
@@ -63,10 +63,10 @@ export abstract class BlockRequest extends AioOp {
 
   /** @internal The only way out. */
   finish(error: number): void {
-    const blk = this.blk!;
+    const { blk } = this;
     this.phase = Phase.IDLE;
     this.blk = null;
-    blk.requestEnded(this, error);
+    blk?.requestEnded(this, error);
     this.done(error);
   }
 }

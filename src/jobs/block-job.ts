@@ -2,11 +2,12 @@
  *  errors. */
 import type { AioContext } from '../aio/context.ts';
 import { type BlockError, Errno } from '../base/errors.ts';
-import { type Bytes, KiB, type Nanoseconds } from '../base/units.ts';
+import type { Bytes, Nanoseconds } from '../base/units.ts';
 import { type BackendUser, BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
 import { claim } from '../block/claims.ts';
 import type { BlockNode } from '../block/node.ts';
+import { GuestPace } from './guest-pace.ts';
 import { Job, type JobOptions } from './job.ts';
 
 /**
@@ -31,10 +32,9 @@ export interface BlockJobOptions extends JobOptions {
 
 /** Guests that have asked for something in this time are there. */
 const GUEST_NS: Nanoseconds = 100_000_000;
-/** While guests are there, after so many bytes the job rests several times as long as these took (eight: a ninth of the
- *  time is its own). At most 50 ms, so that it comes to its end whatever they do. */
-const REST_BYTES: Bytes = 256 * KiB;
-const REST_FACTOR = 8;
+/** While guests are there a job works for so long, or on one piece that takes longer, and then rests: 50 ms at most, so
+ *  that it comes to its end whatever they do. */
+const WORK_NS: Nanoseconds = 4e6;
 const REST_NS_MAX: Nanoseconds = 50_000_000;
 
 /** As long as a look at what there is to copy keeps others from their turn. */
@@ -73,9 +73,10 @@ export abstract class BlockJob extends Job {
   #guests: BlockNode | undefined;
   #guestRequests = 0;
   #guestsUntil: Nanoseconds = 0;
-  /** When it went on after its last rest, and what it has begun since. */
+  readonly #pace = new GuestPace();
+  /** When it went on after its last rest, and the guests' requests up to then. */
   #begun: Nanoseconds = 0;
-  #sinceRest: Bytes = 0;
+  #begunRequests = 0;
   /** When others last had their turn in a long look. */
   #looking: Nanoseconds = 0;
   #ioStatus: 'ok' | 'failed' | 'nospace' = 'ok';
@@ -163,11 +164,6 @@ export abstract class BlockJob extends Job {
     this.#guestRequests = this.#countRequests();
   }
 
-  /** How many times as long as it works it rests while guests are there. */
-  protected get restFactor(): number {
-    return REST_FACTOR;
-  }
-
   /** While it is true, one piece at a time is enough. */
   protected get guestsAreThere(): boolean {
     return this.context.now() < this.#guestsUntil;
@@ -206,12 +202,22 @@ export abstract class BlockJob extends Job {
     const requests = this.#countRequests();
     if (requests !== this.#guestRequests) this.#guestsUntil = now + GUEST_NS;
     this.#guestRequests = requests;
-    if (this.#sinceRest >= REST_BYTES) {
-      if (this.guestsAreThere) await this.idle(Math.min((now - this.#begun) * this.restFactor, REST_NS_MAX));
-      this.#sinceRest = 0;
-      this.#begun = this.context.now();
-    }
+    if (!this.guestsAreThere) this.#workFrom(now, requests);
+    else if (now - this.#begun >= WORK_NS) await this.#restForGuests(now, requests);
     await this.pausePoint(length);
-    this.#sinceRest += length;
+  }
+
+  #workFrom(now: Nanoseconds, requests: number): void {
+    this.#begun = now;
+    this.#begunRequests = requests;
+  }
+
+  async #restForGuests(now: Nanoseconds, requests: number): Promise<void> {
+    const worked = now - this.#begun;
+    this.#pace.worked(worked, requests - this.#begunRequests);
+    await this.idle(Math.min(worked * this.#pace.factor, REST_NS_MAX));
+    const after = this.context.now();
+    this.#workFrom(after, this.#countRequests());
+    this.#pace.rested(after - now, this.#begunRequests - requests);
   }
 }

@@ -113,10 +113,13 @@ class Flush extends BlockRequest {
   }
 }
 
-interface Range {
+/** What somebody else writes to the target. */
+export interface Exclusion {
   readonly at: Offset;
   readonly end: Offset;
 }
+
+type Range = Exclusion;
 
 export class DirtyCopy implements BackendUser {
   readonly granularity: Bytes;
@@ -210,6 +213,11 @@ export class DirtyCopy implements BackendUser {
     this.#wake();
   }
 
+  /** No more is begun: what runs ends once what is under way has. */
+  endSoon(): void {
+    this.#left = 0;
+  }
+
   /** Copies until nothing is dirty, or about `most` bytes have been begun. Nothing is under way when it ends, well or
    *  not. */
   async run(most: Bytes = Number.POSITIVE_INFINITY): Promise<void> {
@@ -243,12 +251,20 @@ export class DirtyCopy implements BackendUser {
     const range = { at, end: at + length };
     this.#excluded.add(range);
     while (this.#hasToWait(range)) await this.#wait();
-    return {
-      [Symbol.dispose]: () => {
-        this.#excluded.delete(range);
-        this.#wake();
-      },
-    };
+    return { [Symbol.dispose]: () => this.include(range) };
+  }
+
+  /** {@link exclude} where nobody has to be waited for: false where somebody has. */
+  excludeNow(range: Exclusion): boolean {
+    if (this.#hasToWait(range)) return false;
+    this.#excluded.add(range);
+    return true;
+  }
+
+  /** Ends an {@link excludeNow}. */
+  include(range: Exclusion): void {
+    this.#excluded.delete(range);
+    this.#wake();
   }
 
   #hasToWait(range: Range): boolean {

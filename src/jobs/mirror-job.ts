@@ -27,8 +27,8 @@ const GRANULARITY_MAX: Bytes = 64 * MiB;
 const BUFFER_MAX: Bytes = 256 * MiB;
 /** Between two rounds once it is ready: what is written again and again is copied once in it. */
 const ROUND_NS = 100_000_000;
-/** Once what is written goes to both sides the guest pays for every write until the end: it comes soon. */
-const REST_FACTOR_BLOCKING = 2;
+/** So many buffers are copied between two looks at whether what is written outruns that. */
+const LOOK_BUFFERS = 2;
 /** Rounds that do not get nearer to the end before the rest is copied while the guest waits. */
 const ROUNDS = 3;
 
@@ -88,6 +88,8 @@ export class MirrorJob extends BlockJob {
   #drained: Drained | undefined;
   /** An error that did not end it has ended the last round. */
   #again = false;
+  /** What was done, and what there was to do, when it was last looked at whether what is written outruns the copy. */
+  #looked = { current: 0, total: 0 };
 
   protected constructor(source: BlockNode, target: BlockNode, options: MirrorJobOptions) {
     super(source.aio, options);
@@ -186,10 +188,6 @@ export class MirrorJob extends BlockJob {
     }
     do await this.#rounds(() => this.cancelled);
     while (!(await this.#finish()));
-  }
-
-  protected override get restFactor(): number {
-    return this.#copyMode === 'write-blocking' ? REST_FACTOR_BLOCKING : super.restFactor;
   }
 
   /** It may become write-blocking by itself. */
@@ -291,16 +289,38 @@ export class MirrorJob extends BlockJob {
       if (left === 0 || (left <= this.#bufferBytes && stuck > 0)) return;
       stuck = left < least * 0.9 ? stuck : stuck + 1;
       if (stuck >= ROUNDS && left <= 4 * this.#bufferBytes) return;
-      // Nearly as much is written as is copied: from here on only what is dirty now has to be.
-      if (left > before / 2 && left > 4 * this.#bufferBytes && this.followsWrites) this.#copyMode = 'write-blocking';
+      if (left > before / 2) this.#followWrites();
       least = Math.min(least, left);
     }
   }
 
+  /** About as much is written as is copied: from here on only what is dirty now has to be. */
+  #followWrites(): void {
+    if (this.#copy.remaining > 4 * this.#bufferBytes && this.followsWrites) this.#copyMode = 'write-blocking';
+  }
+
+  /** In the middle of a round: what is written where it was copied already makes the total grow. */
+  #lookAtWrites(): void {
+    const { current, total } = this;
+    const copied = current - this.#looked.current;
+    if (copied < LOOK_BUFFERS * this.#bufferBytes) return;
+    const written = total - this.#looked.total;
+    this.#looked = { current, total };
+    if (this.#copyMode === 'write-blocking' || written <= copied / 2) return;
+    this.#followWrites();
+    if (this.#filterIsDue) this.#copy.endSoon();
+  }
+
+  get #filterIsDue(): boolean {
+    return this.#copyMode === 'write-blocking' && this.#filter === undefined;
+  }
+
   /** Copies once what is dirty now. */
   async #round(): Promise<void> {
-    if (this.#copyMode === 'write-blocking' && this.#filter === undefined) await this.#insertFilter();
+    if (this.#filterIsDue) await this.#insertFilter();
     await this.pausePoint(0);
+    this.#follow();
+    this.#looked = { current: this.current, total: this.total };
     await this.#copy.run(this.#copy.dirtyBytes);
     this.#follow();
   }
@@ -311,7 +331,9 @@ export class MirrorJob extends BlockJob {
 
   async #before(bytes: Bytes): Promise<void> {
     // While the guest waits there is no resting.
-    if (this.#drained === undefined) await this.paced(bytes);
+    if (this.#drained !== undefined) return;
+    this.#lookAtWrites();
+    await this.paced(bytes);
   }
 
   #onFailure(error: BlockError, operation: 'read' | 'write'): boolean {

@@ -10,7 +10,7 @@ import { drainAll } from '../block/drain.ts';
 import { openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
-import { settle, until } from '../block/testing.ts';
+import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
 import type { JobErrorEvent } from './block-job.ts';
 import { DirtyCopy } from './dirty-copy.ts';
 import type { Job } from './job.ts';
@@ -25,7 +25,10 @@ import {
   useDisk,
 } from './testing-stream.ts';
 
-before(registerStreamDrivers);
+before(() => {
+  registerStreamDrivers();
+  registerTestDrivers();
+});
 
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
 const TARGET = '/target';
@@ -332,5 +335,32 @@ test('a copy of what is dirty waits for who writes to the target itself, and the
     await until(() => copied);
     assert.equal(copy.remaining, 0);
     await to.close();
+  });
+});
+
+test('a mirror that is outrun in its first round follows the writes from there on, true to the end', async () => {
+  await inSim(15, async ({ context }) => {
+    const size = 4096 * KiB;
+    const disk = testDisk('outrun', size);
+    const copy = testDisk('outrun-copy', size);
+    disk.bytes.fill(1);
+    for (const each of [disk, copy]) each.missing.add('status');
+    const guest = await BlockBackend.open(context, { driver: 'memory', disk: 'outrun' } as never, { shared: 15 });
+    const target = await openNode(context, { driver: 'memory', disk: 'outrun-copy' } as never);
+    const options = { id: 'mirror', sync: 'full', granularity: 4 * KiB, bufSize: 64 * KiB } as const;
+    const mirror = await MirrorJob.create(guest.root!, target, { ...options, onStatus: complete });
+    mirror.start();
+    let first: number | undefined;
+    for (let n = 2; mirror.status !== 'pending' && mirror.status !== 'null'; n++) {
+      const iov = testIov(context, [4096], n);
+      await guest.write(((n * 7919) % 1024) * 4096, iov);
+      if (mirror.copyMode === 'write-blocking') first ??= mirror.current;
+    }
+    await mirror.ended;
+    assert.equal(mirror.error, undefined);
+    assert.ok(first !== undefined && first < size, `${first}`);
+    assert.ok(Buffer.compare(disk.bytes, copy.bytes) === 0);
+    await guest.close();
+    await releaseNode(target);
   });
 });

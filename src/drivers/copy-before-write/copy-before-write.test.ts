@@ -187,3 +187,50 @@ inContext('what cannot be is refused with the option that is wrong', async (cont
     );
   }
 });
+
+inContext(
+  'of a cluster with zeroes at its ends only the rest is copied, where the target has zeroes',
+  async (context) => {
+    await inFilter(context, {}, async ({ disk, target, blk, then }) => {
+      for (const { bytes } of [disk, target]) bytes.fill(0);
+      const block = 4 * KiB;
+      const data: readonly (readonly [number, number])[] = [
+        [2 * block, 3 * block],
+        [UNIT, UNIT + block + 5],
+        [4 * UNIT - block, 4 * UNIT],
+        [4 * UNIT, 4 * UNIT + 1],
+        [5 * UNIT - 1, 5 * UNIT],
+      ];
+      for (const [from, to] of data) disk.bytes.fill(9, from, to);
+      const moment = Uint8Array.from(disk.bytes);
+      for (let cluster = 0; cluster < 6; cluster++)
+        await blk.write(cluster * UNIT + 100, testIov(context, [300], cluster));
+      assert.deepEqual(writes(target), [
+        `write ${2 * block}+${block}`,
+        `write ${UNIT}+${2 * block}`,
+        `write ${4 * UNIT - block}+${block}`,
+        `write ${4 * UNIT}+${UNIT}`,
+      ]);
+      assert.deepEqual(await read(context, then, 0, SIZE), moment);
+      // In the target itself what was zero is what was there: nothing of the copies' neighbours.
+      assert.deepEqual(target.bytes.subarray(0, 6 * UNIT), moment.subarray(0, 6 * UNIT));
+    });
+  },
+);
+
+inContext('writes to one cluster at once: it is copied once, before any of them', async (context) => {
+  await inFilter(context, {}, async ({ disk, target, blk, then }) => {
+    const before = writes(disk).length;
+    target.hold('write', 1);
+    const writing = [0, 1, 2, 3].map((n) => blk.write(n * 4096, testIov(context, [4096], n)));
+    await until(() => target.waiting('write') === 1);
+    await settle();
+    const begun = writes(disk).length;
+    target.release('write');
+    await Promise.all(writing);
+    assert.equal(begun, before);
+    assert.deepEqual(writes(target), [`write 0+${UNIT}`]);
+    assert.equal(writes(disk).length, before + 4);
+    assert.ok(all(await read(context, then, 0, UNIT), 1));
+  });
+});

@@ -5,6 +5,7 @@
 
 import { coTimeout } from '../../aio/co-timeout.ts';
 import type { AioContext } from '../../aio/context.ts';
+import type { AioOp } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../../base/units.ts';
@@ -19,6 +20,7 @@ import {
   Perm,
   type Supported,
 } from '../../block/driver.ts';
+import { QuickWrites } from './quick-write.ts';
 import { Snapshot } from './snapshot.ts';
 
 export interface CopyBeforeWriteOptions {
@@ -42,13 +44,15 @@ class CopyBeforeWriteNode implements DriverNode {
   readonly #file: Child;
   readonly #breaksSnapshot: boolean;
   readonly #timeoutNs: number;
+  readonly #quick: QuickWrites;
 
-  constructor(aio: AioContext, file: Child, snapshot: Snapshot, options: CopyBeforeWriteOptions) {
-    this.#aio = aio;
+  constructor(context: OpenContext, file: Child, target: Child, snapshot: Snapshot, options: CopyBeforeWriteOptions) {
+    this.#aio = context.aio;
     this.#file = file;
     this.pointInTime = snapshot;
     this.#breaksSnapshot = options['on-cbw-error'] === 'break-snapshot';
     this.#timeoutNs = (options['cbw-timeout'] ?? 0) * 1e9;
+    this.#quick = new QuickWrites(context, file, target, snapshot, this.#breaksSnapshot);
   }
 
   get length(): Bytes {
@@ -59,6 +63,10 @@ class CopyBeforeWriteNode implements DriverNode {
   map(at: Offset, want: Bytes, why: MapReason, out: Mapping): void {
     if (why === 'write' && !this.pointInTime.isFree(at, want)) out.other('opaque', want);
     else out.data(want, this.#file, at);
+  }
+
+  beginWrite(op: AioOp, iov: Iov, at: Offset): boolean {
+    return this.#timeoutNs === 0 && this.#quick.begin(op, iov, at);
   }
 
   async pwritev(at: Offset, iov: Iov, flags: number): Promise<void> {
@@ -152,6 +160,6 @@ export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
     const unit = unitOf(target, options['min-cluster-size'] ?? 0);
     const snapshot = new Snapshot(context.aio, file, target, unit, context.quiet);
     if (node !== undefined) snapshot.keepOnly((visit) => context.dirtyRanges(node, name!, visit));
-    return new CopyBeforeWriteNode(context.aio, file, snapshot, options);
+    return new CopyBeforeWriteNode(context, file, target, snapshot, options);
   },
 };

@@ -27,6 +27,8 @@ import {
 
 /** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
 const FRAGMENT_BYTES: Bytes = 256 * KiB;
+/** A page of the system's cache: less costs as much. */
+const BLOCK: Bytes = 4 * KiB;
 const GUEST_SLOTS = 16;
 /** Zeroes need no memory. */
 const ZERO_BYTES: Bytes = 64 * MiB;
@@ -34,6 +36,14 @@ const ZERO_BYTES: Bytes = 64 * MiB;
 interface Range {
   readonly at: Offset;
   readonly end: Offset;
+}
+
+/** A cluster that somebody copies, and what of it has to be written to the target; nothing where the length is 0. */
+export interface Claim {
+  readonly range: Range;
+  readonly place: Offset;
+  readonly from: Offset;
+  readonly length: Bytes;
 }
 
 /** Slots of one size; who finds none waits in order. */
@@ -57,8 +67,12 @@ class Slots {
     return gate.promise;
   }
 
-  iov(place: Offset, length: Bytes): Iov {
-    return new Iov().push(this.#memory, place, length);
+  takeNow(): Offset | undefined {
+    return this.#free.pop();
+  }
+
+  fill(iov: Iov, place: Offset, length: Bytes): Iov {
+    return iov.reset().push(this.#memory, place, length);
   }
 
   give(place: Offset): void {
@@ -78,6 +92,8 @@ export class Snapshot implements PointInTime {
   readonly #pending: PagedBits;
   /** What is kept, whether or not it has been copied. */
   readonly #kept: PagedBits;
+  /** Of parts of a cluster. */
+  readonly #alignment: Bytes;
   readonly #copying = new Set<Range>();
   readonly #reading = new Set<Range>();
   readonly #quiet: () => void;
@@ -100,6 +116,7 @@ export class Snapshot implements PointInTime {
       this.#pending.set(0, count - 1);
       this.#kept.set(0, count - 1);
     }
+    this.#alignment = Math.max(BLOCK, file.limits.alignment, target.limits.alignment);
     this.#slots = new Slots(aio, unit, GUEST_SLOTS);
   }
 
@@ -190,6 +207,50 @@ export class Snapshot implements PointInTime {
     return undefined;
   }
 
+  /** {@link beforeWrite} of a range in one cluster that nobody has to be waited for: from here on, and until
+   *  {@link releaseNow}, it is the caller's to copy. Undefined where that is not so. */
+  claimNow(at: Offset, length: Bytes): Claim | undefined {
+    const { unit } = this;
+    const first = alignDown(at, unit);
+    const end = Math.min(first + unit, this.#length);
+    // What goes compressed is for whole clusters, and slow anyway.
+    if (at + length > end || this.writeFlags !== 0 || this.#broken !== undefined) return undefined;
+    if (!this.#isPending(at, length) || overlapping(this.#reading, first, end)) return undefined;
+    const data = this.#dataOf(first, end);
+    if (data === undefined) return undefined;
+    const place = this.#slots.takeNow();
+    if (place === undefined) return undefined;
+    return { range: this.#claim(first, end - first), place, from: data.at, length: data.end - data.at };
+  }
+
+  fill(iov: Iov, { place, length }: Claim): void {
+    this.#slots.fill(iov, place, length);
+  }
+
+  releaseNow({ range, place }: Claim, copied: boolean): void {
+    this.#slots.give(place);
+    this.#release(range, copied ? range.end - range.at : 0);
+  }
+
+  /** The part of a cluster without the zeroes at its ends, where the target has zeroes, too: of a disk that was written
+   *  to at random that is far less to read and to write. All of it where that would take a wait to know; undefined
+   *  where zeroes are to be written. */
+  #dataOf(first: Offset, end: Offset): Range | undefined {
+    const head = zeroesNow(this.#file, first, end);
+    const isZero = head >= end - first;
+    if (zeroesNow(this.#target, first, end) < end - first) return isZero ? undefined : { at: first, end };
+    if (isZero) return { at: first, end: first };
+    const from = first + Math.max(head, 0);
+    const data = head > 0 ? zeroesNow(this.#file, from, end) : head;
+    // Neither: it is not known.
+    const to = data < 0 ? from - data : end;
+    const tail = to < end ? zeroesNow(this.#file, to, end) : 0;
+    return {
+      at: Math.max(first, alignDown(from, this.#alignment)),
+      end: tail >= end - to ? Math.min(alignUp(to, this.#alignment), end) : end,
+    };
+  }
+
   #isPending(at: Offset, length: Bytes): boolean {
     const end = Math.min(Math.ceil((at + length) / this.unit), this.#pending.length);
     return this.#pending.next(Math.floor(at / this.unit), end, true) < end;
@@ -240,7 +301,7 @@ export class Snapshot implements PointInTime {
         range.end - at,
         alignUp(Math.max(Math.abs(zeroes), FRAGMENT_BYTES), unit),
       );
-      const iov = this.#slots.iov(place, length);
+      const iov = this.#slots.fill(new Iov(), place, length);
       await this.#file.read(at, iov);
       operation = 'write';
       await this.#target.write(at, iov, this.writeFlags);
@@ -345,6 +406,18 @@ export class Snapshot implements PointInTime {
     this.#waiting.push(gate);
     await gate.promise;
   }
+}
+
+/** Child.zeroes, and 0 where that is not known at once. */
+function zeroesNow(child: Child, at: Offset, end: Offset): number {
+  try {
+    const zeroes = child.zeroes(at, end - at);
+    if (typeof zeroes === 'number') return zeroes;
+    zeroes.catch(() => undefined);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+  return 0;
 }
 
 function overlapping(ranges: Iterable<Range>, from: Offset, to: Offset): boolean {
