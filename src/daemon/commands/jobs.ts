@@ -74,6 +74,9 @@ function copyingCommands({ jobs, nodes }: Daemon): Handlers {
     'blockdev-create': async ({ 'job-id': id, options }) => {
       const { driver, ...given } = options as Readonly<Record<string, unknown>>;
       const { file, 'data-file': dataFile, version, ...rest } = given;
+      for (const [name, below] of Object.entries({ file, 'data-file': dataFile })) {
+        if (typeof below === 'object') throw new QmpError(`Parameter 'options.${name}' expects the name of a node`);
+      }
       const thread = typeof file === 'string' ? nodes.lookup(undefined, file) : nodes.home;
       const dataNode = typeof dataFile === 'string' ? { 'data-file': dataFile } : {};
       const message = {
