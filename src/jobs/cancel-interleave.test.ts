@@ -46,7 +46,7 @@ before(() => {
 
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 /** Events of a run that are tried in the short tier. */
-const SAMPLE = 24;
+const SAMPLE = 12;
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
 const TARGET = '/target';
 const OPTIONS = { id: 'job', autoDismiss: false } as const;
