@@ -1,5 +1,8 @@
 /** One run of fio's nbd engine against a server, and what it says. */
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { track } from './common.ts';
 
 export interface Load {
@@ -27,6 +30,8 @@ interface FioSide {
 }
 
 const EXTRA_MS = 30_000;
+/** What a sample of a steady load is the mean of. */
+const LOG_MS = 100;
 
 function output(args: readonly string[], timeoutMs: number): Promise<string> {
   return new Promise((resolve, reject) => {
@@ -47,13 +52,8 @@ function output(args: readonly string[], timeoutMs: number): Promise<string> {
   });
 }
 
-/** Runs the load for `seconds`, or until each job has done `operations` requests. */
-export async function fio(
-  uri: string,
-  load: Load,
-  bound: { readonly seconds: number } | { readonly operations: number },
-): Promise<FioResult> {
-  const base = [
+function shapeOf(uri: string, load: Load): string[] {
+  return [
     '--name=load',
     '--ioengine=nbd',
     `--uri=${uri}`,
@@ -61,8 +61,19 @@ export async function fio(
     '--group_reporting',
     '--randrepeat=0',
     '--norandommap',
+    `--rw=${load.rw}`,
+    `--bs=${load.blockBytes}`,
+    `--iodepth=${load.depth}`,
+    `--numjobs=${load.jobs}`,
   ];
-  const shape = [`--rw=${load.rw}`, `--bs=${load.blockBytes}`, `--iodepth=${load.depth}`, `--numjobs=${load.jobs}`];
+}
+
+/** Runs the load for `seconds`, or until each job has done `operations` requests. */
+export async function fio(
+  uri: string,
+  load: Load,
+  bound: { readonly seconds: number } | { readonly operations: number },
+): Promise<FioResult> {
   // Jobs of a sequential load walk parts of their own through the image.
   const apart = load.rw === 'read' || load.rw === 'write' ? [`--offset_increment=${Math.floor(100 / load.jobs)}%`] : [];
   const end =
@@ -70,7 +81,7 @@ export async function fio(
       ? ['--time_based', `--runtime=${Math.round(bound.seconds * 1000)}ms`]
       : [`--io_size=${bound.operations * load.blockBytes}`];
   const timeoutMs = ('seconds' in bound ? bound.seconds * 1000 : 600_000) + EXTRA_MS;
-  const text = await output([...base, ...shape, ...apart, ...end, '--output-format=json'], timeoutMs);
+  const text = await output([...shapeOf(uri, load), ...apart, ...end, '--output-format=json'], timeoutMs);
   // fio prints its notes before the JSON.
   const parsed = JSON.parse(text.slice(text.indexOf('{'))) as {
     jobs: [{ read: FioSide; write: FioSide; error: number }];
@@ -85,4 +96,36 @@ export async function fio(
     p50Us: (side.clat_ns.percentile?.['50.000000'] ?? Number.NaN) / 1000,
     p99Us: (side.clat_ns.percentile?.['99.000000'] ?? Number.NaN) / 1000,
   };
+}
+
+/** One connection's load that goes on until it is told to end, and what it did when. */
+export class SteadyLoad {
+  readonly #log: string;
+  readonly #child: ReturnType<typeof spawn>;
+  readonly #ended: Promise<unknown>;
+
+  /** `folder` takes its log. */
+  constructor(uri: string, load: Load, folder: string) {
+    this.#log = join(folder, `fio-${Date.now()}`);
+    const log = [`--write_iops_log=${this.#log}`, `--log_avg_msec=${LOG_MS}`, '--log_unix_epoch=1'];
+    const args = [...shapeOf(uri, load), '--time_based', '--runtime=1h', ...log];
+    this.#child = track(spawn('fio', args, { stdio: 'ignore' }));
+    this.#ended = once(this.#child, 'exit');
+  }
+
+  /** Ends it. Answers its requests a second between two moments (Date.now()). */
+  async stop(): Promise<(from: number, to: number) => number> {
+    // At this it writes its log.
+    this.#child.kill('SIGINT');
+    await this.#ended;
+    const samples = readFileSync(`${this.#log}_iops.1.log`, 'latin1')
+      .trim()
+      .split('\n')
+      .map((line) => line.split(',').map(Number) as [number, number]);
+    return (from, to) => {
+      // A sample is of the time before it. One that is missing was a time without an answer.
+      const inside = samples.filter(([at]) => at > from + LOG_MS / 2 && at <= to + LOG_MS / 2);
+      return inside.reduce((sum, [, iops]) => sum + iops, 0) / Math.max(inside.length, (to - from) / LOG_MS);
+    };
+  }
 }

@@ -20,23 +20,29 @@ import {
   track,
   workFolder,
 } from './common.ts';
-import { fio, type Load } from './fio.ts';
+import { type Load, SteadyLoad } from './fio.ts';
 
 const MIB = 2 ** 20;
 const STRIPE = 64 * MIB;
-const DATA = 16 * MIB;
 const LOAD: Load = { name: '4k randwrite', rw: 'randwrite', blockBytes: 4096, depth: 16, jobs: 1 };
 /** A job that takes longer under load has not converged. */
 const LIMIT_MS = 120_000;
+/** Until fio has begun, and until what a job has left behind is no matter any more. */
+const START_MS = 1000;
+const SETTLE_MS = 500;
 const KINDS = ['mirror', 'backup'] as const;
 type Kind = (typeof KINDS)[number];
+const PARTS = ['idle', 'guest'] as const;
+type Part = (typeof PARTS)[number];
+const OURS = 'ours';
+const THEIRS = 'qemu-storage-daemon';
 
-/** A sparse file; the data has no zeroes. */
-function image(path: string, bytes: number): string {
+/** A sparse file with `length` bytes of data, which has no zeroes, at the beginning of each stripe. */
+function image(path: string, bytes: number, length: number): string {
   const file = openSync(path, 'w');
   ftruncateSync(file, bytes);
-  const data = new Uint8Array(DATA).map((_, i) => 1 + (i % 251));
-  for (let at = 0; at < bytes; at += STRIPE) writeSync(file, data, 0, Math.min(DATA, bytes - at), at);
+  const data = new Uint8Array(Math.min(length, STRIPE)).map((_, i) => 1 + (i % 251));
+  for (let at = 0; at < bytes; at += STRIPE) writeSync(file, data, 0, Math.min(data.length, bytes - at), at);
   closeSync(file);
   return path;
 }
@@ -49,20 +55,20 @@ function empty(path: string, bytes: number): string {
   return path;
 }
 
-/** What is measured: a daemon with the disk open and shown, and one job at a time. */
+/** A daemon with the disk open and shown, and one job at a time. */
 interface Subject {
-  readonly name: string;
   readonly uri: string;
   /** Runs one, up to its end; what the disk is stays. */
   job(kind: Kind, target: string, signal?: AbortSignal): Promise<void>;
   stop(): Promise<void>;
 }
 
+type Work = (subject: Subject, target: string) => Promise<void>;
+
 async function ours(path: string): Promise<Subject> {
   const disk: Disk = await open(path, { format: 'raw' });
   const server = await serveNbd(disk);
   return {
-    name: 'ours',
     uri: server.uri,
     job: (kind, target, signal) =>
       kind === 'mirror'
@@ -134,7 +140,6 @@ async function theirs(path: string, folder: string): Promise<Subject> {
   ]);
   await qmp.start();
   return {
-    name: 'qemu-storage-daemon',
     uri: `nbd+unix:///?socket=${socket}`,
     async job(kind, target) {
       const file = { driver: 'file', filename: target, aio: 'io_uring' };
@@ -157,28 +162,99 @@ const seconds = async (work: () => Promise<void>): Promise<number> => {
   return (performance.now() - began) / 1000;
 };
 
-/** Requests a second in slices as long as the job runs, and how long it took; undefined where it did not end. */
-async function underLoad(subject: Subject, kind: Kind, target: string, slice: number) {
-  const stop = AbortSignal.timeout(LIMIT_MS);
-  const slices: number[] = [];
-  let over = false;
-  const began = performance.now();
-  const job = subject.job(kind, target, stop).then(
-    () => (performance.now() - began) / 1000,
-    () => undefined,
-  );
-  void job.then(() => {
-    over = true;
+interface UnderLoad {
+  /** Requests a second of the guest: alone (the mean of before and after), and while the job ran. */
+  readonly alone: number;
+  readonly kept: number;
+  /** Seconds of the job; undefined where it did not end. */
+  readonly took: number | undefined;
+}
+
+/** One load that never pauses, and the job in the middle of it: what the disk is worth to the guest changes while it
+ *  writes, so it is compared with itself before and after. */
+async function underLoad(subject: Subject, kind: Kind, target: string, folder: string, aloneMs: number) {
+  const load = new SteadyLoad(subject.uri, LOAD, folder);
+  const rest = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+  await rest(START_MS + aloneMs);
+  const began = Date.now();
+  const took = await seconds(() => subject.job(kind, target, AbortSignal.timeout(LIMIT_MS))).catch(() => undefined);
+  const ended = Date.now();
+  await rest(SETTLE_MS + aloneMs);
+  const iops = await load.stop();
+  const before = iops(began - aloneMs, began);
+  const after = iops(ended + SETTLE_MS, ended + SETTLE_MS + aloneMs);
+  return { alone: (before + after) / 2, kept: iops(began, ended), took } satisfies UnderLoad;
+}
+
+/** What is measured, by name. */
+class Figures {
+  readonly #values = new Map<string, number[]>();
+
+  note(key: string, value: number): void {
+    this.#values.set(key, [...(this.#values.get(key) ?? []), value]);
+  }
+
+  of(key: string): number {
+    return median(this.#values.get(key) ?? [Number.NaN]);
+  }
+}
+
+/** A disk and a target that nobody has used yet, for one measurement: a guest leaves a disk of another shape behind. */
+async function withFresh(name: string, folder: string, bytes: number, data: number, work: Work): Promise<void> {
+  const path = image(join(folder, 'disk.raw'), bytes, data);
+  const target = empty(join(folder, 'target.raw'), bytes);
+  // What others have written is not to be waited for by a job's flush.
+  spawnSync('sync');
+  const subject = name === OURS ? await ours(path) : await theirs(path, folder);
+  try {
+    await work(subject, target);
+  } finally {
+    await subject.stop();
+    for (const file of [path, target]) rmSync(file);
+  }
+}
+
+function report(kinds: readonly Kind[], parts: readonly Part[], figures: Figures): void {
+  const rows = kinds.map((kind) => {
+    const cells = [`${OURS} idle`, `${THEIRS} idle`, 'alone', 'kept', 'took'];
+    return [kind, ...cells.map((cell) => figure(figures.of(`${kind} ${cell}`)))];
   });
-  while (!over && !stop.aborted) slices.push((await fio(subject.uri, LOAD, { seconds: slice })).iops);
-  return { iops: median(slices), took: await Promise.race([job, stop.aborted ? undefined : job]) };
+  const head = ['job', 'ours, s', 'daemon, s', 'guest alone, IOPS', 'guest and job, IOPS', 'job under load, s'];
+  console.log(`\n${markdownTable(head, rows)}\n`);
+  for (const kind of kinds) {
+    const speed = figures.of(`${kind} ratio`);
+    const kept = figures.of(`${kind} share`);
+    const ended = figures.of(`${kind} took`) < Number.POSITIVE_INFINITY;
+    if (parts.includes('idle')) {
+      console.log(
+        `bar: ${kind}: idle, ours by the daemon at least 1.00: ${speed.toFixed(2)}: ${speed >= 1 ? 'held' : 'missed'}`,
+      );
+    }
+    if (parts.includes('guest')) {
+      console.log(
+        `bar: ${kind}: the guest keeps at least 0.70: ${kept.toFixed(2)}, ${ended ? 'it ended' : 'it did not end'}: ` +
+          `${kept >= 0.7 && ended ? 'held' : 'missed'}`,
+      );
+    }
+  }
+}
+
+/** One of `all`, or all of them. */
+function chosen<T extends string>(name: string, all: readonly T[], value: unknown): readonly T[] {
+  if (value === undefined) return all;
+  const one = all.find((each) => each === value);
+  if (one !== undefined) return [one];
+  throw new Error(`Could not measure: '--${name}' is '${value}', not one of ${all.join(', ')}`);
 }
 
 async function main(): Promise<number> {
   const given = options('mirror and backup, beside qemu-storage-daemon, and what they leave to a guest', {
-    size: { type: 'string', default: '4096', help: 'size of the disk in MiB; a quarter of it is data' },
+    size: { type: 'string', default: '4096', help: 'size of the disk in MiB' },
+    data: { type: 'string', default: '16', help: 'MiB of data in each 64 MiB of it' },
     rounds: { type: 'string', default: '3', help: 'rounds; the figures are medians over them' },
-    seconds: { type: 'string', default: '2', help: 'seconds of a slice of the load' },
+    seconds: { type: 'string', default: '4', help: 'seconds of the guest alone, before the job and after' },
+    only: { type: 'string', help: `one job: ${KINDS.join(', ')}` },
+    part: { type: 'string', help: `one part: ${PARTS.join(', ')}` },
     smoke: { type: 'boolean', help: 'one short round: does it still work' },
   });
   const missing = ['qemu-storage-daemon', 'fio'].filter((program) => !hasProgram(program));
@@ -189,55 +265,39 @@ async function main(): Promise<number> {
   const small = given.get('smoke') === true;
   const rounds = small ? 1 : Number(given.get('rounds'));
   const bytes = (small ? 128 : Number(given.get('size'))) * MIB;
-  const slice = small ? 1 : Number(given.get('seconds'));
+  const data = Number(given.get('data')) * MIB;
+  const aloneMs = small ? 500 : Number(given.get('seconds')) * 1000;
+  const kinds = chosen('only', KINDS, given.get('only'));
+  const parts = chosen('part', PARTS, given.get('part'));
   console.log(machineLine(['qemu-storage-daemon', 'fio']));
   const folder = workFolder();
-  const subjects = [
-    await ours(image(join(folder, 'ours.raw'), bytes)),
-    await theirs(image(join(folder, 'theirs.raw'), bytes), folder),
-  ];
-  const figures = new Map<string, number[]>();
-  const note = (key: string, value: number): void => void figures.set(key, [...(figures.get(key) ?? []), value]);
-  const of = (key: string): number => median(figures.get(key) ?? [Number.NaN]);
-  try {
-    for (let round = 0; round < rounds; round++) {
-      for (const kind of KINDS) {
-        for (const subject of subjects) {
-          const target = (): string => empty(join(folder, `${subject.name}-target.raw`), bytes);
-          const to = target();
-          // What others have written is not to be waited for by a job's flush.
-          spawnSync('sync');
-          note(`${kind} ${subject.name} idle`, await seconds(() => subject.job(kind, to)));
-          note(`${kind} ${subject.name} alone`, (await fio(subject.uri, LOAD, { seconds: slice })).iops);
-          // The peer's job cannot be given up when it does not end, so it is only measured alone.
-          if (subject.name !== 'ours') continue;
-          const { iops, took } = await underLoad(subject, kind, target(), slice);
-          note(`${kind} ${subject.name} kept`, iops);
-          note(`${kind} ${subject.name} took`, took ?? Number.POSITIVE_INFINITY);
-        }
+  const figures = new Figures();
+  const idle = async (kind: Kind, name: string): Promise<number> => {
+    let took = Number.NaN;
+    await withFresh(name, folder, bytes, data, async (subject, target) => {
+      took = await seconds(() => subject.job(kind, target));
+    });
+    figures.note(`${kind} ${name} idle`, took);
+    return took;
+  };
+  for (let round = 0; round < rounds; round++) {
+    for (const kind of kinds) {
+      if (parts.includes('idle')) {
+        const mine = await idle(kind, OURS);
+        figures.note(`${kind} ratio`, (await idle(kind, THEIRS)) / mine);
       }
+      if (!parts.includes('guest')) continue;
+      // The peer's job cannot be given up when it does not end, so it is only measured idle.
+      await withFresh(OURS, folder, bytes, data, async (subject, target) => {
+        const { alone, kept, took } = await underLoad(subject, kind, target, folder, aloneMs);
+        figures.note(`${kind} alone`, alone);
+        figures.note(`${kind} kept`, kept);
+        figures.note(`${kind} share`, kept / alone);
+        figures.note(`${kind} took`, took ?? Number.POSITIVE_INFINITY);
+      });
     }
-  } finally {
-    for (const subject of subjects) await subject.stop();
   }
-  const rows = KINDS.map((kind) => {
-    const cells = ['ours idle', 'qemu-storage-daemon idle', 'ours alone', 'ours kept', 'ours took'];
-    return [kind, ...cells.map((cell) => figure(of(`${kind} ${cell}`)))];
-  });
-  const head = ['job', 'ours, s', 'daemon, s', 'guest alone, IOPS', 'guest and job, IOPS', 'job under load, s'];
-  console.log(`\n${markdownTable(head, rows)}\n`);
-  for (const kind of KINDS) {
-    const speed = of(`${kind} qemu-storage-daemon idle`) / of(`${kind} ours idle`);
-    const kept = of(`${kind} ours kept`) / of(`${kind} ours alone`);
-    const ended = of(`${kind} ours took`) < Number.POSITIVE_INFINITY;
-    console.log(
-      `bar: ${kind}: idle, ours by the daemon at least 1.00: ${speed.toFixed(2)}: ${speed >= 1 ? 'held' : 'missed'}`,
-    );
-    console.log(
-      `bar: ${kind}: the guest keeps at least 0.70: ${kept.toFixed(2)}, ${ended ? 'it ended' : 'it did not end'}: ` +
-        `${kept >= 0.7 && ended ? 'held' : 'missed'}`,
-    );
-  }
+  report(kinds, parts, figures);
   return 0;
 }
 

@@ -1,9 +1,9 @@
 /**
- * All nodes are drained again and again while jobs run and clients write: no drain hangs.
+ * All nodes are drained again and again while jobs run and clients write: no drain hangs. How long one takes:
+ * `npm run bench -- drain`.
  *
- * BLOCKPLANE_TEST_TIER=long: 1,000 times.
+ * BLOCKPLANE_TEST_TIER=long: 1,000 times; BLOCKPLANE_DRAINS for another number.
  */
-import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Daemon } from '../src/daemon/index.ts';
@@ -45,16 +45,13 @@ async function begin(daemon: Daemon, n: number): Promise<void> {
   else await daemon.run('blockdev-mirror', { ...what, 'copy-mode': n % 4 === 1 ? 'write-blocking' : 'background' });
 }
 
-/** Milliseconds of one drained section of all disks, in which each gets a bitmap; these go again. */
-async function drained(daemon: Daemon, name: string): Promise<number> {
+/** One drained section of all disks, in which each gets a bitmap; these go again. */
+async function drained(daemon: Daemon, name: string): Promise<void> {
   const actions = Array.from({ length: JOBS }, (_, i) => {
     return { type: 'block-dirty-bitmap-add', data: { node: `disk${i}`, name } } as const;
   });
-  const began = performance.now();
   await daemon.run('transaction', { actions });
-  const took = performance.now() - began;
   for (const { data } of actions) await daemon.run('block-dirty-bitmap-remove', data);
-  return took;
 }
 
 /** Mirrors that are ready end, and what has ended is begun again. */
@@ -79,11 +76,10 @@ test('a drain ends while 8 jobs and 16 clients run', { timeout: 60_000 + TIMES *
       written++;
     }
   });
-  const took: number[] = [];
   try {
     for (let n = 0; n < TIMES; n++) {
       const before = written;
-      took.push(await drained(daemon, `b${n}`));
+      await drained(daemon, `b${n}`);
       await goOn(daemon);
       while (written === before) await new Promise((resolve) => setImmediate(resolve));
     }
@@ -91,9 +87,5 @@ test('a drain ends while 8 jobs and 16 clients run', { timeout: 60_000 + TIMES *
     over = true;
     await Promise.all(clients);
   }
-  took.sort((a, b) => a - b);
-  const at = (part: number): string => took[Math.floor((took.length - 1) * part)]!.toFixed(1);
-  t.diagnostic(`${TIMES} drains, ms: median ${at(0.5)}, p99 ${at(0.99)}, longest ${at(1)}; ${written} writes`);
-  assert.ok(written > 0);
   for (const disk of disks) await disk.close();
 });

@@ -29,6 +29,23 @@ async function theirs(path: string): Promise<Record<string, unknown>> {
   return JSON.parse(await peer('qemu-img', 'info', '--output=json', path)) as Record<string, unknown>;
 }
 
+test('the name of what is made says its format, and a name of what cannot be made is refused', async (t) => {
+  const dir = scratch(t);
+  const isQcow2 = (path: string): boolean => readFileSync(path).subarray(0, 3).toString() === 'QFI';
+  await ok('create', `${dir}/a.raw`, '1M');
+  for (const verb of ['copy', 'convert', 'dd']) {
+    const to = (name: string) =>
+      verb === 'dd' ? [`if=${dir}/a.raw`, `of=${dir}/${name}`] : [`${dir}/a.raw`, `${dir}/${name}`];
+    await ok(verb, ...to(`${verb}.qcow2`));
+    assert.ok(isQcow2(`${dir}/${verb}.qcow2`), verb);
+    await fails(1, /vmdk images cannot be made; give the format raw/, verb, ...to('b.vmdk'));
+    await ok(verb, '-O', 'raw', ...to(`${verb}.vhd`));
+  }
+  await fails(1, /Could not create '.*b\.vmdk': vmdk images cannot be made/, 'create', `${dir}/b.vmdk`, '1M');
+  assert.equal(existsSync(`${dir}/b.vmdk`), false);
+  await ok('create', '-f', 'raw', `${dir}/b.vmdk`, '1M');
+});
+
 test('create makes what it is asked for, and says what it cannot', needs('qemu-img'), async (t) => {
   const dir = scratch(t);
   const path = `${dir}/a.qcow2`;

@@ -15,18 +15,16 @@ const FILE_TIMEOUT_MS = LONG ? 15 * 60_000 : 300_000;
 /** A tier that hangs is ended. */
 const TIER_TIMEOUT_MS = LONG ? 60 * 60_000 : 20 * 60_000;
 const SMOKE_TIMEOUT_MS = 5 * 60_000;
-/** The tests whose behaviour depends on the backend. */
-const BACKEND_FOLDERS = /^dist\/(src\/(aio|block|channel|drivers|exports|lib|cli)|test)\//;
-
-/** Long runs over many cases in simulated or plain memory, or of command lines and conversations: neither the backend
- *  nor the release of Node matters. */
-const ONCE_NAMES =
-  'crash|move|interleave|bitmaps-replay|check|check-repair|hostile[a-z-]*|round-trip|encrypted|.*\\.fuzz';
-/** Of whole programs. */
-const ONCE_PROGRAMS = 'daemon-kill|deep-chain|drain-load|qemu-nbd';
+/** Tests of the engine choose their backends themselves; these take what there is, and run once more on the pool. */
+const ON_POOL = /^dist\/(src\/lib|test)\//;
+/** Not even then: commands and what they print, not I/O. */
+const COMMANDS = /^dist\/test\/(image-verbs|manual|progress|published|service|start)\./;
+/** Whole programs that are killed, or loaded to their limits, and guests that boot. */
+const PROGRAMS = 'daemon-kill|deep-chain|drain-load|guest|qemu-nbd';
+/** What neither another backend nor another release of Node changes: simulated worlds, plain memory, programs compared
+ *  line by line. Of qcow2 the codecs are Node's own. */
 const ONCE = new RegExp(
-  `(drivers/qcow2/(${ONCE_NAMES})|lib/move|jobs/.*-(crash|interleave)|` +
-    `test/((parity|qmp)/.*|${ONCE_PROGRAMS}))\\.test\\.js$`,
+  `^dist/(src/(jobs|lib/move\\.|drivers/qcow2/(?!compressed|create))|test/((parity|qmp)/|(${PROGRAMS})\\.))`,
 );
 
 const tiers = [];
@@ -129,7 +127,8 @@ async function suite(name, files, { node = process.execPath, aio, flags = [] } =
   delete env.NODE_TEST_CONTEXT;
   if (aio === 'default') delete env.BLOCKPLANE_AIO;
   else if (aio) env.BLOCKPLANE_AIO = aio;
-  const reporters = ['spec', 'stdout', 'tap', tap].map((value, index) =>
+  const times = tap.replace(/tap$/, 'times');
+  const reporters = ['spec', 'stdout', 'tap', tap, './tools/file-times.mjs', times].map((value, index) =>
     index % 2 === 0 ? `--test-reporter=${value}` : `--test-reporter-destination=${value}`,
   );
   const runner = ['--test', '--test-concurrency=2', `--test-timeout=${FILE_TIMEOUT_MS}`, ...reporters, ...flags];
@@ -137,6 +136,7 @@ async function suite(name, files, { node = process.execPath, aio, flags = [] } =
   const counts = totals(tap);
   if (code !== 0 && counts.fail === 0) counts.fail = 1;
   record(name, began, counts, counts.note);
+  if (existsSync(times)) tiers.at(-1).slowest = readFileSync(times, 'utf8').trim().split('\n').slice(0, 8);
 }
 
 function lint() {
@@ -177,22 +177,37 @@ async function onNode24(files) {
   record('node 24', began, { pass: 0, fail: 0, skip: 1 }, why);
 }
 
-/** Every benchmark in its small form, so that it still works on the day it is needed. Exit code 77 means skipped. */
+/** One benchmark in its small form; what it says is shown when it has ended. Resolves to its exit code. */
+function runBench(name) {
+  const env = { ...process.env, ...published };
+  const child = spawn(process.execPath, [`dist/bench/${name}.js`, '--smoke'], { cwd: root, env });
+  const said = [];
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => said.push(piece));
+  const timer = setTimeout(() => child.kill('SIGKILL'), SMOKE_TIMEOUT_MS);
+  return new Promise((resolve) => {
+    child.on('close', (code) => {
+      clearTimeout(timer);
+      console.log(`\n== bench ${name} --smoke ==\n${Buffer.concat(said)}`);
+      resolve(code ?? 1);
+    });
+  });
+}
+
+/** Every benchmark in its small form, so that it still works on the day it is needed: two at a time, since nobody looks
+ *  at their figures. Exit code 77 means skipped. */
 async function smoke() {
   const began = Date.now();
   const counts = { pass: 0, fail: 0, skip: 0 };
   const failed = [];
-  for (const name of benchmarks()) {
-    console.log(`\n== bench ${name} --smoke ==`);
-    const env = { ...process.env, ...published };
-    const code = await runShown(process.execPath, [`dist/bench/${name}.js`, '--smoke'], env, SMOKE_TIMEOUT_MS);
-    if (code === 0) counts.pass += 1;
-    else if (code === 77) counts.skip += 1;
-    else {
-      counts.fail += 1;
-      failed.push(name);
+  const names = benchmarks();
+  const runNext = async () => {
+    for (let name = names.shift(); name !== undefined; name = names.shift()) {
+      const code = await runBench(name);
+      counts[code === 0 ? 'pass' : code === 77 ? 'skip' : 'fail'] += 1;
+      if (code !== 0 && code !== 77) failed.push(name);
     }
-  }
+  };
+  await Promise.all([runNext(), runNext()]);
   record('bench smoke', began, counts, failed.length > 0 ? `failed: ${failed.join(', ')}` : '');
 }
 
@@ -206,6 +221,7 @@ function summary() {
     total.fail += fail;
     total.skip += skip;
   }
+  for (const { name, slowest = [] } of tiers) console.log(`longest, ${name}: ${slowest.join(', ')}`);
   console.log(`${total.pass} passed, ${total.fail} failed, ${total.skip} skipped`);
   return total.fail === 0 && total.pass > 0 ? 0 : 1;
 }
@@ -229,8 +245,8 @@ async function main(args) {
   await suite('default backend', files, { aio: 'default', flags });
   if (currentOnly) return summary();
   const often = files.filter((file) => !ONCE.test(file));
-  const onBackend = often.filter((file) => BACKEND_FOLDERS.test(file));
-  if (onBackend.length > 0) await suite('pool backend', onBackend, { aio: 'pool', flags });
+  const onPool = often.filter((file) => ON_POOL.test(file) && !COMMANDS.test(file));
+  await suite('pool backend', onPool, { aio: 'pool', flags });
   await onNode24(often);
   await smoke();
   return summary();

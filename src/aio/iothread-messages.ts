@@ -37,7 +37,7 @@ export type FromThread =
   | { readonly kind: 'result'; readonly id: number; readonly value: unknown }
   | { readonly kind: 'error'; readonly id: number; readonly error: CrossingError }
   | { readonly kind: 'event'; readonly name: string; readonly payload: unknown }
-  | { readonly kind: 'stopped' };
+  | { readonly kind: 'stopped'; readonly error: CrossingError | undefined };
 
 export interface BackendInfo {
   readonly name: BackendName;

@@ -112,12 +112,17 @@ class ThreadServer {
   #stop(): void {
     if (this.#stopping) return;
     this.#stopping = true;
-    // Not a coroutine of the context, which waits for those. A failure here is an unhandled rejection: it ends the
-    // thread.
+    // Not a coroutine of the context, which waits for those. A bug here is an unhandled rejection: it ends the thread.
     void (async () => {
-      await this.#furnished?.stop?.();
+      let error: CrossingError | undefined;
+      try {
+        await this.#furnished?.stop?.();
+      } catch (failure) {
+        if (!(failure instanceof BlockError)) throw failure;
+        error = crossing(failure);
+      }
       await this.#context.stop();
-      post({ kind: 'stopped' });
+      post({ kind: 'stopped', error });
       port().close();
     })();
   }

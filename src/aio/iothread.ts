@@ -51,6 +51,7 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
   #ids = 0;
   #stopping: Promise<void> | undefined;
   #stopped = false;
+  #stopFailure: Error | undefined;
   /** Why it is dead. */
   #death: BlockError | undefined;
   #uncaught: unknown;
@@ -129,8 +130,8 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
 
   /**
    * Ends the thread: the setup's `stop`, then the calls and coroutines that are under way, then the context. Calls from
-   * now on are refused. Resolves when the thread is gone; rejects when it died instead of stopping. Again: the same
-   * end.
+   * now on are refused. Settles when the thread is gone: rejects with what its `stop` failed with, or when it died
+   * instead of stopping. Again: the same end.
    */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();
@@ -157,6 +158,7 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
     this.#post({ kind: 'stop' });
     await this.#exited.promise;
     if (this.#death && !this.#stopped) throw this.#death;
+    if (this.#stopFailure) throw this.#stopFailure;
   }
 
   #post(message: ToThread, transfer: readonly Transferable[] = []): void {
@@ -187,6 +189,7 @@ export class IOThread extends EventEmitter<IOThreadEvents> {
       }
       case 'stopped':
         this.#stopped = true;
+        this.#stopFailure = message.error && rebuildError(message.error);
         this.#awaitExit();
         return;
     }

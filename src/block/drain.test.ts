@@ -137,6 +137,29 @@ test('D5 drainAll quiesces every node before it waits for any; then none is in f
   await Promise.all(blks.map((blk) => blk.close()));
 });
 
+test('D5 nodes that are drained together are all quiesced before any is waited for; others go on', async () => {
+  const names = ['both0', 'both1', 'other'];
+  const disks = names.map((name) => testDisk(name, MiB));
+  const blks = await Promise.all(
+    names.map((name) => BlockBackend.open(context, { driver: 'memory', disk: name, 'node-name': name })),
+  );
+  for (const disk of disks) disk.hold('write');
+  const writes = blks.map((blk) => blk.write(0, testIov(context, [512])));
+  const draining = drain(...blks.slice(0, 2).map((blk) => blk.root!));
+  assert.deepEqual(
+    blks.map((blk) => blk.quiesce),
+    [1, 1, 0],
+  );
+  disks[1]!.release('write');
+  await settle();
+  disks[0]!.release('write');
+  (await draining).end();
+  assert.ok(blks.every((blk) => blk.quiesce === 0));
+  disks[2]!.release('write');
+  await Promise.all(writes);
+  await Promise.all(blks.map((blk) => blk.close()));
+});
+
 test('D6 who is attached to a drained node is quiesced, and let go when the drain ends', async () => {
   testDisk('d6', MiB);
   const file = await openNode(context, { driver: 'memory', disk: 'd6', 'node-name': 'd6-file' });

@@ -74,19 +74,24 @@ export async function waitQuiet(quiet: () => boolean): Promise<void> {
   }
 }
 
-/** Drains one node. Never call it from a request of that node or above it: it would wait for itself. */
-export async function drain(node: BlockNode): Promise<Drained> {
-  quiesce(node);
-  await waitQuiet(() => !busy(node));
-  return new Drained([node]);
+/** All are quiesced before any is waited for, so that it takes as long as the slowest of them. */
+async function goQuiet(nodes: readonly BlockNode[]): Promise<void> {
+  for (const node of nodes) quiesce(node);
+  await waitQuiet(() => nodes.every((node) => !busy(node)));
 }
 
-/** Drains every node of `context`: all are quiesced before any is waited for. No node may be opened meanwhile. */
+/** Drains nodes of one context together. Never call it from a request of one of them or above it: it would wait for
+ *  itself. */
+export async function drain(...nodes: BlockNode[]): Promise<Drained> {
+  await goQuiet(nodes);
+  return new Drained(nodes);
+}
+
+/** Drains every node of `context`. No node may be opened meanwhile. */
 export async function drainAll(context: AioContext, nodes: Iterable<BlockNode>): Promise<Drained> {
   const all = [...nodes].filter((node) => node.aio === context);
   drainAlls++;
-  for (const node of all) quiesce(node);
-  await waitQuiet(() => all.every((node) => !busy(node)));
+  await goQuiet(all);
   let ended = false;
   return new Drained(all, () => {
     if (ended) return;

@@ -261,6 +261,20 @@ test('a child can be replaced while requests come; a cycle and a refused permiss
   assert.equal(b.closed, true);
 });
 
+test("what a job has put over a disk goes without the disk's being flushed, since its users go on", async () => {
+  for (const implicit of [true, false]) {
+    const disk = testDisk('below', MiB);
+    const blk = await BlockBackend.open(context, { driver: 'memory', disk: 'below', 'node-name': 'below' });
+    const filter = await openNode(context, { driver: 'raw', file: 'below' });
+    filter.implicit = implicit;
+    await blk.write(0, testIov(context, [512]));
+    disk.log.length = 0;
+    await releaseNode(filter);
+    assert.deepEqual(disk.log, implicit ? [] : ['flush']);
+    await blk.close();
+  }
+});
+
 test('closing flushes first, reports what the flush failed with, and closes all the same', async () => {
   const disk = testDisk('cl', MiB);
   const blk = await BlockBackend.open(context, { driver: 'memory', disk: 'cl' });

@@ -5,6 +5,7 @@
 import type { AioContext } from '../aio/context.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockChild } from './child.ts';
 import { MAX_DEPTH } from './depth.ts';
 import { drain, inDrainAll, kickDrain } from './drain.ts';
@@ -307,7 +308,8 @@ function levels(above: readonly BlockNode[]): number {
   return depth;
 }
 
-/** Somebody lets go of a node. The last one closes it: its requests end, its data is flushed, then its children go. */
+/** Somebody lets go of a node. The last one closes it: its requests end, its data is flushed, then its children go.
+ *  What a job has put over a disk for a time is not flushed: it holds no data of its own, the disk's users go on. */
 export async function releaseNode(node: BlockNode): Promise<void> {
   if (--node.refs > 0 || node.closed) return;
   node.closed = true;
@@ -319,7 +321,7 @@ async function closeNode(node: BlockNode): Promise<void> {
   freeName(node.name);
   const drained = await drain(node);
   await everyStep(
-    () => (node.readOnly ? undefined : flushNode(node)),
+    () => (node.readOnly || node.implicit ? undefined : flushNode(node)),
     () => node.bitmaps.store(),
     () => closeDriver(node),
     () => drained.end(),
@@ -334,17 +336,4 @@ function closeDriver(node: BlockNode): MaybePromise<void> {
 
 async function detachChildren(node: BlockNode): Promise<void> {
   await everyStep(...node.children.splice(0).map((child) => () => detach(child, child.node)));
-}
-
-/** Takes every step, whatever becomes of the others; throws what failed first. */
-async function everyStep(...steps: readonly (() => unknown)[]): Promise<void> {
-  const failures: unknown[] = [];
-  for (const step of steps) {
-    try {
-      await step();
-    } catch (error) {
-      failures.push(error);
-    }
-  }
-  if (failures.length > 0) throw failures[0];
 }

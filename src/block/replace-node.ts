@@ -22,8 +22,7 @@ export async function replaceNode(from: BlockNode, to: BlockNode, moves: Choice 
     );
   }
   let left = 0;
-  using _from = await drain(from);
-  using _to = await drain(to);
+  using _drained = await drain(from, to);
   {
     using _section = await graphSection();
     const below = downwards(to);

@@ -457,7 +457,11 @@ export class BlkHandle {
     if (end?.errno === -error) return end;
     if (op.failure) return op.failure;
     const { kind, at, length } = op;
-    return ioError(error, `Could not ${this.#describe(op)}`, { node: this.name, op: VERBS[kind] ?? '', at, length });
+    const where = { node: this.name, op: VERBS[kind] ?? '', at, length };
+    const what = `Could not ${this.#describe(op)}`;
+    const isBeyond = error === -Errno.EIO && at + length > this.length;
+    if (isBeyond) return new BlockError(-error, `${what}: it ends at ${this.length}`, { where });
+    return ioError(error, what, where);
   }
 }
 

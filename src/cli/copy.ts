@@ -3,7 +3,7 @@ import { copyIn } from '../lib/copy.ts';
 import { textOptions } from '../lib/image-options.ts';
 import type { JobProgress } from '../lib/job-messages.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { CACHE_MODES, formatByName } from '../lib/options.ts';
+import { CACHE_MODES, formatToMake } from '../lib/options.ts';
 import { formatOption, oneOf, readKey, referenceOptions } from './image-args.ts';
 import { parseSize, sizeText } from './report.ts';
 import type { RawCopyOptions } from './verbs.ts';
@@ -11,7 +11,7 @@ import type { RawCopyOptions } from './verbs.ts';
 const CLEAR_LINE = '\r\x1b[K';
 
 export async function copy(source: string, destination: string, raw: RawCopyOptions): Promise<void> {
-  const format = formatOption(raw.outputFormat, '--output-format') ?? formatByName(destination) ?? 'raw';
+  const format = formatOption(raw.outputFormat, '--output-format') ?? formatToMake(destination);
   const mode =
     oneOf(raw.progress, ['none', 'line', 'json'] as const, '--progress') ?? (process.stderr.isTTY ? 'line' : 'none');
   const size = (text: string | undefined, what: string) => (text === undefined ? undefined : parseSize(text, what));

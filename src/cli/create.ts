@@ -3,13 +3,13 @@ import { existsSync, rmSync } from 'node:fs';
 import { createOptionSpecs, textOptions } from '../lib/image-options.ts';
 import { createIn } from '../lib/images.ts';
 import { withLocalEngine } from '../lib/local-engine.ts';
-import { formatByName } from '../lib/options.ts';
+import { formatToMake } from '../lib/options.ts';
 import { driverHelp, formatOption, readKey } from './image-args.ts';
 import { parseSize } from './report.ts';
 import type { RawCreateOptions } from './verbs.ts';
 
 export async function create(path: string, size: string | undefined, raw: RawCreateOptions): Promise<void> {
-  const format = formatOption(raw.format) ?? formatByName(path) ?? 'raw';
+  const format = formatOption(raw.format) ?? formatToMake(path);
   const specs = createOptionSpecs(format);
   const given = raw.options ?? [];
   if (given.some((word) => word === 'help' || word === '?')) {

@@ -2,7 +2,9 @@
  * A storage daemon: nodes by name, exports, character devices and monitors, in one process. Everything here is the
  * control plane and runs in the program's thread; I/O is done in IOThreads (docs/DAEMON.md).
  */
+
 import { CoMutex } from '../aio/co-mutex.ts';
+import { everyOne, everyStep } from '../base/every-step.ts';
 import { IOThread } from '../lib/iothread.ts';
 import type { NodeJobErrorEvent, NodeJobEvent } from '../lib/node-job-messages.ts';
 import type { ThresholdEvent } from '../lib/node-messages.ts';
@@ -10,6 +12,7 @@ import type { ObjectType } from '../lib/objects/object-type.ts';
 import { ObjectStore } from '../lib/objects/store.ts';
 import { OBJECT_TYPES } from '../lib/objects/types.ts';
 import { policyOf, type ReferenceOptions } from '../lib/reference-policy.ts';
+import type { JobGroupEvent } from '../lib/transaction-messages.ts';
 import { Checker } from '../qmp/check.ts';
 import { qmpError } from '../qmp/errors.ts';
 import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
@@ -23,6 +26,7 @@ import { type AnyHandler, commandTable } from './commands/table.ts';
 import { Events } from './events.ts';
 import { Exports } from './exports.ts';
 import { Graph } from './graph.ts';
+import { JobGroups } from './job-groups.ts';
 import { type JobArguments, type JobCommand, JobHandle } from './job-handle.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
@@ -58,6 +62,7 @@ export class Daemon implements Dispatcher {
   readonly #checker: Checker;
   /** Commands that change something, one after the other. */
   readonly #changes = new CoMutex('commands');
+  readonly #groups = new JobGroups();
   /** Readers of events, and what ends each one's listening. */
   readonly #watched = new Map<EventStream, () => void>();
   #closing: Promise<void> | undefined;
@@ -79,14 +84,15 @@ export class Daemon implements Dispatcher {
     ] as readonly ObjectType[]);
     this.schema = builtinSchema(this.objects.types);
     this.nbd = new NbdListeners(home, this.objects);
+    this.bitmaps = new Bitmaps(this.nodes);
     this.exports = new Exports(
       this.nodes,
+      this.bitmaps,
       this.nbd,
       (id) => iothreadOf(this.objects, id),
       (id) => this.events.emit('BLOCK_EXPORT_DELETED', { id }),
     );
-    this.bitmaps = new Bitmaps(this.nodes);
-    this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs);
+    this.transactions = new Transactions(this.nodes, this.bitmaps, this.jobs, this.#groups);
     this.#commands = commandTable(this);
     this.#checker = new Checker(this.schema);
   }
@@ -149,7 +155,8 @@ export class Daemon implements Dispatcher {
     return stream;
   }
 
-  /** Exports end, nodes are flushed and closed, threads end. Again: the same end. */
+  /** Exports end, nodes are flushed and closed, threads end. All of it, whatever fails; then rejects with that. Again:
+   *  the same end. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -161,17 +168,17 @@ export class Daemon implements Dispatcher {
 
   async #close(): Promise<void> {
     using _turn = await this.#changes.lock();
-    try {
-      await this.exports.deleteAll();
-      await this.nbd.stop();
-    } finally {
-      await Promise.all(this.nodes.threads.map((thread) => thread.stop()));
-      this.chardevs.closeAll();
+    await everyStep(
+      () => this.exports.deleteAll(),
+      () => this.nbd.stop(),
+      () => everyOne(this.nodes.threads.map((thread) => thread.stop())),
+      () => this.chardevs.closeAll(),
+    ).finally(() => {
       for (const stream of [...this.#watched.keys()]) {
         this.#unwatch(stream);
         stream.end();
       }
-    }
+    });
   }
 
   #unwatch(stream: EventStream): void {
@@ -182,6 +189,7 @@ export class Daemon implements Dispatcher {
   #told(name: string, payload: unknown): void {
     if (name === 'job') this.jobs.told(payload as NodeJobEvent);
     else if (name === 'job-error') this.jobs.failed(payload as NodeJobErrorEvent);
+    else if (name === 'job-group') void this.#groups.told(payload as JobGroupEvent);
     else if (name === 'threshold') this.#crossed(payload as ThresholdEvent);
   }
 

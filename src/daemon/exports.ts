@@ -5,6 +5,7 @@ import type { IOThread } from '../lib/iothread.ts';
 import { serveVhostUser } from '../lib/vhost-user.ts';
 import { QmpError, qmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
+import type { Bitmaps } from './bitmaps.ts';
 import { descriptorOf } from './chardev/socket.ts';
 import type { NbdListeners } from './nbd-listeners.ts';
 import type { Nodes } from './nodes.ts';
@@ -28,13 +29,21 @@ interface Entry {
 
 export class Exports {
   readonly #nodes: Nodes;
+  readonly #bitmaps: Bitmaps;
   readonly #nbd: NbdListeners;
   readonly #iothread: (id: string) => IOThread;
   readonly #onDeleted: (id: string) => void;
   readonly #byId = new Map<string, Entry>();
 
-  constructor(nodes: Nodes, nbd: NbdListeners, iothread: (id: string) => IOThread, onDeleted: (id: string) => void) {
+  constructor(
+    nodes: Nodes,
+    bitmaps: Bitmaps,
+    nbd: NbdListeners,
+    iothread: (id: string) => IOThread,
+    onDeleted: (id: string) => void,
+  ) {
     this.#nodes = nodes;
+    this.#bitmaps = bitmaps;
     this.#iothread = iothread;
     this.#nbd = nbd;
     this.#onDeleted = onDeleted;
@@ -125,12 +134,14 @@ export class Exports {
 
   async #addNbd(options: NbdOptions, disk: Disk): Promise<Entry['take']> {
     const { 'node-name': node, name = node, description, writable = false, bitmaps = [] } = options;
+    for (const bitmap of bitmaps) if (typeof bitmap !== 'string') await this.#bitmaps.assertBeside(node, bitmap);
     await this.#nbd.add(name, {
       disk,
       exportName: name,
       description,
       readOnly: !writable,
-      bitmaps: bitmaps.map((bitmap) => (typeof bitmap === 'string' ? bitmap : bitmap.name)),
+      bitmaps,
+      allocationDepth: options['allocation-depth'] ?? false,
     });
     return (mode) => this.#nbd.remove(name, mode);
   }

@@ -1,14 +1,17 @@
 /** Actions on nodes: one by itself, or several that happen together or not at all. */
+import { everyOne } from '../base/every-step.ts';
 import type { IOThread } from '../lib/iothread.ts';
-import type { BackupStep, Step } from '../lib/transaction-messages.ts';
+import { type BackupStep, nodeNamesOf, type Step } from '../lib/transaction-messages.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import type { Bitmaps } from './bitmaps.ts';
+import type { Bitmaps, KnownBitmaps } from './bitmaps.ts';
 import { commonThread, openImageFile } from './image-files.ts';
+import type { JobGroups } from './job-groups.ts';
 import { errorPolicy, type Jobs } from './jobs.ts';
 import type { Nodes } from './nodes.ts';
 
 export type Action = Qapi<'TransactionAction'>;
+type BitmapAction = Extract<Action, { type: `block-dirty-${string}` }>;
 type Backup = Qapi<'BlockdevBackup'>;
 type DriveBackup = Qapi<'DriveBackup'>;
 type SnapshotSync = Qapi<'BlockdevSnapshotSync'>;
@@ -29,11 +32,14 @@ export class Transactions {
   readonly #nodes: Nodes;
   readonly #bitmaps: Bitmaps;
   readonly #jobs: Jobs;
+  readonly #groups: JobGroups;
+  #keys = 0;
 
-  constructor(nodes: Nodes, bitmaps: Bitmaps, jobs: Jobs) {
+  constructor(nodes: Nodes, bitmaps: Bitmaps, jobs: Jobs, groups: JobGroups) {
     this.#nodes = nodes;
     this.#bitmaps = bitmaps;
     this.#jobs = jobs;
+    this.#groups = groups;
   }
 
   /** All of `actions`, or none. `grouped`: their jobs end well together or not at all. */
@@ -41,12 +47,9 @@ export class Transactions {
     if (actions.length > ACTIONS_MAX) throw new QmpError(`A transaction has at most ${ACTIONS_MAX} actions`);
     const planned: Planned[] = [];
     try {
-      for (const action of actions) planned.push(await this.#plan(action, planned));
-      const threads = new Set(planned.map(({ thread }) => thread).filter((thread) => thread !== undefined));
-      if (threads.size > 1) throw new QmpError('The nodes of a transaction are in different IOThreads');
-      const [thread = this.#nodes.home] = threads;
-      const steps = planned.map(({ step }) => step);
-      if (steps.length > 0) await thread.call('transaction', { steps, grouped });
+      const known = await this.#bitmaps.known(actions.filter(isOfBitmap).map(({ data }) => data.node));
+      for (const action of actions) planned.push(await this.#plan(action, planned, known));
+      await this.#carryOut(partsOf(planned, this.#nodes.home), grouped);
     } catch (error) {
       for (const { undo } of planned.reverse()) await undo?.();
       throw error;
@@ -55,7 +58,36 @@ export class Transactions {
     }
   }
 
-  #plan(action: Action, before: readonly Planned[]): Planned | Promise<Planned> {
+  async #carryOut(parts: readonly Part[], grouped: boolean): Promise<void> {
+    const threads = [...new Set(parts.map(({ thread }) => thread))];
+    const [thread] = threads;
+    if (threads.length > 1) await this.#across(threads, parts, grouped);
+    else await thread?.call('transaction', { steps: parts.flatMap(({ steps }) => steps), grouped });
+  }
+
+  /** In several threads: all nodes are drained before the first step, and rest until after the last. */
+  async #across(threads: readonly IOThread[], parts: readonly Part[], grouped: boolean): Promise<void> {
+    const key = ++this.#keys;
+    const stepsIn = (thread: IOThread): Step[] => parts.flatMap((part) => (part.thread === thread ? part.steps : []));
+    const withJobs = threads.filter((thread) => stepsIn(thread).some(({ step }) => step === 'backup'));
+    const begun: IOThread[] = [];
+    let well = false;
+    try {
+      const begin = async (thread: IOThread): Promise<void> => {
+        const group = grouped && withJobs.includes(thread);
+        await thread.call('transaction-begin', { key, nodes: nodeNamesOf(stepsIn(thread)), grouped: group });
+        begun.push(thread);
+      };
+      await everyOne(threads.map(begin));
+      for (const { thread, steps } of parts) await thread.call('transaction-take', { key, steps });
+      well = true;
+      if (grouped) this.#groups.add(key, withJobs);
+    } finally {
+      await everyOne(begun.map((thread) => thread.call('transaction-end', { key, well })));
+    }
+  }
+
+  #plan(action: Action, before: readonly Planned[], known: KnownBitmaps): Planned | Promise<Planned> {
     switch (action.type) {
       case 'abort':
         return { thread: undefined, step: { step: 'abort' } };
@@ -70,11 +102,11 @@ export class Transactions {
       case 'drive-backup':
         return this.#driveBackup(action.data);
       default:
-        return this.#bitmap(action, before);
+        return this.#bitmap(action, before, known);
     }
   }
 
-  async #bitmap(action: Extract<Action, { type: `block-dirty-${string}` }>, before: readonly Planned[]) {
+  async #bitmap(action: BitmapAction, before: readonly Planned[], known: KnownBitmaps) {
     const { node } = action.data;
     const thread = this.#nodes.lookup(undefined, node);
     // One that an earlier action makes is not there yet.
@@ -82,18 +114,18 @@ export class Transactions {
       before.some(({ step }) => step.step === 'bitmap-add' && step.node === node && step.name === name);
     if (action.type === 'block-dirty-bitmap-add') {
       const { name, granularity, persistent = false, disabled = false } = action.data;
-      await this.#bitmaps.assertNew(action.data);
+      await this.#bitmaps.assertNew(action.data, known);
       if (made(name)) throw new QmpError(`Bitmap already exists: ${name}`);
       return { thread, step: { step: 'bitmap-add', node, name, granularity, persistent, disabled } } as const;
     }
     if (action.type === 'block-dirty-bitmap-merge') {
       const { target: name, bitmaps: sources } = action.data;
-      if (!made(name)) await this.#bitmaps.find(node, name);
-      await this.#bitmaps.assertSources(action.data, made);
+      if (!made(name)) await this.#bitmaps.find(node, name, known);
+      await this.#bitmaps.assertSources(action.data, made, known);
       return { thread, step: { step: 'bitmap-merge', node, name, sources } } as const;
     }
     const { name } = action.data;
-    if (!made(name)) await this.#bitmaps.find(node, name);
+    if (!made(name)) await this.#bitmaps.find(node, name, known);
     const verb = action.type.slice('block-dirty-bitmap-'.length) as 'remove' | 'clear' | 'enable' | 'disable';
     return { thread, step: { step: `bitmap-${verb}`, node, name } } as const;
   }
@@ -146,6 +178,27 @@ export class Transactions {
       throw error;
     }
   }
+}
+
+/** Steps that follow each other in one thread. */
+interface Part {
+  readonly thread: IOThread;
+  readonly steps: Step[];
+}
+
+/** `planned` in its order; what is of no thread goes along with what is before it. */
+function partsOf(planned: readonly Planned[], home: IOThread): Part[] {
+  const parts: Part[] = [];
+  for (const { thread, step } of planned) {
+    const last = parts.at(-1);
+    if (last && (thread ?? last.thread) === last.thread) last.steps.push(step);
+    else parts.push({ thread: thread ?? home, steps: [step] });
+  }
+  return parts;
+}
+
+function isOfBitmap(action: Action): action is BitmapAction {
+  return action.type.startsWith('block-dirty-bitmap-');
 }
 
 function backupStep(args: Backup): Omit<BackupStep, 'id' | 'speed' | 'autoFinalize' | 'autoDismiss'> {

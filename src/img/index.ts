@@ -22,7 +22,7 @@ import type { Abortable } from '../lib/abort.ts';
 import { type AmendOptions, driverOptions, type ImageOptions } from '../lib/image-options.ts';
 import type { ImageInfo } from '../lib/inspect.ts';
 import type { ObjectOptions } from '../lib/objects/types.ts';
-import { type BlockdevOptions, type CacheMode, type Format, formatByName } from '../lib/options.ts';
+import { type BlockdevOptions, type CacheMode, type Format, formatByName, formatToMake } from '../lib/options.ts';
 import type { BitmapAction } from './bitmap.ts';
 import type { Comparison } from './compare.ts';
 import type { ConvertOptions } from './convert.ts';
@@ -111,8 +111,8 @@ export function convert(
   refuse(offload && (compress || sparse !== undefined || onUnreadable), "'offload' goes with none of its alternatives");
   refuse(targetIsZero && !existing, "'targetIsZero' is for targets that are there");
   refuse(existing && create, "'create' is for targets that are made");
-  const { made, secrets } = creationOf(target, { format, create });
-  const into = specOf(target, existing ? undefined : (made.format as Format));
+  const { made, secrets = [] } = existing ? {} : creationOf(target, { format, create });
+  const into = specOf(target, made?.format as Format | undefined);
   return operation(
     'convert',
     {
@@ -121,7 +121,7 @@ export function convert(
       sourceHow: howOf(options),
       target: format === undefined ? into : { ...into, format },
       targetHow: { cache: targetCache ?? 'unsafe' },
-      create: existing ? undefined : made,
+      create: made,
       overBacking: create?.backingFile !== undefined,
       salvage: onUnreadable !== undefined,
       bitmaps: bitmaps === 'skip-broken' ? 'skip' : bitmaps,
@@ -336,10 +336,9 @@ function creationOf(
   target: Image | undefined,
   { format, create }: NewImage,
 ): { readonly made: Creation; readonly secrets: readonly ObjectOptions[] } {
-  const byName = typeof target === 'string' ? formatByName(target) : undefined;
   const own = typeof target === 'object' && !('driver' in target) ? target.format : undefined;
   const { 'encrypt.key': key, ...options } = driverOptions({ ...create });
-  const made = { format: format ?? own ?? byName ?? 'raw', options };
+  const made = { format: format ?? own ?? (typeof target === 'string' ? formatToMake(target) : 'raw'), options };
   if (typeof key !== 'string') return { made, secrets: [] };
   return {
     made: { ...made, options: { ...options, 'encrypt.key-secret': KEY } },

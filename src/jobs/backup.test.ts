@@ -9,7 +9,7 @@ import { drainAll } from '../block/drain.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, registerDriver } from '../block/registry.ts';
-import { settle, testIov, until } from '../block/testing.ts';
+import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { makeImage } from '../drivers/qcow2/testing.ts';
 import { snapshotAccessDriver } from '../drivers/snapshot-access/driver.ts';
@@ -28,6 +28,7 @@ import {
 
 before(() => {
   registerStreamDrivers();
+  registerTestDrivers();
   registerDriver(copyBeforeWriteDriver);
   registerDriver(snapshotAccessDriver);
 });
@@ -374,5 +375,23 @@ test('what stands against a backup is said before anything happens', async () =>
     await assert.rejects(BackupJob.create(target, target, { id: 'b', sync: 'full' }), { code: 'EINVAL' });
     assert.equal(blk.root!.parents.length, 1);
     assert.equal(target.parents.length, 0);
+  });
+});
+
+test('the guest does not wait for a flush of its own disk where a backup ends', async () => {
+  await inSim(30, async ({ context }) => {
+    const disk = testDisk('source', 65536 * 4);
+    testDisk('copy', 65536 * 4);
+    const guest = await BlockBackend.open(context, { driver: 'memory', disk: 'source' } as never, { shared: 15 });
+    const target = await openNode(context, { driver: 'memory', disk: 'copy' } as never);
+    const backup = await BackupJob.create(guest.root!, target, { id: 'backup', sync: 'full' });
+    await guest.write(0, testIov(context, [4096]));
+    backup.start();
+    await backup.ended;
+    assert.equal(backup.error, undefined);
+    assert.ok(disk.log.includes('write 0+4096'));
+    assert.ok(!disk.log.includes('flush'));
+    await guest.close();
+    await releaseNode(target);
   });
 });

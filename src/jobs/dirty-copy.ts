@@ -9,6 +9,9 @@
  * - No two pieces that overlap are in flight; and none that overlaps what somebody else writes to the target
  *   ({@link DirtyCopy.exclude}).
  * - A piece that fails is dirty again.
+ * - What was written is flushed as it goes, in parts of {@link FLUSH_BYTES}, one flush at a time: the disk works while
+ *   more is copied, and the flush at the end, which a guest may have to wait for, is a short one. One that fails ends
+ *   the copy: what has been lost nobody can say.
  * - A drained section of either side waits for pieces that have begun, and none begins in it: who waits for a piece
  *   does not wait for the end of a drained section that waits for him.
  *
@@ -37,6 +40,8 @@ const STATUS_BYTES: Bytes = GiB;
 const GAP_BYTES: Bytes = 64 * KiB;
 /** Extents that are shorter are not told apart: of a disk that was written to at random there are too many. */
 const FRAGMENT_BYTES: Bytes = 256 * KiB;
+/** Some tens of milliseconds of a disk's time: a drained section waits for a flush that has begun. */
+const FLUSH_BYTES: Bytes = 32 * MiB;
 export const BUFFER_DEFAULT: Bytes = PIECES * PIECE_BYTES;
 
 /** What is to be copied, where others copy of it as well. */
@@ -92,6 +97,22 @@ class Piece extends BlockRequest {
   }
 }
 
+/** A flush of the target while more is copied. */
+class Flush extends BlockRequest {
+  readonly #copy: DirtyCopy;
+  busy = false;
+
+  constructor(copy: DirtyCopy) {
+    super();
+    this.#copy = copy;
+    this.kind = RequestKind.FLUSH;
+  }
+
+  done(error: number): void {
+    this.#copy.flushEnded(error);
+  }
+}
+
 interface Range {
   readonly at: Offset;
   readonly end: Offset;
@@ -114,6 +135,9 @@ export class DirtyCopy implements BackendUser {
   readonly #excluded = new Set<Range>();
   #busy = 0;
   #busyBytes = 0;
+  readonly #flush = new Flush(this);
+  /** Written since the last flush began. */
+  #unflushed: Bytes = 0;
   #cursor: Offset = 0;
   /** Bytes that may still be begun. */
   #left: Bytes = 0;
@@ -194,7 +218,7 @@ export class DirtyCopy implements BackendUser {
     try {
       while (this.#failure === undefined) {
         const goesOn = this.#left > 0 && this.#bits.count > 0;
-        if (!goesOn && this.#busy === 0) return;
+        if (!goesOn && this.#busy === 0) break;
         const range = goesOn ? this.#next() : undefined;
         if (range === undefined) await this.#wait();
         else {
@@ -206,7 +230,7 @@ export class DirtyCopy implements BackendUser {
       if (!(error instanceof BlockError)) throw error;
       this.#failure ??= error;
     }
-    while (this.#busy > 0) await this.#wait();
+    while (this.#busy > 0 || this.#flush.busy) await this.#wait();
     for (const blk of [this.#source, this.#target]) blk.users.delete(this);
     const failure = this.#failure;
     this.#failure = undefined;
@@ -347,12 +371,34 @@ export class DirtyCopy implements BackendUser {
     this.#busyBytes -= piece.owed;
     piece.end?.(error === 0);
     if (this.#busy === 0) kickDrain();
-    if (error === 0) this.#options.onDone(piece.owed);
-    else {
+    if (error === 0) {
+      this.#options.onDone(piece.owed);
+      if (piece.kind === RequestKind.WRITE) this.#written(piece.length);
+    } else {
       if (piece.end === undefined) this.mark(piece.at, piece.length);
       const failure = errorOf(piece, error);
       const operation = piece.kind === RequestKind.READ ? 'read' : 'write';
       if (!this.#options.onFailure(failure, operation)) this.#failure ??= failure;
+    }
+    this.#wake();
+  }
+
+  #written(length: Bytes): void {
+    this.#unflushed += length;
+    // While the guest waits for the end there is a flush to come.
+    if (this.#unflushed < FLUSH_BYTES || this.#flush.busy || this.#target.quiesce > 0) return;
+    this.#unflushed = 0;
+    this.#flush.busy = true;
+    this.#target.submit(this.#flush);
+  }
+
+  /** @internal */
+  flushEnded(error: number): void {
+    const { failure } = this.#flush;
+    this.#flush.busy = false;
+    if (error !== 0) {
+      this.#failure ??=
+        failure instanceof BlockError ? failure : ioError(error, 'Could not flush what was copied', { op: 'flush' });
     }
     this.#wake();
   }

@@ -1,15 +1,32 @@
 /**
  * Jobs that end well together or not at all (SEMANTICS J2). Their last steps wait until all have done their work; where
  * one fails, or is cancelled, the others are given up. A job by itself is a transaction of one.
+ *
+ * Where some of the jobs are in other threads, each thread has one of these for its own, and they agree through
+ * somebody who knows all threads ({@link JobsElsewhere}).
  */
 import { spawn } from '../aio/op.ts';
 import type { BlockError } from '../base/errors.ts';
 import type { Job } from './job.ts';
 
+/** Who is told how the jobs of this thread stand, and has them go on as all have agreed. */
+export interface JobsElsewhere {
+  /** All of them have done their work. Answered by {@link JobTransaction.becomePending}. */
+  done(autoFinalize: boolean): void;
+  /** Somebody wants the last steps. Answered by {@link JobTransaction.prepare}, then `conclude`. */
+  finalize(): void;
+  /** One of them has failed, or was cancelled. The others of this thread are given up already. */
+  failed(): void;
+}
+
 export class JobTransaction {
   readonly #jobs: Job[] = [];
-  #failing = false;
-  #finalizing = false;
+  readonly #elsewhere: JobsElsewhere | undefined;
+  #state: 'working' | 'failing' | 'prepared' | 'ended' = 'working';
+
+  constructor(elsewhere?: JobsElsewhere) {
+    this.#elsewhere = elsewhere;
+  }
 
   /** @internal By the job, before it begins. */
   add(job: Job): void {
@@ -24,42 +41,74 @@ export class JobTransaction {
 
   /** @internal One of them has done its work. */
   done(): void {
-    if (this.#failing) this.#endFailed();
-    else if (this.#jobs.every(({ status }) => status === 'waiting')) {
-      for (const job of this.#jobs) job.becomePending();
-      // Whoever was told of that may have cancelled one.
-      if (!this.#failing && this.#jobs.every(({ autoFinalize }) => autoFinalize)) this.finalize();
+    if (this.#state === 'failing') this.#endFailed();
+    else if (this.#jobs.every(({ status }) => status === 'waiting')) this.#allDone();
+  }
+
+  #allDone(): void {
+    const autoFinalize = this.#jobs.every((job) => job.autoFinalize);
+    if (this.#elsewhere) this.#elsewhere.done(autoFinalize);
+    else {
+      this.becomePending();
+      if (autoFinalize) this.finalize();
     }
   }
 
-  /** @internal The last steps, one after the other; where one of them fails, all have failed. */
+  /** All have done their work, elsewhere too. */
+  becomePending(): void {
+    // Whoever is told of one may cancel another.
+    for (const job of this.#jobs) if (this.#state === 'working') job.becomePending();
+  }
+
+  /** @internal The last steps of all; where one of them fails, all have failed. */
   finalize(): void {
-    if (!this.#finalizing && !this.#failing) spawn(this.#finalize());
+    if (this.#state !== 'working') return;
+    if (this.#elsewhere) this.#elsewhere.finalize();
+    else spawn(this.#finalize());
   }
 
   async #finalize(): Promise<void> {
-    this.#finalizing = true;
-    let well = true;
-    for (const job of this.#jobs) {
-      well = job.error === undefined && (await job.prepared());
-      if (!well) break;
-    }
+    await this.conclude(await this.prepare());
+  }
+
+  /** The last steps of the jobs here, one after the other, up to the first that fails: then false. */
+  async prepare(): Promise<boolean> {
+    if (this.#state !== 'working') return false;
+    this.#state = 'prepared';
+    for (const job of this.#jobs) if (!(await job.prepared())) return false;
+    return true;
+  }
+
+  /** Their end, well or not. */
+  async conclude(well: boolean): Promise<void> {
+    if (this.#state !== 'prepared') return this.giveUp();
+    this.#state = 'ended';
     for (const job of this.#jobs) await job.conclude(well);
   }
 
   /** @internal One of them has failed, or was cancelled. */
   failed(job: Job, error: BlockError): void {
     // What has begun its last step goes on to its end.
-    if (this.#finalizing) return;
+    if (this.#state === 'prepared' || this.#state === 'ended') return;
     job.abort(error);
-    this.#failing = true;
-    for (const other of this.#jobs) other.giveUp();
+    if (this.#state === 'working') this.#elsewhere?.failed();
+    this.#fail();
+  }
+
+  /** One elsewhere has failed. Those whose last step has begun go on to their end. */
+  giveUp(): void {
+    if (this.#state === 'working') this.#fail();
+  }
+
+  #fail(): void {
+    this.#state = 'failing';
+    for (const job of this.#jobs) job.giveUp();
     this.#endFailed();
   }
 
   #endFailed(): void {
-    if (this.#finalizing || !this.#jobs.every(({ ran }) => ran)) return;
-    this.#finalizing = true;
+    if (this.#state !== 'failing' || !this.#jobs.every(({ ran }) => ran)) return;
+    this.#state = 'ended';
     spawn(this.#abandon());
   }
 

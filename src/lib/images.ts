@@ -9,7 +9,7 @@ import { inspect } from './inspect.ts';
 import { type IOThread, useThread } from './iothread.ts';
 import type { CreateMessage, ImageMethod, Method, MethodArgs, MethodResult, OpenMessage } from './messages.ts';
 import { openMessage } from './open-message.ts';
-import { type Format, formatByName, type HttpSettings } from './options.ts';
+import { type Format, formatByName, formatToMake, type HttpSettings } from './options.ts';
 
 /** Whatever takes the calls of messages.ts. */
 export interface Engine {
@@ -73,7 +73,7 @@ export async function createIn(
   how: Pick<CreateOptions, 'format' | 'overwrite'> & { readonly knowsBacking?: boolean },
 ): Promise<void> {
   assertLocal(path);
-  const format = how.format ?? formatByName(path) ?? 'raw';
+  const format = how.format ?? formatToMake(path);
   const whole = format === 'qcow2' && !how.knowsBacking ? await withBacking(path, options) : options;
   const made: string[] = [];
   try {

@@ -5,6 +5,7 @@ import type { PollOptions } from '../aio/poll-policy.ts';
 import type { Bytes, Offset } from '../base/units.ts';
 import type { CheckFix, CheckResult, SnapshotInfo } from '../block/driver.ts';
 import type { BlkDescriptor, BlkIdentity, ChannelOffer } from '../channel/layout.ts';
+import type { BitmapReference } from '../exports/nbd/bitmaps.ts';
 import type { HandedOver } from '../exports/nbd/export-list.ts';
 import type { BitmapMethods } from './bitmap-messages.ts';
 import type { JobMethods } from './job-messages.ts';
@@ -133,8 +134,11 @@ export interface ExportMessage {
   readonly name: string;
   readonly description: string;
   readonly writable: boolean;
-  /** Names of dirty bitmaps. */
-  readonly bitmaps: readonly string[];
+  /** Dirty bitmaps. */
+  readonly bitmaps: readonly BitmapReference[];
+  /** Between servers in several threads, one of which has the bitmaps (in the transfer list): the ways to those that
+   *  ask it, or of one of these to it. */
+  readonly bitmapPorts?: readonly MessagePort[] | undefined;
   readonly allocationDepth: boolean;
   readonly multiConn: boolean;
   /** Its clients are served in its home, not by the server that greets them. */

@@ -2,6 +2,7 @@
  * The servers of one NBD service: one in each of its IOThreads. All accept from the same listening sockets, so that the
  * kernel deals the clients out, and each serves its own.
  */
+import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Disk } from './disk.ts';
@@ -39,7 +40,8 @@ export class NbdMembers {
   #message: Omit<NbdStartMessage, 'exports'> | undefined;
   #last: NbdStats | undefined;
 
-  /** `atHome`: clients of a disk are served in its thread, whoever greets them. Of {@link add}, not of `start`. */
+  /** `atHome`: clients of a disk are served in its thread, whoever greets them, which one thread does. Of {@link add},
+   *  not of `start`. */
   constructor(events: MemberEvents, atHome = false) {
     this.#events = events;
     this.#atHome = atHome;
@@ -113,16 +115,16 @@ export class NbdMembers {
     }
   }
 
-  /** Who offers a disk: those that accept clients, and one in its home. */
+  /** Who offers a disk: one in its home, then those that accept clients, since they hand them to it. */
   async #offering({ disk }: Shown): Promise<Member[]> {
     const outer = this.#members.filter(({ inner }) => !inner);
     const home = disk.iothread;
     if (!this.#atHome || outer.some(({ thread }) => thread === home)) return outer;
     const there = this.#members.find(({ thread }) => thread === home);
-    if (there) return [...outer, there];
+    if (there) return [there, ...outer];
     const message = { ...this.#message!, listen: [], exports: [], tls: undefined };
     const { service } = await home.call('nbd-start', message);
-    return [...outer, this.#join(home, service, true)];
+    return [this.#join(home, service, true), ...outer];
   }
 
   /** Servers that were there for one disk. */
@@ -151,8 +153,10 @@ export class NbdMembers {
     const isNew = !this.#shown.has(name);
     if (isNew) this.#shown.set(name, one);
     try {
-      for (const member of await this.#offering(one)) {
-        await this.#addTo(member, one);
+      const members = await this.#offering(one);
+      const ports = this.#atHome ? bitmapPorts(one, members) : undefined;
+      for (const member of members) {
+        await this.#addTo(member, one, ports?.get(member));
         added.push(member);
       }
     } catch (error) {
@@ -168,7 +172,7 @@ export class NbdMembers {
     const one = this.#shown.get(name);
     const removed: Member[] = [];
     try {
-      for (const member of one ? await this.#offering(one) : [...this.#members]) {
+      for (const member of one ? (await this.#offering(one)).reverse() : [...this.#members]) {
         await this.#removeFrom(member, name, mode);
         removed.push(member);
       }
@@ -180,9 +184,10 @@ export class NbdMembers {
     await this.#endIdle();
   }
 
-  async #addTo({ thread, service }: Member, { disk, message }: Shown): Promise<void> {
+  async #addTo({ thread, service }: Member, { disk, message }: Shown, ports?: readonly MessagePort[]): Promise<void> {
     const atHome = this.#atHome && thread !== disk.iothread;
-    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: { ...message, atHome } }));
+    const entry = { ...message, atHome, bitmapPorts: ports };
+    await disk.shownIn(thread, () => thread.call('nbd-add', { service, export: entry }, ports));
   }
 
   #removeFrom({ thread, service }: Member, name: string, mode: 'safe' | 'hard'): Promise<void> {
@@ -212,6 +217,21 @@ export class NbdMembers {
   end(): void {
     for (const member of [...this.#members]) this.#leave(member);
   }
+}
+
+/** Between the one in the home of a disk whose bitmaps are shown, and each of the others. */
+function bitmapPorts({ disk, message }: Shown, members: readonly Member[]): Map<Member, MessagePort[]> {
+  const ports = new Map<Member, MessagePort[]>();
+  const home = members.find(({ thread }) => thread === disk.iothread);
+  if (!home || message.bitmaps.length === 0) return ports;
+  ports.set(home, []);
+  for (const member of members) {
+    if (member === home) continue;
+    const { port1, port2 } = new MessageChannel();
+    ports.get(home)!.push(port1);
+    ports.set(member, [port2]);
+  }
+  return ports;
 }
 
 /** Runs `body` while every disk can be shown in `thread` and none of them moves. */

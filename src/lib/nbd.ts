@@ -4,10 +4,12 @@ import type { SocketAddress } from '../aio/backend.ts';
 import { onAbort } from '../aio/on-abort.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB } from '../base/units.ts';
+import type { BitmapReference } from '../exports/nbd/bitmaps.ts';
 import type { Abortable } from './abort.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import { type ListenTarget, listenOf } from './listen.ts';
+
 import type { ExportMessage, NbdStats } from './messages.ts';
 import { type MemberEvents, NbdMembers, type Shown } from './nbd-members.ts';
 import { PrivateDirectory } from './private-directory.ts';
@@ -22,11 +24,12 @@ export interface ExportOptions {
   /** Refuse writes; default: as the disk is. */
   readonly readOnly?: boolean | undefined;
   /**
-   * Names of dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64.
+   * Dirty bitmaps that clients may ask for, as the metadata contexts `qemu:dirty-bitmap:NAME`; at most 64. A name is
+   * that of the disk's node, or of the first below it that has such a one; else the node is named too.
    * While they are exported they are changed by writes only. A read-only export of a disk that is open for writing
    * takes disabled ones only (EINVAL), and the disk has to be in the service's thread (EINVAL), where they keep it.
    */
-  readonly bitmaps?: readonly string[] | undefined;
+  readonly bitmaps?: readonly BitmapReference[] | undefined;
   /** Offer the metadata context `qemu:allocation-depth`; default true. */
   readonly allocationDepth?: boolean | undefined;
   /** Tell clients that they may open several connections; default true. */

@@ -316,6 +316,18 @@ export function formatByName(path: string): Format | undefined {
   return /\.qcow2$/i.test(isRemoteUrl(path) ? urlPath(path) : path) ? 'qcow2' : undefined;
 }
 
+/** What other programs go by such a name for. */
+const OTHER_FORMATS = /\.(vmdk|vdi|vhdx?|qed|qcow|hdd|dmg)$/i;
+
+/** The format of a file that is to be made, of which nobody said it. EINVAL where its name is that of a format that
+ *  cannot be made: who asks for disk.vmdk does not want raw bytes under it. */
+export function formatToMake(path: string): Format {
+  const other = OTHER_FORMATS.exec(path)?.[1]?.toLowerCase();
+  if (other === undefined) return formatByName(path) ?? 'raw';
+  const why = `${other} images cannot be made; give the format raw to have raw bytes under that name`;
+  throw new BlockError(Errno.EINVAL, `Could not create '${imageName(path)}': ${why}`);
+}
+
 /** What a target goes by in messages, with no secret in it. */
 export function imageName(target: string): string {
   return isRemoteUrl(target) ? shownUrl(target) : target;

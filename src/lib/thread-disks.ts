@@ -1,7 +1,9 @@
 /** Disks that are open in this thread, by number. */
+
 import { CoMutex } from '../aio/co-mutex.ts';
 import type { AioContext } from '../aio/context.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyOne } from '../base/every-step.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockStatus } from '../block/status.ts';
@@ -110,8 +112,7 @@ export class ThreadDisks {
 
   /** Closes all, while `others` go on, and rejects with the first failure after. */
   async closeAll(others: readonly Promise<void>[] = []): Promise<void> {
-    const all = [...[...this.#disks.keys()].map((disk) => this.close(disk)), ...others];
-    for (const result of await Promise.allSettled(all)) if (result.status === 'rejected') throw result.reason;
+    await everyOne([...[...this.#disks.keys()].map((disk) => this.close(disk)), ...others]);
   }
 
   async status({ disk, at, length }: RangeMessage): Promise<BlockExtent[]> {

@@ -34,6 +34,10 @@ const METHODS: Readonly<Record<keyof Methods, true>> = {
   'node-set-active': true,
   'node-jobs': true,
   transaction: true,
+  'transaction-begin': true,
+  'transaction-take': true,
+  'transaction-end': true,
+  'job-group': true,
 };
 
 interface Loaded {
@@ -70,11 +74,11 @@ export class NamedNodes {
     ]);
     const jobs = new WorkerNodeJobs(this.#thread);
     const nodes = new WorkerNodes(this.#thread, this.#disks, jobs.control);
-    const transactions = new WorkerTransactions(jobs);
+    const transactions = new WorkerTransactions(this.#thread, jobs);
     const handlers = {
       ...nodes.handlers,
       ...jobs.handlers,
-      transaction: (args: Parameters<TransactionMethods['transaction']>[0]) => transactions.run(args),
+      ...transactions.handlers,
     };
     return { handlers, nodes, jobs };
   }

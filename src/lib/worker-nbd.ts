@@ -4,8 +4,9 @@ import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { Gate } from '../aio/op.ts';
 import { BlockError, Errno, errnoText } from '../base/errors.ts';
-import { exportBitmaps } from '../exports/nbd/bitmaps.ts';
+import { type ExportBitmaps, exportBitmaps } from '../exports/nbd/bitmaps.ts';
 import type { HandedOver } from '../exports/nbd/export-list.ts';
+import { answering, RemoteBitmaps } from '../exports/nbd/remote-bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
 import { duplicate } from '../native/file.ts';
 import type {
@@ -86,16 +87,25 @@ export class WorkerNbd {
   add(service: number, entry: ExportMessage): void {
     const { name, description } = entry;
     const blk = this.#disks.shown(entry.disk);
-    if (entry.bitmaps.length > 0 && this.#disks.guest(entry.disk)) {
-      throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
-    }
     assertWritable(blk, entry.writable);
     const { writable, allocationDepth, multiConn } = entry;
     const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
-    const bitmaps = exportBitmaps(blk, entry.bitmaps, writable);
+    const bitmaps = this.#bitmaps(entry);
     const handOver = entry.atHome ? (fd: number, handed: HandedOver) => this.#handOver(service, fd, handed) : undefined;
     server.addExport({ name, description, ...common, bitmaps, ...(handOver ? { handOver } : {}) });
+  }
+
+  #bitmaps({ disk, bitmaps, bitmapPorts: ports = [], writable }: ExportMessage): ExportBitmaps | undefined {
+    if (bitmaps.length === 0) return undefined;
+    const blk = this.#disks.shown(disk);
+    if (!this.#disks.guest(disk)) {
+      const own = exportBitmaps(blk, bitmaps, writable)!;
+      return ports.length > 0 ? answering(own, ports) : own;
+    }
+    const names = bitmaps.map((bitmap) => (typeof bitmap === 'string' ? bitmap : bitmap.name));
+    if (ports[0]) return new RemoteBitmaps(ports[0], names);
+    throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
   }
 
   #handOver(service: number, fd: number, handed: HandedOver): Promise<void> {

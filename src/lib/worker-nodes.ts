@@ -1,7 +1,9 @@
 /** Nodes that a daemon has added to an IOThread by name, without a disk on them. */
+
 import type { CoMutex } from '../aio/co-mutex.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { changeNodes } from '../block/change.ts';
 import { BlockChild } from '../block/child.ts';
@@ -78,7 +80,7 @@ export class WorkerNodes {
     // Those that were added last may use those before.
     const nodes = [...this.#owned.values()].reverse();
     this.#owned.clear();
-    for (const node of nodes) await releaseNode(node);
+    await everyStep(...nodes.map((node) => () => releaseNode(node)));
   }
 
   async #add({ options, policy }: NodeAddMessage): Promise<NodeAdded> {

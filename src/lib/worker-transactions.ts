@@ -2,7 +2,7 @@
  * Steps on named nodes that happen together or not at all. All nodes are drained from the first step to the last, so
  * that all of it is of one moment. What cannot be undone comes last; jobs begin when everything is done.
  */
-import type { CoMutex } from '../aio/co-mutex.ts';
+import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { BlockBackend } from '../block/backend.ts';
@@ -14,8 +14,17 @@ import type { BlockNode } from '../block/node.ts';
 import { putOverlay } from '../block/overlay.ts';
 import { nodeByName } from '../block/registry.ts';
 import { setReadOnly } from '../block/reopen.ts';
+import { VERBS } from '../jobs/job-states.ts';
 import { JobTransaction } from '../jobs/job-transaction.ts';
-import type { BackupStep, Step, TransactionMessage } from './transaction-messages.ts';
+import {
+  type BackupStep,
+  type JobGroupEvent,
+  type JobGroupMessage,
+  nodeNamesOf,
+  type Step,
+  type TransactionMessage,
+  type TransactionMethods,
+} from './transaction-messages.ts';
 import { sharedBitmap } from './worker-bitmaps.ts';
 import type { WorkerNodeJobs } from './worker-node-jobs.ts';
 
@@ -25,30 +34,76 @@ interface Taken {
   readonly commit?: () => unknown;
 }
 
-export class WorkerTransactions {
-  readonly #control: CoMutex;
-  readonly #jobs: WorkerNodeJobs;
+/** A transaction, or what this thread does of one, from the beginning of its drained section to the end. */
+interface Part {
+  readonly turn: Disposable;
+  readonly drained: Disposable;
+  readonly jobs: JobTransaction | undefined;
+  readonly taken: Taken[];
+}
 
-  constructor(jobs: WorkerNodeJobs) {
+type Handlers = {
+  readonly [M in keyof TransactionMethods]: (
+    args: Parameters<TransactionMethods[M]>[0],
+  ) => Promise<ReturnType<TransactionMethods[M]>>;
+};
+
+export class WorkerTransactions {
+  readonly handlers: Handlers;
+  readonly #thread: SetupThread;
+  readonly #jobs: WorkerNodeJobs;
+  readonly #parts = new Map<number, Part>();
+  /** Jobs that are grouped with others elsewhere, until they are told how they end. */
+  readonly #groups = new Map<number, JobTransaction>();
+
+  constructor(thread: SetupThread, jobs: WorkerNodeJobs) {
+    this.#thread = thread;
     this.#jobs = jobs;
-    this.#control = jobs.control;
+    this.handlers = {
+      transaction: (args) => this.#run(args),
+      'transaction-begin': async ({ key, nodes, grouped }) => {
+        const jobs = grouped ? this.#group(key) : undefined;
+        this.#parts.set(key, await this.#begin(nodes, jobs));
+      },
+      'transaction-take': ({ key, steps }) => this.#take(this.#parts.get(key)!, steps),
+      'transaction-end': async ({ key, well }) => {
+        const part = this.#parts.get(key)!;
+        this.#parts.delete(key);
+        if (!well) this.#groups.delete(key);
+        await end(part, well);
+      },
+      'job-group': (args) => this.#agreed(args),
+    };
   }
 
-  async run({ steps, grouped }: TransactionMessage): Promise<void> {
-    using _turn = await this.#control.lock();
-    using _drained = await drainAll(nodesOf(steps));
-    const transaction = grouped ? new JobTransaction() : undefined;
-    const taken: Taken[] = [];
+  async #run({ steps, grouped }: TransactionMessage): Promise<void> {
+    const part = await this.#begin(nodeNamesOf(steps), grouped ? new JobTransaction() : undefined);
+    let well = false;
     try {
-      for (const step of steps) taken.push(await this.#take(step, transaction));
+      await this.#take(part, steps);
+      well = true;
+    } finally {
+      await end(part, well);
+    }
+  }
+
+  async #begin(names: readonly string[], jobs: JobTransaction | undefined): Promise<Part> {
+    const turn = await this.#jobs.control.lock();
+    try {
+      const nodes = names.map(nodeByName);
+      for (const node of nodes) assertActive(node);
+      return { turn, drained: await drain(...nodes), jobs, taken: [] };
     } catch (error) {
-      for (const { undo } of taken.reverse()) await undo?.();
+      turn[Symbol.dispose]();
       throw error;
     }
-    for (const { commit } of taken) await commit?.();
   }
 
-  async #take(step: Step, transaction: JobTransaction | undefined): Promise<Taken> {
+  async #take({ jobs, taken }: Part, steps: readonly Step[]): Promise<void> {
+    for (const step of steps) taken.push(await this.#taken(step, jobs));
+  }
+
+  async #taken(step: Step, jobs: JobTransaction | undefined): Promise<Taken> {
     switch (step.step) {
       case 'abort':
         throw new BlockError(Errno.ECANCELED, 'Transaction aborted using Abort action');
@@ -57,7 +112,7 @@ export class WorkerTransactions {
       case 'internal-snapshot':
         return takeSnapshot(nodeByName(step.node), step.name);
       case 'backup':
-        return this.#backup(step, transaction);
+        return this.#backup(step, jobs);
       default:
         return takeBitmapStep(step);
     }
@@ -71,11 +126,52 @@ export class WorkerTransactions {
     );
     return {
       undo: async () => {
-        job.cancel(true);
+        // Another one of its group has given it up, perhaps.
+        if (VERBS.cancel.includes(job.status)) job.cancel(true);
         await job.ended;
       },
       commit: () => this.#jobs.begin(job),
     };
+  }
+
+  /** Jobs of this thread that end as those elsewhere do. */
+  #group(key: number): JobTransaction {
+    const tell = (jobs: JobGroupEvent['jobs'], autoFinalize = false): void =>
+      this.#thread.emit('job-group', { service: 0, key, jobs, autoFinalize } satisfies JobGroupEvent);
+    const group = new JobTransaction({
+      done: (autoFinalize) => tell('done', autoFinalize),
+      finalize: () => tell('finalize'),
+      failed: () => {
+        this.#groups.delete(key);
+        tell('failed');
+      },
+    });
+    this.#groups.set(key, group);
+    return group;
+  }
+
+  async #agreed({ key, step, well = false }: JobGroupMessage): Promise<boolean> {
+    const group = this.#groups.get(key);
+    // It has failed meanwhile.
+    if (!group) return false;
+    if (step === 'prepare') return group.prepare();
+    if (step === 'becomePending') group.becomePending();
+    else {
+      this.#groups.delete(key);
+      if (step === 'conclude') await group.conclude(well);
+      else group.giveUp();
+    }
+    return true;
+  }
+}
+
+async function end({ turn, drained, taken }: Part, well: boolean): Promise<void> {
+  try {
+    if (well) for (const { commit } of taken) await commit?.();
+    else for (const { undo } of taken.reverse()) await undo?.();
+  } finally {
+    drained[Symbol.dispose]();
+    turn[Symbol.dispose]();
   }
 }
 
@@ -154,20 +250,4 @@ async function takeSnapshot(node: BlockNode, name: string): Promise<Taken> {
   }
   const { id } = await snapshots.create(name);
   return { undo: () => snapshots.delete(id) };
-}
-
-function nodesOf(steps: readonly Step[]): Set<BlockNode> {
-  const nodes = new Set(steps.flatMap((step) => ('node' in step ? [nodeByName(step.node)] : [])));
-  for (const node of nodes) assertActive(node);
-  return nodes;
-}
-
-async function drainAll(nodes: Iterable<BlockNode>): Promise<Disposable> {
-  const sections: Disposable[] = [];
-  for (const node of nodes) sections.push(await drain(node));
-  return {
-    [Symbol.dispose]() {
-      for (const section of sections) section[Symbol.dispose]();
-    },
-  };
 }

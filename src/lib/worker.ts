@@ -1,5 +1,7 @@
 /** The inside of every IOThread: registers the drivers and answers what disk.ts and nbd.ts ask. */
+
 import type { Furnished, SetupThread } from '../aio/iothread-worker.ts';
+import { everyStep } from '../base/every-step.ts';
 import { nameThread } from '../block/registry.ts';
 import { builtinDrivers } from './builtin-drivers.ts';
 import { loadDrivers } from './driver-loader.ts';
@@ -61,12 +63,14 @@ export function setup(thread: SetupThread): Furnished {
   return {
     handlers: handlers as Furnished['handlers'],
     async stop() {
-      await moves.stop();
-      await Promise.all([nbd.stopAll(), vhostUser.stopAll()]);
-      await jobs.stopAll();
-      await named.stopJobs();
-      await disks.closeAll();
-      await named.stop();
+      await everyStep(
+        () => moves.stop(),
+        () => Promise.all([nbd.stopAll(), vhostUser.stopAll()]),
+        () => jobs.stopAll(),
+        () => named.stopJobs(),
+        () => disks.closeAll(),
+        () => named.stop(),
+      );
     },
   };
 }

@@ -47,7 +47,7 @@ export const convert: Verb = {
   ],
   async run(line, terminal) {
     const given = readNumbers(line);
-    const format = line.value(own.targetFormat) ?? (line.has(own.targetImageOpts) ? undefined : 'raw');
+    const format = line.value(own.targetFormat) ?? formatOfNew(line, terminal);
     assertTogether(line, given.sparse !== undefined);
     if (settingsOf(line).some((text) => /(^|,)(help|\?)(,|$)/.test(text))) {
       terminal.out(creationHelp(format ?? 'raw', line.operands.length > 0));
@@ -67,6 +67,11 @@ export const convert: Verb = {
     return 0;
   },
 };
+
+/** Of a target of which nobody said it; undefined where its tree does. */
+function formatOfNew(line: VerbLine, terminal: Terminal): string | undefined {
+  return line.has(own.targetImageOpts) ? undefined : (terminal.formatOfNew?.(line.operands.at(-1) ?? '') ?? 'raw');
+}
 
 interface Numbers {
   readonly sparse: Bytes | undefined;

@@ -8,7 +8,7 @@ import { creationReason } from './creation-messages.ts';
 import { interruptible } from './interrupt.ts';
 import { Progress } from './progress.ts';
 import { sizeOf } from './sizes.ts';
-import { Failure, Option, type Verb, type VerbLine } from './verb.ts';
+import { Failure, Option, type Verb } from './verb.ts';
 
 const TARGET_FORMAT = { short: 'O', argument: 'required' } as const;
 const BLOCK_BYTES = 512;
@@ -31,11 +31,12 @@ export const dd: Verb = {
     const { if: source, of: name, bs = BLOCK_BYTES, count, skip = 0 } = readOperands(line.operands);
     if (source === undefined || name === undefined) throw new Failure('Must specify both input and output files');
     const asTree = line.has(imageOpts);
-    const format = line.value(plainFormat);
-    if (asTree && format !== undefined) throw new Failure('--image-opts and --format are mutually exclusive');
-    const target = { name, format: line.value(TARGET_FORMAT) ?? 'raw' };
+    const sourceFormat = line.value(plainFormat);
+    if (asTree && sourceFormat !== undefined) throw new Failure('--image-opts and --format are mutually exclusive');
+    const format = line.value(TARGET_FORMAT) ?? terminal.formatOfNew?.(name) ?? 'raw';
+    const target = { name, format };
     const options = {
-      source: { name: source, imageOpts: asTree, format },
+      source: { name: source, imageOpts: asTree, format: sourceFormat },
       sourceHow: { forceShare: line.has(forceShare), objects: line.objects },
       ...{ target, skip: skip * bs, end: count === undefined ? Number.POSITIVE_INFINITY : count * bs },
       onBeyond: () => terminal.err(`qemu-img: ${source}: cannot skip to specified offset\n`),
@@ -44,7 +45,7 @@ export const dd: Verb = {
     try {
       await withLocalContext((context) =>
         interruptible((signal) =>
-          copyPart(context, { ...options, signal, onProgress: asked.at }, (size) => sized(line, size)),
+          copyPart(context, { ...options, signal, onProgress: asked.at }, (size) => sized(format, size)),
         ),
       );
       return 0;
@@ -70,8 +71,7 @@ function numberOf(name: string, value: string): number {
   return name === 'bs' ? sizeOf(value, name, 1, BLOCK_BYTES_MAX) : sizeOf(value, name);
 }
 
-function sized(line: VerbLine, size: number): CreationOptions {
-  const format = line.value(TARGET_FORMAT) ?? 'raw';
+function sized(format: string, size: number): CreationOptions {
   if (creationOptionsOf(format) === undefined) throw new Failure('Unknown file format');
   const options = new CreationOptions(format);
   options.set('size', String(size));

@@ -2,6 +2,8 @@
  * `blockplane qemu-img`, or blockplane called under that name: the verbs, options, output and exit codes of Debian's
  * qemu-img 7.2. docs/COMPATIBILITY.md says where it is otherwise.
  */
+
+import { formatToMake } from '../../lib/options.ts';
 import { type CommandLine, type OptionDef, OptionError, readCommandLine } from '../getopt.ts';
 import { objectStore } from '../objects.ts';
 import { writeNow } from '../write-now.ts';
@@ -55,6 +57,7 @@ export const ownVerbs = {
             .replaceAll(new RegExp(`^${PROGRAM}:`, 'gm'), `${OWN}:`)
             .replace(TRY_HELP, `Try '${OWN} ${argv[0]} --help' for more information\n`),
         ),
+      formatOfNew: formatToMake,
     }),
 };
 

@@ -27,7 +27,7 @@ const SHARED: Readonly<Record<string, OptionWords>> = {
   T: ['CACHE', 'cache mode of what is read'],
   o: ['OPTIONS', "options of the format: 'NAME=VALUE,...'; 'help' lists them"],
   preallocation: ['MODE', 'what is allocated of what is new: off, metadata, falloc, full'],
-  O: ['FORMAT', 'format of the image that is made (raw)'],
+  O: ['FORMAT', 'format of the image that is made (raw; as blockplane convert or dd: what its name says)'],
 };
 
 const IMAGE = 'IMAGE';

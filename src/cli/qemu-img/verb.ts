@@ -2,10 +2,12 @@
 import type { ObjectStore } from '../../lib/objects/store.ts';
 import type { CommandLine, OptionDef } from '../getopt.ts';
 
-/** Where a program prints. */
+/** Where a program prints, and what it goes by. */
 export interface Terminal {
   out(text: string): void;
   err(text: string): void;
+  /** Of a file that is made, where nobody said it; default raw. May throw BlockError. */
+  formatOfNew?(name: string): string;
 }
 
 /** One verb: a module of this folder, loaded when it is called. */

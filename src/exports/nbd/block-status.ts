@@ -1,7 +1,6 @@
 /** BLOCK_STATUS: one chunk for each chosen context, in the request's block of the byte budget. */
 import { BlockError } from '../../base/errors.ts';
 import { type Bytes, KiB, type Offset } from '../../base/units.ts';
-import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { BlockStatus } from '../../block/status.ts';
 import { AllocationFlag, Chunk, CommandFlag, DIRTY, ReplyFlag } from '../../proto/nbd/constants.ts';
 import {
@@ -43,35 +42,38 @@ export async function blockStatus(request: NbdRequest, negotiated: Negotiated, b
   const max = (request.commandFlags & CommandFlag.REQ_ONE) !== 0 ? 1 : room;
   const allocation: Run[] = [];
   const depth: Run[] = [];
-  if (baseAllocation !== undefined || allocationDepth !== undefined) {
-    try {
-      await collect(request, negotiated, max, allocation, depth);
-    } catch (failure) {
-      if (!(failure instanceof BlockError)) throw failure;
-      return -failure.errno;
-    }
-  }
   const chunks: [number, readonly Run[]][] = [];
-  if (baseAllocation !== undefined) chunks.push([baseAllocation, allocation]);
-  if (allocationDepth !== undefined) chunks.push([allocationDepth, depth]);
-  for (const { id, bitmap } of bitmaps) chunks.push([id, dirtyRuns(request, negotiated, bitmap, max)]);
+  try {
+    if (baseAllocation !== undefined || allocationDepth !== undefined) {
+      await collect(request, negotiated, max, allocation, depth);
+    }
+    if (baseAllocation !== undefined) chunks.push([baseAllocation, allocation]);
+    if (allocationDepth !== undefined) chunks.push([allocationDepth, depth]);
+    for (const { id, index } of bitmaps) chunks.push([id, await dirtyRuns(request, negotiated, index, max)]);
+  } catch (failure) {
+    if (!(failure instanceof BlockError)) throw failure;
+    return -failure.errno;
+  }
   const answer = new Answer(request, negotiated, budget.memory.view);
   for (const [i, [id, runs]] of chunks.entries()) answer.chunk(id, runs, i === chunks.length - 1);
   request.payloadLength = answer.length;
   return 0;
 }
 
-/** Dirty and clean ranges of the request. Each context may end where it likes. */
-function dirtyRuns(request: NbdRequest, negotiated: Negotiated, bitmap: DirtyBitmap, max: number): Run[] {
+/** Dirty and clean ranges of the request, by the bitmap of that number. Each context may end where it likes. */
+async function dirtyRuns(request: NbdRequest, negotiated: Negotiated, index: number, max: number): Promise<Run[]> {
   const longest = longestExtent(negotiated);
-  const end = request.at + request.length;
   const runs: Run[] = [];
-  for (let at = request.at; at < end; ) {
-    const dirtyAt = bitmap.next(at, end, true);
-    const stop = dirtyAt > at ? dirtyAt : bitmap.next(at, end, false);
-    const length = Math.min(stop - at, longest);
-    if (!add(runs, length, dirtyAt > at ? 0 : DIRTY, max, longest)) break;
-    at += length;
+  let at = request.at;
+  // What is clean may be empty, in the first place.
+  const found = negotiated.export.bitmaps!.edges(index, at, at + request.length, max + 1);
+  const edges = found instanceof Promise ? await found : found;
+  for (const [i, edge] of edges.entries()) {
+    for (const flags = i % 2 === 0 ? 0 : DIRTY; at < edge; ) {
+      const length = Math.min(edge - at, longest);
+      if (!add(runs, length, flags, max, longest)) return runs;
+      at += length;
+    }
   }
   return runs;
 }

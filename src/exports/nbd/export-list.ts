@@ -21,7 +21,7 @@ export interface NbdExport {
    *  node. */
   readonly multiConn: boolean;
   /** Offer `qemu:dirty-bitmap:NAME` of these; the server releases them. */
-  readonly bitmaps?: ExportBitmaps;
+  readonly bitmaps?: ExportBitmaps | undefined;
   /**
    * Has the server of another thread, the disk's home, serve a client from the end of its handshake on: see
    * NbdServer.adopt. Resolves when that is over; the descriptor stays open until then. Does not reject.
@@ -29,7 +29,7 @@ export interface NbdExport {
   readonly handOver?: (fd: number, handed: HandedOver) => Promise<void>;
 }
 
-/** What has been agreed on with a client; survives structured clone, but for contexts of bitmaps. */
+/** What has been agreed on with a client; survives structured clone. */
 export interface HandedOver {
   readonly exportName: string;
   /** Structured replies; true as well with {@link extended}. */

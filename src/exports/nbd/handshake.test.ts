@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { Info, Option, OptionReply, TransmissionFlag } from '../../proto/nbd/constants.ts';
 import * as wire from '../../proto/nbd/option.ts';
 import { ExportList, type NbdExport } from './export-list.ts';
@@ -275,9 +274,7 @@ test('metadata contexts are listed with wildcards and chosen by full names', asy
 
 test('dirty bitmaps are contexts of their own, behind the others', async () => {
   const names = ['a', 'qemu:dirty-bitmap:a', 'ü'];
-  const state = { persistent: false, inconsistent: false, enabled: false };
-  const list = names.map((name) => new DirtyBitmap(name, 65_536, 1 << 20, state));
-  const bitmaps = { list, release: () => undefined };
+  const bitmaps = { names, edges: () => [], release: () => undefined };
   const exports = directory(
     fakeExport({ name: 'disk', allocationDepth: true, bitmaps }),
     fakeExport({ name: 'plain' }),
@@ -302,8 +299,8 @@ test('dirty bitmaps are contexts of their own, behind the others', async () => {
   };
   assert.deepEqual(await chosen(all[2]!, all[0]!), {
     bitmaps: [
-      { id: 3, bitmap: list[0] },
-      { id: 5, bitmap: list[2] },
+      { id: 3, index: 0 },
+      { id: 5, index: 2 },
     ],
   });
   assert.deepEqual(await chosen('qemu:dirty-bitmap:', 'qemu:'), {}, 'wildcards choose nothing');

@@ -1,14 +1,13 @@
 /** Metadata contexts: which ones an export has, and which of them a query means. */
-import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
 import { ALLOCATION_DEPTH, BASE_ALLOCATION, DIRTY_BITMAP } from '../../proto/nbd/constants.ts';
 import type { NbdExport } from './export-list.ts';
 
-/** The contexts that a client has chosen, by the ids that its block-status replies carry. */
+/** The contexts that a client has chosen, by the ids that its block-status replies carry; survives structured clone. */
 export interface ActiveContexts {
   readonly baseAllocation?: number;
   readonly allocationDepth?: number;
-  /** Not empty. */
-  readonly bitmaps?: readonly { readonly id: number; readonly bitmap: DirtyBitmap }[];
+  /** Not empty; `index`: in the names of the export's bitmaps. */
+  readonly bitmaps?: readonly { readonly id: number; readonly index: number }[];
 }
 
 export const NO_CONTEXTS: ActiveContexts = Object.freeze({});
@@ -21,15 +20,15 @@ const BITMAP_ID = 3;
 export interface ContextEntry {
   readonly name: string;
   readonly id: number;
-  /** What the context shows, of a dirty bitmap's. */
-  readonly bitmap?: DirtyBitmap;
+  /** Which one it shows, of a dirty bitmap's. */
+  readonly bitmap?: number;
 }
 
 function contextsOf({ allocationDepth, bitmaps }: Pick<NbdExport, 'allocationDepth' | 'bitmaps'>): ContextEntry[] {
   const known: ContextEntry[] = [{ name: BASE_ALLOCATION, id: BASE_ALLOCATION_ID }];
   if (allocationDepth) known.push({ name: ALLOCATION_DEPTH, id: ALLOCATION_DEPTH_ID });
-  for (const [i, bitmap] of (bitmaps?.list ?? []).entries()) {
-    known.push({ name: DIRTY_BITMAP + bitmap.name, id: BITMAP_ID + i, bitmap });
+  for (const [bitmap, name] of (bitmaps?.names ?? []).entries()) {
+    known.push({ name: DIRTY_BITMAP + name, id: BITMAP_ID + bitmap, bitmap });
   }
   return known;
 }
@@ -57,7 +56,7 @@ export function selectContexts(
 
 export function activeContexts(entries: readonly ContextEntry[]): ActiveContexts {
   const ids = new Set(entries.map((entry) => entry.id));
-  const bitmaps = entries.flatMap(({ id, bitmap }) => (bitmap === undefined ? [] : [{ id, bitmap }]));
+  const bitmaps = entries.flatMap(({ id, bitmap }) => (bitmap === undefined ? [] : [{ id, index: bitmap }]));
   return {
     ...(ids.has(BASE_ALLOCATION_ID) && { baseAllocation: BASE_ALLOCATION_ID }),
     ...(ids.has(ALLOCATION_DEPTH_ID) && { allocationDepth: ALLOCATION_DEPTH_ID }),

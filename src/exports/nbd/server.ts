@@ -157,8 +157,7 @@ export class NbdServer {
       onDrainEnd: () => {
         for (const client of this.#clients) if (client.export === entry) client.stop.onResume?.();
       },
-      cannotMove: () =>
-        (entry.bitmaps?.list.length ?? 0) > 0 ? `NBD export '${entry.name}' shows dirty bitmaps` : undefined,
+      cannotMove: () => (entry.bitmaps ? `NBD export '${entry.name}' shows dirty bitmaps` : undefined),
     };
     entry.blk.users.add(user);
     this.#users.set(entry, user);
