@@ -142,8 +142,10 @@ export class SchemaWalk {
   #value(type: string, name: string): Json {
     const info = this.#types.get(type)!;
     switch (info['meta-type']) {
-      case 'enum':
-        return NAMES[name] ?? (info.values as readonly string[])[0]!;
+      case 'enum': {
+        const values = info.values as readonly Json[];
+        return values.find((value) => value === NAMES[name]) ?? values[0]!;
+      }
       case 'array':
         return [];
       case 'object': {
