@@ -72,9 +72,12 @@ export class Jobs {
 
   async do(id: string, verb: Verb, asked: Asked, force = false): Promise<void> {
     const { thread, info } = await this.#find(id, asked);
+    if (verb === 'resume' && !info.paused) throw new QmpError("Can't resume a job that was not paused");
     this.#assertAllows(info, verb);
     if (verb === 'pause' && info.paused) throw new QmpError('Job is already paused');
-    if (verb === 'resume' && !info.paused) throw new QmpError("Can't resume a job that was not paused");
+    if (verb === 'cancel' && asked === 'block-job' && !force && info.paused) {
+      throw new QmpError(`The block job for device '${id}' is currently paused`);
+    }
     await thread.call('node-job-verb', { id, verb, force });
   }
 

@@ -308,6 +308,23 @@ test('making and amending are jobs of one step: done, failed, or cancelled befor
     assert.deepEqual([made, paused.error?.errno], [1, Errno.ECANCELED]);
   }));
 
+test('one that rests for its speed is paused at once', () =>
+  inSim(async (context) => {
+    const { seen, options } = watched();
+    const job = new TestJob(context, [1_000_000, 1_000_000, 1], { ...options, speed: 1000 });
+    job.start();
+    const soon = new Gate();
+    context.timer(() => soon.open(), 'soon').armIn(1_000_000);
+    await soon.promise;
+    assert.deepEqual([job.status, job.busy], ['running', false]);
+    job.pause();
+    await context.yield();
+    assert.equal(job.status, 'paused');
+    job.cancel();
+    await job.ended;
+    assert.deepEqual(seen.slice(0, 4), ['created', 'running', 'paused', 'running']);
+  }));
+
 test('a job does not go faster than its speed, and at once as fast as it is told', () =>
   inSim(async (context) => {
     const job = new TestJob(context, new Array(20).fill(1000) as Bytes[], { id: 'j', speed: 10_000 });

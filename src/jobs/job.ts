@@ -136,8 +136,8 @@ export abstract class Job {
     this.#assertAllows('pause');
     if (this.#userPaused) throw this.#refusal('it is paused already');
     this.#userPaused = true;
-    // It may be waiting for its speed, which is long for a slow one.
-    this.#wake();
+    // It may rest for its speed, or between two rounds, for long.
+    if (this.#status === 'running' || this.#status === 'ready') this.#wake();
   }
 
   resume(): void {

@@ -86,12 +86,12 @@ export class Checker {
   #integer(type: string, given: unknown, path: string): number {
     const value = this.#text && typeof given === 'string' ? integerText(type, given, path) : given;
     if (value instanceof WideInteger) {
-      if (type !== 'size' && type !== 'uint64' && !isInt64(value)) throw wrongType(path, 'integer');
+      if (type !== 'size' && type !== 'uint64' && !isInt64(value)) throw wrongInteger(type, path);
       // Beyond what is exact: whoever uses it refuses it.
       return Number(value.text);
     }
     if (typeof value !== 'number' || !Number.isInteger(value) || Math.abs(value) >= 2 ** 64) {
-      throw wrongType(path, 'integer');
+      throw wrongInteger(type, path);
     }
     const range = INTEGERS[type];
     if (range && (value < range[0] || value > range[1]))
@@ -171,6 +171,10 @@ function local(path: string): string {
 
 function wrongType(path: string, expected: string): QmpError {
   return new QmpError(`Invalid parameter type for '${path === '' ? 'null' : path}', expected: ${expected}`);
+}
+
+function wrongInteger(type: string, path: string): QmpError {
+  return type.startsWith('uint') ? new QmpError(`Parameter '${path}' expects uint64`) : wrongType(path, 'integer');
 }
 
 function kindOf(value: unknown): string {

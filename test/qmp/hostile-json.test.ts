@@ -8,6 +8,8 @@ import { MiB } from '../../src/base/units.ts';
 import { MAIN, needs, scratch } from '../harness.ts';
 import { type Fields, type Json, Peer, pair } from './conversation.ts';
 
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
+const LARGE = LONG ? 16 * MiB : 6 * MiB;
 const OURS = [process.execPath, MAIN, 'qemu-storage-daemon'];
 
 /** Ends what is open: a byte that is in no JSON. */
@@ -22,19 +24,7 @@ const IDS = [
   ...['9223372036854775808', '-9223372036854775809', '18446744073709551615', '18446744073709551616', '1'.repeat(300)],
   ...['null', 'true', '[]', '{}', '""', '"\\u0000"', '"\\u0001"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"'],
   ...['"\\uD83D"', '"\\ud83dx"', '"\\ud83d\\u0041"', '"\\uffff"', '"\\ufffe"', '"\\ufdd0"', '"\\ud83f\\udfff"'],
-  ...[
-    '"\\udbff\\udffd"',
-    '"\\u00zz"',
-    '"\\u"',
-    '"\\v"',
-    "'x'",
-    "'it\\'s'",
-    '"tab\t"',
-    '"line\n"',
-    '"\x7f"',
-    '"é"',
-    '"😀"',
-  ],
+  ...['"\\udbff\\udffd"', '"\\u00zz"', '"\\v"', "'x'", "'it\\'s'", '"tab\t"', '"line\n"', '"\x7f"', '"é"', '"😀"'],
   ...['{"__proto__":{"a":1},"constructor":null}', '{"a":1,"a":2}', '[1,]', '{"a"}', 'tru', 'trueX', '#', '"\\/"'],
 ].map(withId);
 
@@ -171,22 +161,22 @@ test('who sends and never reads costs little, and others are answered', { timeou
 test('values as large as they may be are answered, in bounded memory', { timeout: 120_000 }, async (t) => {
   const ours = await Peer.start(t, scratch(t), OURS, []);
   const long = (text: string, bytes: number): string => text.repeat(bytes / Buffer.byteLength(text));
-  const members = [...Array(200_000).keys()].map((n) => `"${n * 8191}":0`).join(',');
+  const members = [...Array(LONG ? 500_000 : 50_000).keys()].map((n) => `"${n * 8191}":0`).join(',');
   const raw = '{"driver":"raw","file":'.repeat(1000);
   const given: readonly (readonly [string, string])[] = [
-    [withId(`"${long('x', 60 * MiB)}"`), 'return'],
-    [withId(`"${long('\u007f', 16 * MiB)}"`), 'return'],
-    [withId(`"${long('\\n', 16 * MiB)}"`), 'return'],
-    [withId(`"${long('é', 16 * MiB)}"`), 'return'],
+    [withId(`"${long('x', LONG ? 60 * MiB : 40 * MiB)}"`), 'return'],
+    [withId(`"${long('\u007f', LARGE)}"`), 'return'],
+    [withId(`"${long('\\n', LARGE)}"`), 'return'],
+    [withId(`"${long('é', LARGE)}"`), 'return'],
     [withId(`{${members}}`), 'return'],
-    [withId(`[${'1,'.repeat(1_000_000)}1]`), 'return'],
+    [withId(`[${'1,'.repeat(LONG ? 1_000_000 : 200_000)}1]`), 'return'],
     [withId(`${'['.repeat(1022)}${']'.repeat(1022)}`), 'return'],
     [withId(`${'["x",'.repeat(1000)}"${long('x', 8 * MiB)}"${']'.repeat(1000)}`), 'return'],
     [`"${long('x', 65 * MiB)}"\n`, 'JSON token size limit exceeded'],
-    [`"${long('x', 16 * MiB)}`, 'JSON parse error, stray'],
-    [long('x', 16 * MiB), 'JSON parse error, invalid keyword'],
-    [`{"execute":"${long('x', 16 * MiB)}"}`, 'The command xxx'],
-    [`{"execute":"blockdev-del","arguments":{"node-name":"${long('x', 16 * MiB)}"}}`, 'Failed to find node'],
+    [`"${long('x', LARGE)}`, 'JSON parse error, stray'],
+    [long('x', LARGE), 'JSON parse error, invalid keyword'],
+    [`{"execute":"${long('x', LARGE)}"}`, 'The command xxx'],
+    [`{"execute":"blockdev-del","arguments":{"node-name":"${long('x', LARGE)}"}}`, 'Failed to find node'],
     [`{"execute":"blockdev-add","arguments":${raw}{"driver":"null-co"}${'}'.repeat(1000)}}`, 'Parameters are nested'],
   ];
   for (const [text, answer] of given) {

@@ -85,6 +85,9 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
     'blockdev-create': async ({ 'job-id': id, options }) => {
       const { driver, file, 'data-file': dataFile, version, ...given } = options as Readonly<Record<string, unknown>>;
       const rest = withObjects(ungrouped(given), objects);
+      for (const [name, below] of Object.entries({ file, 'data-file': dataFile })) {
+        if (typeof below === 'object') throw new QmpError(`Parameter 'options.${name}' expects the name of a node`);
+      }
       const thread = typeof file === 'string' ? nodes.lookup(undefined, file) : nodes.home;
       const dataNode = typeof dataFile === 'string' ? { 'data-file': dataFile } : {};
       const message = {
