@@ -1,4 +1,5 @@
 /** What the end-to-end tests share: our command as a child process, real peers, temporary files. */
+import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
@@ -209,4 +210,37 @@ os.execv(sys.argv[2], sys.argv[2:])
 /** The words that start `command` as systemd does, with a listening socket at each of `paths`. Needs python3. */
 export function underSystemd(paths: readonly string[], command: readonly string[]): readonly string[] {
   return ['/usr/bin/python3', '-c', ACTIVATION, paths.join(':'), ...command];
+}
+
+/** fio that writes and verifies what it has written, over NBD, until it is stopped. */
+export class VerifyingLoad {
+  /** It has ended by itself. */
+  over = false;
+  readonly #child: ChildProcess;
+  readonly #closed: Promise<unknown>;
+  #text = '';
+
+  constructor(t: TestContext, uri: string, sizeMiB: number) {
+    const load = ['--name=verify', '--ioengine=nbd', `--uri=${uri}`, '--rw=randrw', '--bs=4k', '--iodepth=16'];
+    const checks = ['--verify=crc32c', '--verify_fatal=1', '--verify_backlog=256', '--verify_dump=0'];
+    const forever = ['--verify_state_save=0', `--size=${sizeMiB}m`, '--time_based', '--runtime=3600'];
+    const args = [...load, ...checks, ...forever, '--output-format=json'];
+    this.#child = spawn('fio', args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    t.after(() => this.#child.kill('SIGKILL'));
+    this.#child.stdout!.setEncoding('utf8').on('data', (data: string) => {
+      this.#text += data;
+    });
+    this.#closed = once(this.#child, 'close').finally(() => {
+      this.over = true;
+    });
+  }
+
+  /** Ends it, which must not have ended by itself; answers its error. */
+  async stop(): Promise<number> {
+    assert.equal(this.over, false, `fio ended early: ${this.#text}`);
+    this.#child.kill('SIGINT');
+    await this.#closed;
+    const { jobs } = JSON.parse(this.#text.slice(this.#text.indexOf('{'))) as { jobs: [{ error: number }] };
+    return jobs[0].error;
+  }
 }

@@ -1,13 +1,11 @@
 /** Disks that move between IOThreads under load: a verifying one, and one in which everything may end. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { type TestContext, test } from 'node:test';
 import { Prng } from '../src/base/prng.ts';
 import { RawClient } from '../src/exports/nbd/raw-client.ts';
 import { type BlockError, type Disk, IOThread, open, serveNbd } from '../src/index.ts';
 import { Command } from '../src/proto/nbd/constants.ts';
-import { needs, scratch, socketOf, sparse } from './harness.ts';
+import { needs, scratch, socketOf, sparse, VerifyingLoad } from './harness.ts';
 import { openIn, qcow2, startThreads } from './movers.ts';
 
 const MiB = 1024 * 1024;
@@ -18,40 +16,17 @@ async function fioMoves(t: TestContext, path: string, moves: number): Promise<vo
   const threads = await startThreads(t);
   const disk = await openIn(t, path, threads[0]);
   const service = await serveNbd(disk);
-  const load = ['--name=verify', '--ioengine=nbd', `--uri=${service.uri}`, '--rw=randrw', '--bs=4k', '--iodepth=16'];
-  const checks = [
-    '--verify=crc32c',
-    '--verify_fatal=1',
-    '--verify_backlog=256',
-    '--verify_dump=0',
-    '--verify_state_save=0',
-    '--size=48m',
-  ];
-  const args = [...load, ...checks, '--time_based', '--runtime=3600', '--output-format=json'];
-  const fio = spawn('fio', args, { stdio: ['ignore', 'pipe', 'inherit'] });
-  t.after(() => fio.kill('SIGKILL'));
-  let text = '';
-  fio.stdout.setEncoding('utf8').on('data', (data: string) => {
-    text += data;
-  });
-  let over = false;
-  const closed = once(fio, 'close').finally(() => {
-    over = true;
-  });
-  while ((await service.stats()).requests < 500 && !over) await new Promise((resolve) => setTimeout(resolve, 10));
-  for (let i = 1; i <= moves && !over; i++) {
+  const load = new VerifyingLoad(t, service.uri, 48);
+  while ((await service.stats()).requests < 500 && !load.over) await new Promise((resolve) => setTimeout(resolve, 10));
+  for (let i = 1; i <= moves && !load.over; i++) {
     const before = (await service.stats()).requests;
     await disk.setAioContext(threads[i % 2]!);
     // Under load in each place.
-    while ((await service.stats()).requests < before + 20 && !over)
+    while ((await service.stats()).requests < before + 20 && !load.over)
       await new Promise((resolve) => setImmediate(resolve));
   }
-  assert.equal(over, false, `fio ended early: ${text}`);
   const { requests, errors } = await service.stats();
-  fio.kill('SIGINT');
-  await closed;
-  const { jobs } = JSON.parse(text.slice(text.indexOf('{'))) as { jobs: [{ error: number }] };
-  assert.deepEqual([jobs[0].error, errors], [0, 0]);
+  assert.deepEqual([await load.stop(), errors], [0, 0]);
   assert.ok(requests >= moves * 20);
   await service.stop();
   await disk.close();

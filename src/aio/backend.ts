@@ -185,6 +185,10 @@ export interface AioFile {
   extent(at: Offset, limit: Bytes): number;
   truncate(size: Bytes): Promise<void>;
   stat(): Promise<FileStat>;
+  /** As OpenFileOptions.direct says, from the next operation on, for all descriptors of this open file; nothing may be
+   *  in flight. {@link stat} tells the alignment afterwards. Throws EINVAL where the file system cannot, ENOTSUP where
+   *  there is no native layer; then nothing has changed. */
+  setDirect(direct: boolean): void;
   /** OFD byte-range lock on `[at, at+length)`. Resolves to true, or false when somebody else holds a conflicting one.
    *  Where there are no OFD locks (pool without native, other systems) resolves to true: `canLock` tells. */
   lock(kind: 'read' | 'write' | 'none', at: Offset, length: Bytes): Promise<boolean>;

@@ -326,6 +326,31 @@ function directAndLocks(test: DefineTest): void {
     await file.close();
   });
 
+  test('an open file becomes direct, and buffered again, with its locks', async (seam) => {
+    const file = await seam.create('f');
+    const other = await seam.backend.openFile(seam.path('f'), { writable: true });
+    await seam.writeAll(file, Iov.of(seam.memory(8192, 5)), 0);
+    assert.ok(await file.lock('read', 100, 1));
+    try {
+      file.setDirect(true);
+    } catch (error) {
+      assert.ok(error instanceof BlockError && /EINVAL|ENOTSUP/.test(error.code), String(error));
+      seam.t.diagnostic('the file system of the temporary folder, or the backend, has no direct I/O');
+      assert.equal((await file.stat()).alignment, 1);
+      await closeAll(file, other);
+      return;
+    }
+    assert.ok((await file.stat()).alignment >= 512);
+    assert.equal((await other.stat()).alignment, 1, 'another open file');
+    file.setDirect(false);
+    assert.equal((await file.stat()).alignment, 1);
+    assert.equal(await other.testLock('write', 100, 1), file.canLock);
+    const room = seam.memory(100);
+    assert.equal(await wait((op) => file.read(op, Iov.of(room), 77)), 100);
+    assert.deepEqual(room.bytes.subarray(0, 100), new Uint8Array(100).fill(5));
+    await closeAll(file, other);
+  });
+
   test('locks of two opens of a file exclude each other, byte by byte', async (seam) => {
     const a = await seam.create('f');
     const b = await seam.create('f');

@@ -4,7 +4,7 @@ import { assertUnclaimed } from './claims.ts';
 import { layerOf } from './copy-up.ts';
 import { drain } from './drain.ts';
 import type { CommonOptions } from './driver.ts';
-import { type NodeOptions, removeBacking, replaceChild } from './graph.ts';
+import { followChange, type NodeOptions, removeBacking, replaceChild } from './graph.ts';
 import type { BlockNode } from './node.ts';
 import { COMMON_OPTIONS, ownOptions } from './options.ts';
 import { giveBacking } from './overlay.ts';
@@ -13,6 +13,9 @@ import { setOwnOptions, setReadOnly } from './reopen.ts';
 
 /** Common options that take effect at once; what is not given goes back to its default. */
 type Manner = Pick<CommonOptions, 'discard' | 'detect-zeroes' | 'cache'>;
+
+/** What takes back what has been done, in its order. */
+type Undo = (() => Promise<void>)[];
 
 /** How a node is to be. */
 export interface NodeChange {
@@ -26,9 +29,12 @@ export interface NodeChange {
  */
 export async function changeNodes(changes: readonly NodeChange[]): Promise<void> {
   for (const change of changes) assertChangeable(change);
-  const undo: (() => Promise<void>)[] = [];
+  const named = new Set(changes.map(({ node }) => node));
+  const undo: Undo = [];
+  // From the first change to the last: no request comes upon one that is taken back.
+  using _drained = await drain(...named, ...[...named].flatMap(heirs));
   try {
-    for (const { node, options } of changes) await change(node, options, undo);
+    for (const { node, options } of changes) await change(node, options, named, undo);
   } catch (error) {
     for (const step of undo.reverse()) await step();
     throw error;
@@ -53,11 +59,9 @@ function assertChangeable({ node, options }: NodeChange): void {
     if (common || child || name === 'identity' || name === 'fd' || driver.reopenOptions?.includes(name)) continue;
     if (JSON.stringify(given) !== JSON.stringify(before[name])) throw refuse(node, `option '${name}' cannot change`);
   }
-  const direct = options.cache?.direct ?? false;
-  if (direct !== (common.cache?.direct ?? false)) throw refuse(node, "option 'cache.direct' cannot change");
 }
 
-async function change(node: BlockNode, options: NodeOptions, undo: (() => Promise<void>)[]): Promise<void> {
+async function change(node: BlockNode, options: NodeOptions, named: ReadonlySet<BlockNode>, undo: Undo): Promise<void> {
   for (const name of ['file', 'backing']) {
     const wanted = (options as Readonly<Record<string, unknown>>)[name];
     if (typeof wanted === 'string' || wanted === null) await setChild(node, name, wanted, undo);
@@ -68,13 +72,42 @@ async function change(node: BlockNode, options: NodeOptions, undo: (() => Promis
     undo.push(() => setReadOnly(node, !readOnly));
   }
   await setOwn(node, options, undo);
+  await changeManner(node, options, undo);
+  const { cache } = options;
+  if (cache === undefined) return;
+  const { heirOf } = node;
+  node.heirOf = null;
+  undo.push(async () => {
+    node.heirOf = heirOf;
+  });
+  for (const heir of heirs(node)) {
+    // What is said of a node itself counts.
+    if (named.has(heir)) continue;
+    await changeManner(heir, { ...heir.common, cache: { ...heir.common.cache, ...cache } }, undo);
+  }
+}
+
+/** Those below that have their `cache` from the node. */
+function heirs(node: BlockNode): BlockNode[] {
+  const next = node.children.map((child) => child.node).filter((below) => below.heirOf === node);
+  return next.flatMap((below) => [below, ...heirs(below)]);
+}
+
+async function changeManner(node: BlockNode, manner: Manner, undo: Undo): Promise<void> {
   const before: Manner = node.common;
-  await setManner(node, options);
-  undo.push(() => setManner(node, before));
+  const { length } = node;
+  await setManner(node, manner);
+  undo.push(async () => {
+    await setManner(node, before);
+    // Direct I/O had made the file end with a block.
+    if (!node.impl.setDirect || node.length === length) return;
+    await node.impl.truncate?.(length, 'off', async () => undefined);
+    node.resized();
+  });
 }
 
 /** Options of the driver's own that may change. */
-async function setOwn(node: BlockNode, options: NodeOptions, undo: (() => Promise<void>)[]): Promise<void> {
+async function setOwn(node: BlockNode, options: NodeOptions, undo: Undo): Promise<void> {
   const { reopenOptions = [] } = node.driver;
   const optionOf = (given: object, name: string): unknown => (given as Readonly<Record<string, unknown>>)[name];
   const before = node.common;
@@ -90,6 +123,7 @@ async function setOwn(node: BlockNode, options: NodeOptions, undo: (() => Promis
 
 async function setManner(node: BlockNode, { discard, 'detect-zeroes': detectZeroes, cache }: Manner): Promise<void> {
   using _drained = await drain(node);
+  await setDirect(node, cache?.direct ?? false);
   const { discard: _d, 'detect-zeroes': _z, cache: _c, ...rest } = node.common;
   node.common = {
     ...rest,
@@ -100,8 +134,16 @@ async function setManner(node: BlockNode, { discard, 'detect-zeroes': detectZero
   node.takeManner();
 }
 
+async function setDirect(node: BlockNode, direct: boolean): Promise<void> {
+  if (direct === (node.common.cache?.direct ?? false) || !node.impl.setDirect) return;
+  const { length } = node;
+  await node.impl.setDirect(direct);
+  followChange(node);
+  if (node.length !== length) node.resized();
+}
+
 /** Has the node of that name below `node`, or none; `undo` puts back what was there. */
-async function setChild(node: BlockNode, name: string, wanted: string | null, undo: (() => Promise<void>)[]) {
+async function setChild(node: BlockNode, name: string, wanted: string | null, undo: Undo) {
   const child = node.children.find((one) => one.name === name);
   const to = wanted === null ? undefined : nodeByName(wanted);
   const before = child?.node;

@@ -210,6 +210,9 @@ export interface NodeControl {
   dropBacking?(): void;
   /** There is a `cow` child from now on where there was none; what the image names is another matter. Synchronous. */
   takeBacking?(child: Child): void;
+  /** Of a protocol: `cache.direct` from here on; limits, length and descriptor follow. Throws where it cannot be, with
+   *  all as it was. Drained. Absent where it makes no difference. */
+  setDirect?(direct: boolean): Promise<void>;
   readonly snapshots?: SnapshotControl;
   readonly breakpoints?: Breakpoints;
   /** Of a filter that keeps what the disk was when it was put there. */

@@ -129,7 +129,9 @@ async function openChild(
     }
     node.refs++;
   } else {
-    node = await openAt(parent.aio, inherit(parent, wanted as NodeOptions, role), depth + 1);
+    const own = wanted as NodeOptions;
+    node = await openAt(parent.aio, inherit(parent, own, role), depth + 1);
+    if (own.cache === undefined) node.heirOf = parent;
   }
   // Before it asks for permissions: a format that may write its file asks for that.
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;

@@ -117,6 +117,15 @@ export function setBlocking(fd: number): number {
   return check(libc().fcntl(fd, F_SETFL, Math.floor(flags / (2 * O_NONBLOCK)) * 2 * O_NONBLOCK + (flags % O_NONBLOCK)));
 }
 
+/** Whether what is read and written through the open file bypasses the page cache (O_DIRECT). -EINVAL where its file
+ *  system cannot. */
+export function setDirect(fd: number, direct: boolean): number {
+  const flags = check(libc().fcntl(fd, F_GETFL, 0));
+  if (flags < 0) return flags;
+  const others = flags & ~OpenFlag.DIRECT;
+  return check(libc().fcntl(fd, F_SETFL, direct ? others | OpenFlag.DIRECT : others));
+}
+
 /** Another descriptor of the same open file: locks (OFD) and flags are common to both. It closes with {@link close},
  *  not through node:fs, which takes a worker's files for its own. A negative errno where `fd` is none. */
 export function duplicate(fd: number): number {

@@ -138,6 +138,10 @@ export class Peer {
     return this.raw(`${JSON.stringify({ execute: command, arguments: args }).replaceAll('$DIR', this.directory)}\n`);
   }
 
+  get pid(): number {
+    return this.#child.pid!;
+  }
+
   tell({ command, args, line }: Step): Promise<Fields> {
     return line === undefined ? this.execute(command, args) : this.raw(`${line}\n`);
   }

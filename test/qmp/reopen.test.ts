@@ -1,10 +1,16 @@
 import assert from 'node:assert/strict';
+import { mkdirSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { MiB } from '../../src/base/units.ts';
 import { Daemon } from '../../src/daemon/index.ts';
-import { needs, peer, scratch } from '../harness.ts';
+import { openFile } from '../../src/drivers/file/testing.ts';
+import { serveNbd } from '../../src/index.ts';
+import { MAIN, needs, peer, scratch, sparse, VerifyingLoad } from '../harness.ts';
+import { type Fields, Peer } from './conversation.ts';
 
 const WITH = needs('qemu-storage-daemon', 'qemu-img');
+const WITH_FIO = needs('fio', 'qemu-img');
 
 test('a disk stays as it was through a change of its options under load', WITH, async (t) => {
   const directory = scratch(t);
@@ -40,4 +46,106 @@ test('a disk stays as it was through a change of its options under load', WITH, 
   await disk.close();
   await daemon.close();
   await peer('qemu-img', 'check', '-q', filename);
+});
+
+const F = { driver: 'file', 'node-name': 'f', filename: '$DIR/x.qcow2' };
+const Q = { driver: 'qcow2', 'node-name': 'q', file: 'f' };
+
+/** The list of nodes of each reopen. */
+const CACHES: readonly (readonly Fields[])[] = [
+  [{ ...Q, cache: { direct: true } }],
+  [{ ...Q, cache: { direct: false } }],
+  [{ ...Q, cache: { 'no-flush': true } }],
+  [{ ...Q, cache: { direct: true, 'no-flush': false } }],
+  [Q],
+  [
+    { ...Q, cache: { direct: true } },
+    { ...F, cache: { direct: true }, aio: 'native' },
+  ],
+  [
+    { ...Q, cache: { direct: false } },
+    { driver: 'qcow2', 'node-name': 'q', file: 'nobody' },
+  ],
+  [{ ...Q, cache: { direct: true } }, F],
+  [
+    { ...Q, cache: { direct: false } },
+    { ...F, cache: { direct: true } },
+  ],
+  [{ ...Q, cache: { direct: false } }],
+  [F],
+];
+
+test('cache is what the peer has, of every node and of the open file', WITH, async (t) => {
+  const directory = scratch(t);
+  const peers = await Promise.all(
+    [[process.execPath, MAIN, 'qemu-storage-daemon'], ['qemu-storage-daemon']].map(async (command, i) => {
+      const own = join(directory, `${i}`);
+      mkdirSync(own);
+      await peer('qemu-img', 'create', '-q', '-f', 'qcow2', join(own, 'x.qcow2'), '1M');
+      return Peer.start(t, own, command, []);
+    }),
+  );
+  const tree = { ...Q, file: F };
+  for (const one of peers) assert.ok('return' in (await one.execute('blockdev-add', tree)));
+  for (const options of CACHES) {
+    const [ours, theirs] = await Promise.all(
+      peers.map(async (one) => {
+        const reply = await one.execute('blockdev-reopen', { options });
+        const nodes = (await one.execute('query-named-block-nodes', { flat: true })).return as Fields[];
+        const caches = nodes.map((node) => [String(node['node-name']), node.cache] as const);
+        return [
+          'return' in reply,
+          Object.fromEntries(caches),
+          openFile(one.pid, join(one.directory, 'x.qcow2')).direct,
+        ];
+      }),
+    );
+    assert.deepEqual(ours, theirs, JSON.stringify(options));
+  }
+});
+
+test('an image becomes direct and buffered under a verifying load, and is locked throughout', WITH_FIO, async (t) => {
+  const directory = scratch(t);
+  const qcow2 = join(directory, 'x.qcow2');
+  const raw = join(directory, 'x.raw');
+  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', qcow2, '64M');
+  // No multiple of a block.
+  truncateSync(sparse(raw, 64 * MiB), 64 * MiB + 1000);
+  for (const [format, filename] of [
+    ['qcow2', qcow2],
+    ['raw', raw],
+  ] as const) {
+    await using daemon = await Daemon.start();
+    const tree = { driver: format, 'node-name': 'top', file: { driver: 'file', 'node-name': 'f', filename } };
+    await daemon.run('blockdev-add', tree as never);
+    const disk = await daemon.nodes.disk('top', { name: 'load', writable: true, writethrough: false });
+    const service = await serveNbd(disk);
+    const { locks } = openFile(process.pid, filename);
+    const load = new VerifyingLoad(t, service.uri, 48);
+    const goOn = async (): Promise<void> => {
+      const until = (await service.stats()).requests + 50;
+      while ((await service.stats()).requests < until && !load.over) {
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+    };
+    for (let i = 0; i < 10; i++) {
+      const direct = i % 2 === 0;
+      const cached = { driver: format, 'node-name': 'top', file: 'f', cache: { direct } };
+      const refused = { driver: 'file', 'node-name': 'f', filename: 'another' };
+      await daemon.run('blockdev-reopen', { options: [cached as never] });
+      assert.equal(openFile(process.pid, filename).direct, direct);
+      await goOn();
+      const back = { ...cached, cache: { direct: !direct } };
+      await assert.rejects(daemon.run('blockdev-reopen', { options: [back, refused] as never }), /'filename' cannot/);
+      assert.equal(openFile(process.pid, filename).direct, direct);
+      assert.deepEqual(openFile(process.pid, filename).locks, locks);
+    }
+    const { errors } = await service.stats();
+    assert.deepEqual([await load.stop(), errors], [0, 0]);
+    await service.stop();
+    await disk.close();
+    await daemon.close();
+  }
+  await peer('qemu-img', 'check', '-q', qcow2);
+  assert.equal(statSync(raw).size % 512, 0);
 });

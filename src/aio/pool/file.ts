@@ -25,6 +25,7 @@ import type { Bytes, Offset } from '../../base/units.ts';
 import * as nativeFile from '../../native/file.ts';
 import * as nativeLock from '../../native/lock.ts';
 import type { AioFile, AllocateMode, FileStat, OpenFileOptions } from '../backend.ts';
+import { directRefusal } from '../direct.ts';
 import type { AioOp } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
 import { PoolTask } from '../thread-pool.ts';
@@ -159,7 +160,7 @@ class PoolFile implements AioFile, OpOwner, PoolResource {
   readonly canAllocate: boolean;
   readonly canLock: boolean;
   readonly #loop: PoolLoop;
-  readonly #alignment: Bytes;
+  #alignment: Bytes;
   /** Capacity of a block device, undefined for anything else. */
   readonly #deviceSize: Bytes | undefined;
   readonly #native = nativeFile.available();
@@ -243,6 +244,12 @@ class PoolFile implements AioFile, OpOwner, PoolResource {
       dev: stats.dev,
       ino: stats.ino,
     };
+  }
+
+  setDirect(direct: boolean): void {
+    const result = this.#native ? nativeFile.setDirect(this.fd, direct) : -Errno.ENOTSUP;
+    if (result < 0) throw directRefusal(this.path, direct, result);
+    this.#alignment = direct ? directAlignment(this.fd, fstatSync(this.fd)) : 1;
   }
 
   async lock(kind: 'read' | 'write' | 'none', at: Offset, length: Bytes): Promise<boolean> {

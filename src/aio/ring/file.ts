@@ -8,6 +8,7 @@ import * as nativeFile from '../../native/file.ts';
 import * as nativeLock from '../../native/lock.ts';
 import { FSYNC_DATASYNC, Op } from '../../native/uring.ts';
 import type { AioFile, AllocateMode, FileStat, OpenFileOptions } from '../backend.ts';
+import { directRefusal } from '../direct.ts';
 import type { AioOp } from '../op.ts';
 import type { RingBackend } from './backend.ts';
 import { IOV_MAX } from './iov-table.ts';
@@ -72,7 +73,7 @@ class RingFile implements AioFile {
   readonly canAllocate = true;
   readonly canLock = true;
   readonly #backend: RingBackend;
-  readonly #direct: boolean;
+  #direct: boolean;
   /** A duplicate, which node:fs does not know of. */
   readonly #copy: boolean;
   /** False once the file system has refused to read without waiting. */
@@ -154,6 +155,13 @@ class RingFile implements AioFile {
       dev: stat.dev,
       ino: stat.ino,
     };
+  }
+
+  setDirect(direct: boolean): void {
+    const result = nativeFile.setDirect(this.fd, direct);
+    if (result < 0) throw directRefusal(this.path, direct, result);
+    this.#direct = direct;
+    this.#canReadNow = !direct;
   }
 
   /** Where the file system does not say what O_DIRECT needs. */

@@ -50,7 +50,7 @@ class SimFile implements AioFile, SimOwner {
   readonly #backend: SimBackend;
   readonly #file: DiskFile;
   readonly #writable: boolean;
-  readonly #direct: boolean;
+  #direct: boolean;
   readonly #started = new Map<AioOp, Started>();
   #closed = false;
 
@@ -167,6 +167,10 @@ class SimFile implements AioFile, SimOwner {
     const { cached, ino } = this.#file;
     const alignment = this.#direct ? SECTOR : 1;
     return { kind: 'file', size: cached.size, allocated: cached.used, alignment, dev: 1, ino };
+  }
+
+  setDirect(direct: boolean): void {
+    this.#direct = direct;
   }
 
   async lock(kind: 'read' | 'write' | 'none', at: Offset, length: Bytes): Promise<boolean> {

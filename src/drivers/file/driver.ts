@@ -41,15 +41,17 @@ const ZERO_PIECE = MiB;
 
 class FileNode implements DriverNode {
   length: Bytes;
-  readonly limits: Partial<Limits>;
-  readonly nativeFua: boolean;
+  limits: Partial<Limits> = {};
+  nativeFua = false;
   readonly readOnly: boolean;
   /** Direct I/O needs memory that the others' may not be. */
-  readonly descriptor: number;
+  descriptor = -1;
   readonly #aio: AioContext;
   readonly #file: AioFile;
-  readonly #stat: FileStat;
-  readonly #direct: boolean;
+  #stat: FileStat;
+  #direct = false;
+  /** Its users may write to it. */
+  #written = false;
   readonly #forceShare: boolean;
   readonly #locks: ImageLocks | undefined;
   /** What fdatasync failed with: the page cache may have dropped what it could not write (L6). */
@@ -65,18 +67,25 @@ class FileNode implements DriverNode {
     this.#aio = context.aio;
     this.#file = file;
     this.#stat = stat;
-    this.#direct = context.common.cache?.direct ?? false;
     this.#forceShare = context.common['force-share'] ?? false;
     this.#locks = locks;
     this.#canZero = file.canAllocate;
     this.#canPunch = file.canAllocate;
-    this.descriptor = this.#direct ? -1 : file.fd;
     this.length = stat.size;
     this.readOnly = readOnly;
+    this.#become(context.common.cache?.direct ?? false, stat);
+  }
+
+  /** All that follows from the file being direct, or buffered. */
+  #become(direct: boolean, stat: FileStat): void {
+    const file = this.#file;
+    this.#direct = direct;
+    this.#stat = stat;
+    this.descriptor = direct ? -1 : file.fd;
     // A durable write through the page cache reports, and so forgets, a lost write of anybody's (L6): flush() keeps it.
-    this.nativeFua = file.nativeFua && this.#direct;
-    const unit = this.#direct ? stat.alignment : 1;
-    if (this.#fills) this.length = alignUp(stat.size, unit);
+    this.nativeFua = file.nativeFua && direct;
+    const unit = direct ? stat.alignment : 1;
+    this.length = this.#fills ? alignUp(stat.size, unit) : stat.size;
     this.limits = { alignment: unit, memoryAlignment: unit, optimal: PREFERRED, maxIov: 1024 };
   }
 
@@ -182,9 +191,7 @@ class FileNode implements DriverNode {
   }
 
   async #writeZeroes(at: Offset, length: Bytes): Promise<void> {
-    const bytes = new Uint8Array(new SharedArrayBuffer(Math.min(length, ZERO_PIECE) + 4096));
-    const memory = this.#aio.backend.memory(bytes);
-    const first = (4096 - (memory.address % 4096)) % 4096;
+    const { memory, first } = this.#alignedMemory(Math.min(length, ZERO_PIECE));
     const iov = new Iov();
     for (let done = 0; done < length; ) {
       iov.reset().push(memory, first, Math.min(ZERO_PIECE, length - done));
@@ -196,7 +203,43 @@ class FileNode implements DriverNode {
 
   async permissions(perm: number, shared: number): Promise<void> {
     await this.#locks?.set(perm, this.#forceShare ? PERM_ALL : shared);
-    if ((perm & Perm.WRITE) !== 0 && this.#fills) await this.#fill();
+    this.#written = (perm & Perm.WRITE) !== 0;
+    if (this.#written && this.#fills) await this.#fill();
+  }
+
+  async setDirect(direct: boolean): Promise<void> {
+    const before = this.#direct;
+    if (direct === before) return;
+    if (direct) assertDirect(this.#aio, this.#file.path);
+    // What was written through the page cache, and is lost, a flush is to be told of, and not a direct write (L6).
+    if (direct && !this.readOnly) await this.flush();
+    const { length } = this;
+    const stat = this.#stat;
+    this.#file.setDirect(direct);
+    try {
+      this.#become(direct, await this.#file.stat());
+      if (direct) await this.#tryRead();
+      if (this.#written && this.#fills) await this.#fill();
+    } catch (error) {
+      this.#file.setDirect(before);
+      this.#become(before, stat);
+      this.length = length;
+      throw error;
+    }
+  }
+
+  /** There are file systems that take O_DIRECT, and then refuse what is asked for. */
+  async #tryRead(): Promise<void> {
+    const { alignment } = this.#stat;
+    const { memory, first } = this.#alignedMemory(alignment);
+    const result = await this.#run((op) => this.#file.read(op, Iov.of(memory, first, alignment), 0));
+    if (result < 0) throw this.#failed('read directly from', result);
+  }
+
+  /** `first`: where its `length` bytes begin that direct I/O may use. */
+  #alignedMemory(length: Bytes): { memory: Memory; first: Offset } {
+    const memory = this.#aio.backend.memory(new Uint8Array(new SharedArrayBuffer(length + PREFERRED)));
+    return { memory, first: alignUp(memory.address, PREFERRED) - memory.address };
   }
 
   /** Direct I/O cannot write the last bytes of a file that ends within a block: it ends with the block. */
@@ -304,11 +347,13 @@ function checkFile(context: OpenContext, file: AioFile, stat: FileStat, device: 
     throw refuse(path, Errno.EINVAL, 'neither a regular file nor a block device');
   }
   if (device && stat.kind !== 'block') throw refuse(path, Errno.EINVAL, "driver 'host_device' needs a block device");
-  if (!context.common.cache?.direct) return;
-  const probe = context.aio.backend.memory(new Uint8Array(new SharedArrayBuffer(8)));
-  if (probe.address === 0) {
-    throw refuse(path, Errno.ENOTSUP, `cache.direct is not possible with the ${context.aio.backend.name} backend`);
-  }
+  if (context.common.cache?.direct) assertDirect(context.aio, path);
+}
+
+function assertDirect({ backend }: AioContext, path: string): void {
+  const probe = backend.memory(new Uint8Array(new SharedArrayBuffer(8)));
+  if (probe.address !== 0) return;
+  throw refuse(path, Errno.ENOTSUP, `cache.direct is not possible with the ${backend.name} backend`);
 }
 
 async function open(context: OpenContext, options: FileOptions, device: boolean): Promise<DriverNode> {

@@ -26,7 +26,6 @@ export interface PreallocateSettings {
 }
 
 class PreallocateNode implements DriverNode {
-  readonly limits: Partial<Limits>;
   readonly nativeFua = true;
   readonly #file: Child;
   readonly #align: Bytes;
@@ -43,8 +42,11 @@ class PreallocateNode implements DriverNode {
     this.#file = file;
     this.#align = align;
     this.#size = size;
-    // Where the disk ends, the file can be cut off.
-    this.limits = { alignment: file.limits.alignment };
+  }
+
+  /** Where the disk ends, the file can be cut off. */
+  get limits(): Partial<Limits> {
+    return { alignment: this.#file.limits.alignment };
   }
 
   get length(): Bytes {
