@@ -23,6 +23,8 @@ export class Lender implements NodeLease {
   /** One renewal after the other: there are two counts of users, for the epoch and the one before. */
   readonly #mutex = new CoMutex('leases');
   #leaf: BlockNode | null = null;
+  /** Somebody was told that nothing will ever be lent, and asks again only in another epoch. */
+  #refused = false;
   /** Tells files apart: another number whenever one is lent of after none was. */
   generation = 0;
   #quiet: Gate | undefined;
@@ -46,6 +48,7 @@ export class Lender implements NodeLease {
     const pending = findLendable(root, at, want, out);
     if (pending !== undefined) return this.#counted(pending);
     const { leaf } = out;
+    if (out.never) this.#refused = true;
     if (leaf === null || (this.#leaf !== null && this.#leaf !== leaf)) {
       out.length = 0;
       return undefined;
@@ -109,9 +112,11 @@ export class Lender implements NodeLease {
     Atomics.store(this.#disk, DiskWord.LENT, 0);
   }
 
-  /** Others may ask again. What they know is not true any more. */
+  /** Others may ask again. What they know is not true any more, nor is what they were refused: the graph may have
+   *  changed. */
   resume(): void {
-    if (this.#leaf === null) return;
+    if (this.#leaf === null && !this.#refused) return;
+    this.#refused = false;
     this.#leaf = null;
     this.#leaveNodes();
     Atomics.add(this.#disk, DiskWord.LEASE_EPOCH, 2);

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { mkdirSync, statSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { MiB } from '../../src/base/units.ts';
 import { Daemon } from '../../src/daemon/index.ts';
-import { openFile } from '../../src/drivers/file/testing.ts';
-import { serveNbd } from '../../src/index.ts';
+import { openFile, openFiles } from '../../src/drivers/file/testing.ts';
+import { IOThread, serveNbd } from '../../src/index.ts';
 import { MAIN, needs, peer, scratch, sparse, VerifyingLoad } from '../harness.ts';
 import { type Fields, Peer } from './conversation.ts';
 
@@ -104,48 +104,67 @@ test('cache is what the peer has, of every node and of the open file', WITH, asy
   }
 });
 
-test('an image becomes direct and buffered under a verifying load, and is locked throughout', WITH_FIO, async (t) => {
+test('an image becomes direct and buffered under a verifying load, here and in a thread that it is lent to', {
+  ...WITH_FIO,
+}, async (t) => {
   const directory = scratch(t);
   const qcow2 = join(directory, 'x.qcow2');
   const raw = join(directory, 'x.raw');
   await peer('qemu-img', 'create', '-q', '-f', 'qcow2', qcow2, '64M');
   // No multiple of a block.
   truncateSync(sparse(raw, 64 * MiB), 64 * MiB + 1000);
-  for (const [format, filename] of [
-    ['qcow2', qcow2],
-    ['raw', raw],
-  ] as const) {
-    await using daemon = await Daemon.start();
-    const tree = { driver: format, 'node-name': 'top', file: { driver: 'file', 'node-name': 'f', filename } };
-    await daemon.run('blockdev-add', tree as never);
-    const disk = await daemon.nodes.disk('top', { name: 'load', writable: true, writethrough: false });
-    const service = await serveNbd(disk);
-    const { locks } = openFile(process.pid, filename);
-    const load = new VerifyingLoad(t, service.uri, 48);
-    const goOn = async (): Promise<void> => {
-      const until = (await service.stats()).requests + 50;
-      while ((await service.stats()).requests < until && !load.over) {
-        await new Promise((resolve) => setImmediate(resolve));
-      }
-    };
-    for (let i = 0; i < 10; i++) {
-      const direct = i % 2 === 0;
-      const cached = { driver: format, 'node-name': 'top', file: 'f', cache: { direct } };
-      const refused = { driver: 'file', 'node-name': 'f', filename: 'another' };
-      await daemon.run('blockdev-reopen', { options: [cached as never] });
-      assert.equal(openFile(process.pid, filename).direct, direct);
-      await goOn();
-      const back = { ...cached, cache: { direct: !direct } };
-      await assert.rejects(daemon.run('blockdev-reopen', { options: [back, refused] as never }), /'filename' cannot/);
-      assert.equal(openFile(process.pid, filename).direct, direct);
-      assert.deepEqual(openFile(process.pid, filename).locks, locks);
-    }
-    const { errors } = await service.stats();
-    assert.deepEqual([await load.stop(), errors], [0, 0]);
-    await service.stop();
-    await disk.close();
-    await daemon.close();
-  }
+  const other = await IOThread.start({ name: 'other' });
+  t.after(() => other.stop());
+  await toggleUnderLoad(t, 'qcow2', qcow2);
+  await toggleUnderLoad(t, 'raw', raw);
+  await toggleUnderLoad(t, 'qcow2', qcow2, other);
+  await toggleUnderLoad(t, 'raw', raw, other);
   await peer('qemu-img', 'check', '-q', qcow2);
   assert.equal(statSync(raw).size % 512, 0);
 });
+
+/** Clients are served in `other`; without it, where the image is. */
+async function toggleUnderLoad(t: TestContext, format: string, filename: string, other?: IOThread): Promise<void> {
+  await using daemon = await Daemon.start();
+  const add = (options: object) => daemon.run('blockdev-add', options as never);
+  await add({ driver: format, 'node-name': 'top', file: { driver: 'file', 'node-name': 'f', filename } });
+  // Of a file system without direct I/O.
+  const never = { driver: 'file', 'node-name': 'never', filename: '/proc/version', 'read-only': true };
+  await add(never);
+  const disk = await daemon.nodes.disk('top', { name: 'load', writable: true, writethrough: false });
+  const service = await serveNbd(disk, other ? { iothreads: [other] } : {});
+  const [{ locks } = { locks: [] }] = openFiles(process.pid, filename);
+  assert.ok(locks.length > 0);
+  const load = new VerifyingLoad(t, service.uri, 48);
+  let lent = 0;
+  const goOn = async (): Promise<void> => {
+    const until = (await service.stats()).requests + 50;
+    while ((await service.stats()).requests < until && !load.over)
+      await new Promise((resolve) => setImmediate(resolve));
+  };
+  await goOn();
+  for (let i = 0; i < 10; i++) {
+    const direct = i % 2 === 0;
+    const cached = { driver: format, 'node-name': 'top', file: 'f', cache: { direct } };
+    const reopen = (...options: object[]) => daemon.run('blockdev-reopen', { options: options as never });
+    await reopen(cached);
+    await goOn();
+    const refused = [
+      { ...cached, cache: { direct: !direct } },
+      { ...never, cache: { direct: true } },
+    ];
+    await assert.rejects(reopen(...refused), /file system has no direct I\/O/);
+    await goOn();
+    // A thread that it is lent to has a descriptor of its own.
+    const files = openFiles(process.pid, filename);
+    assert.ok(files.length > 0);
+    for (const file of files) assert.deepEqual(file, { direct, locks });
+    if (!direct && files.length > 1) lent++;
+  }
+  const { errors } = await service.stats();
+  assert.deepEqual([await load.stop(), errors], [0, 0]);
+  if (other?.backend.name === 'ring') assert.ok(lent > 0, 'nothing was lent');
+  await service.stop();
+  await disk.close();
+  await daemon.close();
+}
