@@ -32,7 +32,7 @@ export async function changeNodes(changes: readonly NodeChange[]): Promise<void>
   const named = new Set(changes.map(({ node }) => node));
   const undo: Undo = [];
   // From the first change to the last: no request comes upon one that is taken back.
-  using _drained = await drain(...named, ...[...named].flatMap(heirs));
+  using _drained = await drain(...named, ...[...named].flatMap((node) => heirs(node, named)));
   try {
     for (const { node, options } of changes) await change(node, options, named, undo);
   } catch (error) {
@@ -80,17 +80,16 @@ async function change(node: BlockNode, options: NodeOptions, named: ReadonlySet<
   undo.push(async () => {
     node.heirOf = heirOf;
   });
-  for (const heir of heirs(node)) {
-    // What is said of a node itself counts.
-    if (named.has(heir)) continue;
+  for (const heir of heirs(node, named)) {
     await changeManner(heir, { ...heir.common, cache: { ...heir.common.cache, ...cache } }, undo);
   }
 }
 
-/** Those below that have their `cache` from the node. */
-function heirs(node: BlockNode): BlockNode[] {
-  const next = node.children.map((child) => child.node).filter((below) => below.heirOf === node);
-  return next.flatMap((below) => [below, ...heirs(below)]);
+/** Those below that have their `cache` from the node. What is said of one of `named` itself counts. */
+function heirs(node: BlockNode, named: ReadonlySet<BlockNode>): BlockNode[] {
+  const below = node.children.map((child) => child.node);
+  const next = below.filter((one) => one.heirOf === node.name && !named.has(one));
+  return next.flatMap((one) => [one, ...heirs(one, named)]);
 }
 
 async function changeManner(node: BlockNode, manner: Manner, undo: Undo): Promise<void> {

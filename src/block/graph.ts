@@ -131,7 +131,7 @@ async function openChild(
   } else {
     const own = wanted as NodeOptions;
     node = await openAt(parent.aio, inherit(parent, own, role), depth + 1);
-    if (own.cache === undefined) node.heirOf = parent;
+    if (own.cache === undefined) node.heirOf = parent.name;
   }
   // Before it asks for permissions: a format that may write its file asks for that.
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;

@@ -65,8 +65,8 @@ export class BlockNode {
   inactive = false;
   /** A filter that a job has put there for its own time: what is asked about the disk is about what it shows. */
   implicit = false;
-  /** The node that it was opened with, as its child, and whose `cache` it has: none was given for itself. */
-  heirOf: BlockNode | null = null;
+  /** Name of the node that it was opened with, as its child, and whose `cache` it has: none was given for itself. */
+  heirOf: string | null = null;
   /** True from the end of the driver's open to the beginning of its close: only then it may be called. */
   live = false;
 
