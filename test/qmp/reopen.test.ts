@@ -4,12 +4,13 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { MiB } from '../../src/base/units.ts';
 import { Daemon } from '../../src/daemon/index.ts';
-import { openFile, openFiles } from '../../src/drivers/file/testing.ts';
+import { canBeDirect, openFile, openFiles } from '../../src/drivers/file/testing.ts';
 import { IOThread, serveNbd } from '../../src/index.ts';
 import { MAIN, needs, peer, scratch, sparse, VerifyingLoad } from '../harness.ts';
 import { type Fields, Peer } from './conversation.ts';
 
 const WITH = needs('qemu-storage-daemon', 'qemu-img');
+const NO_DIRECT = 'the file system of the temporary folder has no direct I/O';
 const WITH_FIO = needs('fio', 'qemu-img');
 
 test('a disk stays as it was through a change of its options under load', WITH, async (t) => {
@@ -77,6 +78,7 @@ const CACHES: readonly (readonly Fields[])[] = [
 
 test('cache is what the peer has, of every node and of the open file', WITH, async (t) => {
   const directory = scratch(t);
+  if (!canBeDirect(directory)) return t.skip(NO_DIRECT);
   const peers = await Promise.all(
     [[process.execPath, MAIN, 'qemu-storage-daemon'], ['qemu-storage-daemon']].map(async (command, i) => {
       const own = join(directory, `${i}`);
@@ -108,6 +110,7 @@ test('an image becomes direct and buffered under a verifying load, here and in a
   ...WITH_FIO,
 }, async (t) => {
   const directory = scratch(t);
+  if (!canBeDirect(directory)) return t.skip(NO_DIRECT);
   const qcow2 = join(directory, 'x.qcow2');
   const raw = join(directory, 'x.raw');
   await peer('qemu-img', 'create', '-q', '-f', 'qcow2', qcow2, '64M');

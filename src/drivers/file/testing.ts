@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { constants, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 
 export interface OpenFile {
   readonly direct: boolean;
@@ -29,4 +30,18 @@ export function openFile(pid: number, path: string): OpenFile {
   const files = openFiles(pid, path);
   assert.equal(files.length, 1, `${files.length} descriptors of '${path}'`);
   return files[0]!;
+}
+
+/** False where the directory's file system has no direct I/O, as tmpfs had none before Linux 6.6. */
+export function canBeDirect(directory: string): boolean {
+  const path = join(directory, 'direct');
+  closeSync(openSync(path, 'w'));
+  try {
+    closeSync(openSync(path, constants.O_RDONLY | constants.O_DIRECT));
+    return true;
+  } catch {
+    return false;
+  } finally {
+    rmSync(path);
+  }
 }
