@@ -425,11 +425,10 @@ export class BlockBackend implements NodeParent {
   blockStatus(at: Offset, length: Bytes, out: BlockStatus): MaybePromise<void> {
     const root = this.#medium;
     if (!isOffset(at) || !isOffset(length) || length === 0 || at + length > root.length) {
-      throw ioError(Errno.EINVAL, `Could not get the status of ${length} bytes at ${at}`, { node: root.name });
+      throw statusError(Errno.EINVAL, root, at, length);
     }
     if (this.quiesce !== 0 && !this.disableQueuing) return this.#statusLater(at, length, out);
-    if (this.#ready === null)
-      throw ioError(Errno.EPERM, `Could not get the status of ${length} bytes at ${at}`, { node: root.name });
+    if (this.#ready === null) throw statusError(Errno.EPERM, root, at, length);
     this.inFlight++;
     let pending: MaybePromise<void>;
     try {
@@ -472,4 +471,8 @@ export class BlockBackend implements NodeParent {
       out.length += next.length;
     }
   }
+}
+
+function statusError(errno: number, { name }: BlockNode, at: Offset, length: Bytes): BlockError {
+  return ioError(errno, `Could not get the status of ${length} bytes at ${at}`, { node: name });
 }

@@ -19,7 +19,11 @@ function blockdev(path: string, active: boolean) {
 
 const EXPORT = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true, 'allow-inactive': true } as const;
 
-type Runner = Pick<QmpClient, 'run'> | Pick<Daemon, 'run'>;
+type Runner = Pick<Daemon, 'run'>;
+
+function runnerOf(client: QmpClient): Runner {
+  return { run: client.execute.bind(client) };
+}
 
 async function setUp(one: Runner, path: string, nbd: string, active: boolean): Promise<void> {
   await one.run('blockdev-add', blockdev(path, active) as never);
@@ -58,8 +62,9 @@ test(
     const places = ['one', 'two'].map((name) => join(directory, name));
     for (const place of places) mkdirSync(place);
     const [first, second] = places as [string, string];
-    await withDaemon(first, [], (one) =>
-      withDaemon(second, [], async (two) => {
+    await withDaemon(first, [], (firstClient) =>
+      withDaemon(second, [], async (secondClient) => {
+        const [one, two] = [runnerOf(firstClient), runnerOf(secondClient)];
         const sides = [one, two];
         const nbds = places.map((place) => join(place, 'nbd'));
         await setUp(one, path, nbds[0]!, true);
@@ -96,7 +101,9 @@ test(
           await setActive(one, true);
           await use(0);
         }
-        for (const disk of disks) await disk.close();
+        await disks[0]!.close();
+        // It would make stable what it could not write.
+        await assert.rejects(disks[1]!.close(), { code: 'EPERM' });
         // In any order: one of them has it, the other leaves it alone.
         for (const side of [two, one]) {
           await side.run('block-export-del', { id: 'e' });
@@ -154,6 +161,30 @@ h.shutdown()
   assert.equal(stderr, '');
 });
 
+test('a client that reaches the node through a channel gets the same answers', needs('qemu-img'), async (t) => {
+  const directory = scratch(t);
+  const path = join(directory, 'a.qcow2');
+  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
+  await using daemon = await Daemon.start();
+  await daemon.run('object-add', { 'qom-type': 'iothread', id: 'io1' });
+  const nbd = join(directory, 'nbd');
+  await setUp(daemon, path, nbd, true);
+  await using disk = await open(`nbd+unix:///a?socket=${nbd}`, { format: 'raw' });
+  await disk.write(shared(1), 0, PIECE, 0);
+  // The export goes along, and the connection stays.
+  await daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: 'io1', force: true });
+  for (let round = 1; round <= ROUNDS; round++) {
+    const buffer = shared();
+    await disk.read(buffer, 0, PIECE, 0);
+    assert.deepEqual(buffer, shared(round));
+    await setActive(daemon, false);
+    await assertRefused(disk);
+    await setActive(daemon, true);
+    await disk.write(shared(round + 1), 0, PIECE, 0);
+    await disk.flush();
+  }
+});
+
 test('exports that do not allow it, or cannot, are refused', needs('qemu-img'), async (t) => {
   const directory = scratch(t);
   const path = join(directory, 'a.qcow2');
@@ -198,5 +229,7 @@ test(
     const buffer = shared();
     await disk.read(buffer, 0, PIECE, 0);
     assert.deepEqual(buffer, shared(7));
+    await disk.write(shared(8), 0, PIECE, PIECE);
+    await disk.flush();
   },
 );
