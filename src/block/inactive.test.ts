@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { AioContext } from '../aio/context.ts';
 import { PoolBackend } from '../aio/pool/backend.ts';
-import { Errno } from '../base/errors.ts';
+import { type BlockError, Errno } from '../base/errors.ts';
 import { MiB } from '../base/units.ts';
 import { rawDriver } from '../drivers/raw/driver.ts';
 import { BlockBackend, type BlockBackendOptions } from './backend.ts';
@@ -167,5 +167,43 @@ test('nothing of an inactive node is lent, and a bitmap that somebody shows keep
   await assert.rejects(setActive(node, false), { errno: Errno.EBUSY, message: /bitmap 'b' of node 'lent' is in use/ });
   release();
   await setActive(node, false);
+  await releaseNode(node);
+});
+
+test('under load each request is done or refused, and what was done is there', async () => {
+  const disk = testDisk('load', MiB);
+  const node = await openRaw('load');
+  const blk = await openPatient('load');
+  let over = false;
+  let refused = 0;
+  const last = new Map<number, number>();
+  const writer = async (at: number): Promise<void> => {
+    for (let seed = 1; !over; seed++) {
+      try {
+        await blk.write(at, testIov(context, [512], seed));
+        last.set(at, seed);
+      } catch (error) {
+        assert.equal((error as BlockError).errno, Errno.EPERM);
+        refused++;
+        await settle(1);
+      }
+    }
+  };
+  const writers = Array.from({ length: 8 }, (_, i) => writer(i * 4096));
+  for (let round = 0; round < 50; round++) {
+    await setActive(node, false);
+    const before = disk.log.length;
+    await settle();
+    assert.equal(disk.log.length, before);
+    await setActive(node, true);
+    await settle();
+  }
+  over = true;
+  await Promise.all(writers);
+  assert.ok(refused > 0 && last.size === 8);
+  for (const [at, seed] of last) {
+    assert.deepEqual(disk.bytes.subarray(at, at + 512), bytesOf(testIov(context, [512], seed)));
+  }
+  await blk.close();
   await releaseNode(node);
 });
