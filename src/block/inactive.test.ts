@@ -119,6 +119,11 @@ test('a node that opens inactive has backends that may stay, also on the file be
   await setActive(node, true);
   await below.read(0, testIov(context, [512]));
   await blk.write(0, testIov(context, [512]));
+  // Both of them go.
+  await setActive(node, false);
+  await assert.rejects(below.read(0, testIov(context, [512])), EPERM);
+  await setActive(node, true);
+  await below.read(0, testIov(context, [512]));
   await blk.close();
   await below.close();
   await releaseNode(node);

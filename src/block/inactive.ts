@@ -29,9 +29,11 @@ export async function setActive(node: BlockNode, active: boolean): Promise<void>
 
 async function rest(root: BlockNode): Promise<void> {
   assertIdle(root);
-  using _drained = await drain(...restable(root));
+  const asked = restable(root);
+  using _drained = await drain(...asked);
   assertIdle(root);
-  const nodes = restable(root);
+  // Others may have let go of more meanwhile, which is not drained.
+  const nodes = restable(root).filter((node) => asked.includes(node));
   const formats = nodes.filter(holdsMetadata);
   await inactivate([root], formats);
   try {
@@ -120,12 +122,14 @@ function holdsMetadata({ children }: BlockNode): boolean {
   return children.length > 0;
 }
 
-/** The node and what nobody else uses below it, parents first. */
+/** The node and what nobody else keeps active below it, parents first. */
 function restable(root: BlockNode): BlockNode[] {
   const nodes = new Set([root]);
   for (const node of nodes) {
     for (const { node: below } of node.children) {
-      const others = below.parents.some((parent) => !(parent instanceof BlockChild && nodes.has(parent.parent)));
+      const others = below.parents.some(
+        (parent) => !mayStay(parent) && !(parent instanceof BlockChild && nodes.has(parent.parent)),
+      );
       if (!below.inactive && !others) nodes.add(below);
     }
   }
