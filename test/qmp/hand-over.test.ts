@@ -1,235 +1,183 @@
-/** Migration with shared storage: two daemons have one image, and their exports stay open while it changes hands. */
+/** Clients on their way to the thread of their node, while all that may happen there happens. */
 import assert from 'node:assert/strict';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { test } from 'node:test';
-import { Daemon, type QmpClient } from '../../src/daemon/index.ts';
-import { type Disk, open } from '../../src/index.ts';
-import { withDaemon } from '../daemon-process.ts';
-import { needs, needsPythonNbd, peer, python, scratch } from '../harness.ts';
+import { type TestContext, test } from 'node:test';
+import { whyNoRing } from '../../src/aio/select.ts';
+import { Daemon } from '../../src/daemon/index.ts';
+import { RawClient } from '../../src/exports/nbd/raw-client.ts';
+import { customNode, IOThread, open } from '../../src/index.ts';
+import { NbdService } from '../../src/lib/nbd.ts';
+import { Command } from '../../src/proto/nbd/constants.ts';
+import { pattern, scratch } from '../harness.ts';
 
-const ROUNDS = 5;
-const PIECE = 64 * 1024;
-const SIZE = 16 * 1024 * 1024;
+const MIB = 1 << 20;
+const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
+/** Without io_uring nobody is handed over. */
+const ring = process.env.BLOCKPLANE_AIO !== 'pool' && (await whyNoRing()) === undefined;
+const RING = { skip: !ring && 'io_uring is not used here', timeout: 60_000 };
 
-/** What both daemons are given; the first one has it active. */
-function blockdev(path: string, active: boolean) {
-  return { driver: 'qcow2', 'node-name': 'a', active, file: { driver: 'file', filename: path } } as const;
+interface Stage {
+  readonly daemon: Daemon;
+  readonly path: string;
+  /** Offers 'a' (in io0) or 'b' (in io1). */
+  readonly show: (name: string) => Promise<void>;
+  readonly hide: (name: string, mode: 'safe' | 'hard') => Promise<void>;
 }
 
-const EXPORT = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true, 'allow-inactive': true } as const;
-
-type Runner = Pick<Daemon, 'run'>;
-
-function runnerOf(client: QmpClient): Runner {
-  return { run: client.execute.bind(client) };
+/** Two nodes in a thread each, their first MiB as {@link pattern} says, and their exports. */
+async function stage(t: TestContext): Promise<Stage> {
+  const directory = scratch(t);
+  const path = join(directory, 'nbd');
+  const daemon = await Daemon.start();
+  t.after(() => daemon.close());
+  await daemon.run('nbd-server-start', { addr: { type: 'unix', data: { path } } });
+  const show = (name: string): Promise<void> =>
+    daemon.run('block-export-add', { type: 'nbd', id: name, 'node-name': name, writable: true }) as never;
+  for (const [i, name] of ['a', 'b'].entries()) {
+    const filename = join(directory, `${name}.raw`);
+    writeFileSync(filename, pattern(MIB, i + 1));
+    await daemon.run('object-add', { 'qom-type': 'iothread', id: `io${i}` });
+    await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file: { driver: 'file', filename } } as never);
+    await daemon.run('x-blockdev-set-iothread', { 'node-name': name, iothread: `io${i}` });
+    await show(name);
+    assert.equal(daemon.nodes.find(name)!.name, `io${i}`);
+  }
+  return { daemon, path, show, hide: (id, mode) => daemon.run('block-export-del', { id, mode }) as never };
 }
 
-async function setUp(one: Runner, path: string, nbd: string, active: boolean): Promise<void> {
-  await one.run('blockdev-add', blockdev(path, active) as never);
-  await one.run('nbd-server-start', { addr: { type: 'unix', data: { path: nbd } } });
-  await one.run('block-export-add', EXPORT);
-}
-
-function setActive(one: Runner, active: boolean): Promise<unknown> {
-  return one.run('blockdev-set-active', { 'node-name': 'a', active });
-}
-
-async function dirtyOf(one: Runner): Promise<number | undefined> {
-  const nodes = await one.run('query-named-block-nodes', { flat: true });
-  const bitmaps = nodes.find((node) => node['node-name'] === 'a')!['dirty-bitmaps'] ?? [];
-  return bitmaps.find(({ name }) => name === 'b')?.count;
-}
-
-function shared(fill = 0): Uint8Array {
-  return new Uint8Array(new SharedArrayBuffer(PIECE)).fill(fill);
-}
-
-async function assertRefused(disk: Disk): Promise<void> {
-  const refused = { code: 'EPERM' };
-  await assert.rejects(disk.read(shared(), 0, PIECE, 0), refused);
-  await assert.rejects(disk.write(shared(1), 0, PIECE, 0), refused);
-  await assert.rejects(disk.flush(), refused);
+/** A session that is served whole and right, or ends: 'served', 'refused' or 'cut'. */
+async function visit(path: string, name: string, seed: number): Promise<string> {
+  const client = await RawClient.connect(path);
+  try {
+    await client.go(name);
+  } catch {
+    await client.destroy();
+    return 'refused';
+  }
+  client.request(Command.READ, 4096, 8192);
+  const reply = await client.simpleReply();
+  const data = reply?.error === 0 ? await client.read(8192) : Buffer.alloc(0);
+  const whole = data.length === 8192;
+  if (whole) assert.ok(data.equals(pattern(MIB, seed).subarray(4096, 12_288)), `bytes of ${name}`);
+  client.request(Command.DISC, 0, 0);
+  await client.closed;
+  return whole ? 'served' : 'cut';
 }
 
 test(
-  'two processes hand an image back and forth while clients keep their connections to both',
-  needs('qemu-img', 'qemu-io'),
+  'clients come while their exports go and come back, and nodes are drained: served right, or gone',
+  RING,
   async (t) => {
-    const directory = scratch(t);
-    const path = join(directory, 'a.qcow2');
-    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
-    const places = ['one', 'two'].map((name) => join(directory, name));
-    for (const place of places) mkdirSync(place);
-    const [first, second] = places as [string, string];
-    await withDaemon(first, [], (firstClient) =>
-      withDaemon(second, [], async (secondClient) => {
-        const [one, two] = [runnerOf(firstClient), runnerOf(secondClient)];
-        const sides = [one, two];
-        const nbds = places.map((place) => join(place, 'nbd'));
-        await setUp(one, path, nbds[0]!, true);
-        await one.run('block-dirty-bitmap-add', { node: 'a', name: 'b', persistent: true });
-        await setUp(two, path, nbds[1]!, false);
-        const disks: Disk[] = [];
-        for (const nbd of nbds) disks.push(await open(`nbd+unix:///a?socket=${nbd}`, { format: 'raw' }));
-        assert.deepEqual(
-          disks.map(({ size }) => size),
-          [SIZE, SIZE],
-        );
-        let pieces = 0;
-        const use = async (side: number): Promise<void> => {
-          const [here, there] = side === 0 ? [disks[0]!, disks[1]!] : [disks[1]!, disks[0]!];
-          for (let i = 0; i < pieces; i++) {
-            const buffer = shared();
-            await here.read(buffer, 0, PIECE, i * PIECE);
-            assert.deepEqual(buffer, shared(i + 1), `piece ${i} on side ${side}`);
-          }
-          await here.write(shared(++pieces), 0, PIECE, (pieces - 1) * PIECE);
-          await here.flush();
-          await assertRefused(there);
-          assert.equal(await dirtyOf(sides[side]!), pieces * PIECE);
-        };
-        await use(0);
-        for (let round = 0; round < ROUNDS; round++) {
-          await assert.rejects(setActive(two, true), /lock/);
-          await assertRefused(disks[1]!);
-          await setActive(one, false);
-          await assertRefused(disks[0]!);
-          await setActive(two, true);
-          await use(1);
-          await setActive(two, false);
-          await setActive(one, true);
-          await use(0);
-        }
-        await disks[0]!.close();
-        // It would make stable what it could not write.
-        await assert.rejects(disks[1]!.close(), { code: 'EPERM' });
-        // In any order: one of them has it, the other leaves it alone.
-        for (const side of [two, one]) {
-          await side.run('block-export-del', { id: 'e' });
-          await side.run('blockdev-del', { 'node-name': 'a' });
-        }
-        await peer('qemu-img', 'check', '-q', path);
-        const raw = join(directory, 'wanted.raw');
-        const wanted = new Uint8Array(SIZE);
-        for (let i = 0; i < pieces; i++) wanted.fill(i + 1, i * PIECE, (i + 1) * PIECE);
-        writeFileSync(raw, wanted);
-        await peer('qemu-img', 'compare', '-f', 'qcow2', '-F', 'raw', path, raw);
-        assert.match(await peer('qemu-img', 'info', path), /name: b/);
-      }),
-    );
+    const { daemon, path, show, hide } = await stage(t);
+    for (let round = 0; round < (LONG ? 600 : 40); round++) {
+      const visits = [0, 1, 2, 3].map(async (i) => {
+        // Each a step further on its way when the export goes.
+        for (let turn = 0; turn < (round + i) % 7; turn++) await new Promise((resolve) => setImmediate(resolve));
+        const outcome = await visit(path, i % 2 === 0 ? 'a' : 'b', (i % 2) + 1);
+        // That one stays.
+        if (i % 2 === 1) assert.equal(outcome, 'served');
+      });
+      const safe = round % 3 === 0;
+      const gone = await hide('a', safe ? 'safe' : 'hard').then(
+        () => true,
+        (error) => {
+          assert.match(String(error), safe ? /still in use/ : /never/);
+          return false;
+        },
+      );
+      // Drained for the time of each.
+      await daemon.run('block-dirty-bitmap-add', { node: 'b', name: 'm' });
+      await daemon.run('block-dirty-bitmap-remove', { node: 'b', name: 'm' });
+      if (gone) await show('a');
+      await Promise.all(visits);
+    }
+    await hide('a', 'hard');
+    await hide('b', 'hard');
+    for (const node of ['a', 'b']) await daemon.run('blockdev-del', { 'node-name': node });
+    for (const id of ['io0', 'io1']) await daemon.run('object-del', { id });
   },
 );
 
-test('a client of an inactive node is told its size, and that nothing may be done', {
-  ...needsPythonNbd(),
-}, async (t) => {
-  const directory = scratch(t);
-  const path = join(directory, 'a.qcow2');
-  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
-  await using daemon = await Daemon.start();
-  const nbd = join(directory, 'nbd');
-  await setUp(daemon, path, nbd, false);
-  const script = `
-import nbd
-h = nbd.NBD()
-h.add_meta_context("base:allocation")
-h.set_export_name("a")
-h.connect_unix("${nbd}")
-print(h.get_size(), h.is_read_only(), h.can_flush())
-def tried(what, *args):
-    try:
-        what(*args)
-        print("done")
-    except nbd.Error as error:
-        print(error.errno)
-tried(h.pread, 512, 0)
-tried(h.pwrite, b"x" * 512, 0)
-tried(h.zero, 512, 0)
-tried(h.trim, 512, 0)
-tried(h.flush)
-tried(h.block_status, 512, 0, lambda *args: 0)
-print(h.aio_is_ready())
-h.shutdown()
-`;
-  const { stdout, stderr } = await python(script);
-  assert.deepEqual(stdout.trim().split('\n'), [
-    `${SIZE} False True`,
-    ...Array.from({ length: 6 }, () => 'EPERM'),
-    'True',
-  ]);
-  assert.equal(stderr, '');
-});
-
-test('a client that reaches the node through a channel gets the same answers', needs('qemu-img'), async (t) => {
-  const directory = scratch(t);
-  const path = join(directory, 'a.qcow2');
-  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
-  await using daemon = await Daemon.start();
-  await daemon.run('object-add', { 'qom-type': 'iothread', id: 'io1' });
-  const nbd = join(directory, 'nbd');
-  await setUp(daemon, path, nbd, true);
-  await using disk = await open(`nbd+unix:///a?socket=${nbd}`, { format: 'raw' });
-  await disk.write(shared(1), 0, PIECE, 0);
-  // The export goes along, and the connection stays.
-  await daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: 'io1', force: true });
-  for (let round = 1; round <= ROUNDS; round++) {
-    const buffer = shared();
-    await disk.read(buffer, 0, PIECE, 0);
-    assert.deepEqual(buffer, shared(round));
-    await setActive(daemon, false);
-    await assertRefused(disk);
-    await setActive(daemon, true);
-    await disk.write(shared(round + 1), 0, PIECE, 0);
-    await disk.flush();
+test('an export that is being added is there whole for a client, or not at all', RING, async (t) => {
+  const { path, show, hide } = await stage(t);
+  for (let round = 0; round < (LONG ? 500 : 50); round++) {
+    await hide('a', 'hard');
+    const shown = show('a');
+    for (let turn = 0; turn < round % 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+    assert.match(await visit(path, 'a', 1), /served|refused/);
+    await shown;
   }
 });
 
-test('exports that do not allow it, or cannot, are refused', needs('qemu-img'), async (t) => {
-  const directory = scratch(t);
-  const path = join(directory, 'a.qcow2');
-  await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
-  await using daemon = await Daemon.start();
-  await setUp(daemon, path, join(directory, 'nbd'), true);
-  const plain = { ...EXPORT, id: 'plain', name: 'plain', 'allow-inactive': false };
-  await daemon.run('block-export-add', plain);
-  await assert.rejects(setActive(daemon, false), /Could not inactivate node 'a': export 'plain' uses it/);
-  await daemon.run('block-export-del', { id: 'plain' });
-  await setActive(daemon, false);
-  await assert.rejects(daemon.run('block-export-add', plain), /for export 'plain': it is inactive/);
-  const addr = { type: 'unix', path: join(directory, 'vhost') } as const;
-  const vhost = { type: 'vhost-user-blk', id: 'v', 'node-name': 'a', 'allow-inactive': true, addr } as const;
-  await assert.rejects(daemon.run('block-export-add', vhost), /type 'vhost-user-blk' do not support 'allow-inactive'/);
-  const bitmaps = { ...EXPORT, id: 'b', name: 'b', bitmaps: ['b'] };
-  await assert.rejects(daemon.run('block-export-add', bitmaps), /'bitmaps' and 'allow-inactive' exclude each other/);
-  await assert.rejects(daemon.run('blockdev-del', { 'node-name': 'a' }), /in use/);
-  await daemon.run('block-export-del', { id: 'e' });
-  await daemon.run('blockdev-del', { 'node-name': 'a' });
+test('an iothread with clients is not removed, and a server stops while clients are greeted', RING, async (t) => {
+  const { daemon, path } = await stage(t);
+  const clients = [await RawClient.connect(path), await RawClient.connect(path), await RawClient.connect(path)];
+  await clients[0]!.go('a');
+  await clients[1]!.go('b');
+  await assert.rejects(daemon.run('object-del', { id: 'io0' }), /in use/);
+  const exports = await daemon.run('query-block-exports', {});
+  assert.deepEqual(
+    exports.map(({ id, 'shutting-down': down }) => [id, down]),
+    [
+      ['a', false],
+      ['b', false],
+    ],
+  );
+  const late = clients[2]!.go('a').catch(() => undefined);
+  await daemon.run('nbd-server-stop', {});
+  for (const client of clients) await client.closed;
+  await late;
+  assert.deepEqual(await daemon.run('query-block-exports', {}), []);
+  for (const node of ['a', 'b']) await daemon.run('blockdev-del', { 'node-name': node });
+  for (const id of ['io0', 'io1']) await daemon.run('object-del', { id });
 });
 
-test(
-  'an image that cannot be read when its node is to become active leaves it inactive',
-  needs('qemu-img'),
-  async (t) => {
-    const directory = scratch(t);
-    const path = join(directory, 'a.qcow2');
-    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, `${SIZE}`);
-    await using daemon = await Daemon.start();
-    const nbd = join(directory, 'nbd');
-    await setUp(daemon, path, nbd, true);
-    await using disk = await open(`nbd+unix:///a?socket=${nbd}`, { format: 'raw' });
-    await disk.write(shared(7), 0, PIECE, 0);
-    await setActive(daemon, false);
-    const image = readFileSync(path);
-    writeFileSync(path, Buffer.from(image).fill(0, 0, 4), { flag: 'r+' });
-    await assert.rejects(setActive(daemon, true), /Could not open|magic|qcow2/);
-    await assertRefused(disk);
-    writeFileSync(path, image, { flag: 'r+' });
-    await setActive(daemon, true);
-    const buffer = shared();
-    await disk.read(buffer, 0, PIECE, 0);
-    assert.deepEqual(buffer, shared(7));
-    await disk.write(shared(8), 0, PIECE, PIECE);
-    await disk.flush();
-  },
-);
+const descriptors = (): number => readdirSync('/proc/self/fd').length;
+
+test('1,000 clients that come and go leave no descriptor and no memory behind', RING, async (t) => {
+  const { path } = await stage(t);
+  const come = async (count: number): Promise<void> => {
+    for (let i = 0; i < count; i++) assert.equal(await visit(path, i % 2 === 0 ? 'a' : 'b', (i % 2) + 1), 'served');
+  };
+  // What is kept for the next client is there after some.
+  await come(500);
+  const [files, memory] = [descriptors(), process.memoryUsage().rss];
+  await come(500);
+  assert.ok(descriptors() <= files + 2, `${descriptors() - files} more descriptors`);
+  const grown = (process.memoryUsage().rss - memory) / MIB;
+  assert.ok(grown < 32, `${grown.toFixed(1)} MiB more`);
+});
+
+test('a thread that dies takes its clients with it, and those of other threads do not notice', RING, async (t) => {
+  const path = join(scratch(t), 'nbd');
+  const home = await IOThread.start();
+  const doomed = await IOThread.start({ drivers: [new URL('../ram-driver.js', import.meta.url)] });
+  t.after(() => home.stop());
+  const service = await NbdService.start([home], [], START(path), undefined, true);
+  const safe = await open('null-co://', { iothread: home });
+  const disk = await open(customNode({ driver: 'ram', size: MIB, trouble: 'crash' }), { iothread: doomed });
+  await service.addExport({ disk, exportName: 'doomed' });
+  await service.addExport({ disk: safe, exportName: 'safe' });
+  const clients = [await RawClient.connect(path), await RawClient.connect(path)];
+  await clients[0]!.go('doomed');
+  await clients[1]!.go('safe');
+  const crashed = new Promise((resolve) => doomed.once('crash', resolve));
+  clients[0]!.request(Command.READ, 0, 512);
+  await crashed;
+  await clients[0]!.closed;
+  clients[1]!.request(Command.READ, 0, 512);
+  assert.equal((await clients[1]!.simpleReply())?.error, 0);
+  assert.equal(await visit(path, 'doomed', 1), 'cut');
+  await service.removeExport('doomed');
+  assert.equal(await visit(path, 'doomed', 1), 'refused');
+  await service.stop();
+  await clients[1]!.closed;
+  await safe.close();
+  await assert.rejects(disk.close(), { code: 'EIO' });
+});
+
+const START = (path: string): Parameters<typeof NbdService.start>[2] => ({
+  listen: [{ kind: 'unix', path }],
+  ...{ mode: undefined, maxConnections: undefined, handshakeSeconds: undefined, byteBudget: undefined, tls: undefined },
+});
