@@ -71,7 +71,10 @@ function watchFiles(pid) {
     } catch {
       // No such system, or the runner has just ended.
     }
-    for (const child of children.split(' ').filter(Boolean)) {
+    const there = new Set(children.split(' ').filter(Boolean));
+    // The number of one that has ended may be another one's later.
+    for (const child of seen.keys()) if (!there.has(child)) seen.delete(child);
+    for (const child of there) {
       if (!seen.has(child)) seen.set(child, Date.now());
       if (Date.now() - seen.get(child) < FILE_TIMEOUT_MS + 5000) continue;
       say(`Ending test file, process ${child}: longer than ${FILE_TIMEOUT_MS / 1000} seconds`);
@@ -221,7 +224,7 @@ function summary() {
     total.fail += fail;
     total.skip += skip;
   }
-  for (const { name, slowest = [] } of tiers) console.log(`longest, ${name}: ${slowest.join(', ')}`);
+  for (const { name, slowest } of tiers) if (slowest) console.log(`longest, ${name}: ${slowest.join(', ')}`);
   console.log(`${total.pass} passed, ${total.fail} failed, ${total.skip} skipped`);
   return total.fail === 0 && total.pass > 0 ? 0 : 1;
 }

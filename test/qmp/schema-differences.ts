@@ -17,6 +17,7 @@ export const DIFFERENCES: readonly Reason[] = [
       'chardev-add.backend(socket).data': '+reconnect-ms',
       'nbd-server-start': '+handshake-max-seconds',
       'block-export-add': '+allow-inactive',
+      'blockdev-add': '+active',
     },
   },
   {
