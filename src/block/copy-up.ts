@@ -5,9 +5,10 @@
  * A copy is serialised in whole clusters of the layer. So nothing newer is written over, and whoever writes meanwhile
  * comes after it. Read and write errors are the caller's; what is done of the range stays so.
  */
+import { BlockError, Errno } from '../base/errors.ts';
 import { alignUp, type Bytes, KiB, type Offset } from '../base/units.ts';
 import { BounceUse, bouncePool } from './bounce.ts';
-import type { BlockChild } from './child.ts';
+import { BlockChild } from './child.ts';
 import { Mapping, type MaybePromise } from './driver.ts';
 import { zeroAligned } from './emulate.ts';
 import { readNode, writeAligned } from './io.ts';
@@ -36,6 +37,22 @@ export function explicitNode(root: BlockNode): BlockNode {
   let node = root;
   while (node.implicit && node.filtered) node = node.filtered.node;
   return node;
+}
+
+/** The inverse of {@link explicitNode}: what a new user of `node` is put on, so that jobs see what it writes. */
+export function guestNode(node: BlockNode): BlockNode {
+  const over = node.parents.find(
+    (user) => user instanceof BlockChild && user.parent.implicit && user.role === 'filtered',
+  );
+  return over instanceof BlockChild ? guestNode(over.parent) : node;
+}
+
+/** EBUSY where `node` is the backing file of another one, which would read differently if it changed. */
+export function assertNoOverlay(node: BlockNode): void {
+  const over = node.parents.find((user) => user instanceof BlockChild && user.role === 'cow');
+  if (over === undefined) return;
+  const why = `it is in use by ${over.describe}`;
+  throw new BlockError(Errno.EBUSY, `Could not use node '${node.name}': ${why}`, { where: { node: node.name } });
 }
 
 /** The number of a layer in what `root` shows, as in BlockStatus: 1 is the active one. 0 where it is none of them. A

@@ -215,6 +215,9 @@ export class NodeBitmaps {
     using _held = await this.#mutex.lock();
     const into = this.#changeable(target, 'merge into');
     const from = sources.map((source) => (typeof source === 'string' ? this.#usable(source, 'merge') : source));
+    // What is written meanwhile is not in it.
+    const frozen = from.find(({ successor }) => successor !== undefined);
+    if (frozen) throw new BlockError(Errno.EBUSY, `Could not merge bitmap '${frozen.name}': it is in use`);
     const other = from.find(({ size }) => size !== into.size);
     if (other) {
       const sizes = `it is of ${into.size} bytes, and bitmap '${other.name}' of ${other.size}`;

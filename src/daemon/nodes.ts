@@ -176,7 +176,8 @@ export class Nodes {
   /** One that has died has none. */
   async #nameAgain(thread: IOThread): Promise<void> {
     const { names } = await thread.call('node-names', undefined).catch(() => ({ names: [] }));
-    this.#names.set(thread, new Set(names));
+    // May interleave: by now it may be none of the daemon's.
+    if (this.#names.has(thread)) this.#names.set(thread, new Set(names));
   }
 
   async #open(thread: IOThread, options: BlockdevOptions): Promise<string> {
@@ -212,7 +213,11 @@ export class Nodes {
   async disk(node: string, settings: DiskSettings): Promise<Disk> {
     const thread = this.lookup(node);
     const reply = await thread.call('node-disk', { node, ...settings });
-    const release = async (): Promise<void> => void this.#disks.delete(reply.disk);
+    const release = async (): Promise<void> => {
+      this.#disks.delete(reply.disk);
+      // Its nodes may have gone with it: it can have been their last user.
+      await this.#nameAgain(disk.iothread);
+    };
     const disk = new Disk({ thread, release }, reply, settings.name);
     this.#disks.set(disk.id, disk);
     return disk;

@@ -114,6 +114,8 @@ export class BackupJob extends BlockJob {
     }
     this.beFairTo(this.#source);
     await replaceNode(this.#source, this.#filter, (parent) => parent !== this.#from);
+    // With a user, it lets nobody write past it.
+    await this.use(this.#filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
     this.#length = this.#source.length;
     this.#whole = this.#kept.remaining;
     this.#follow();

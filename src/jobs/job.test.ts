@@ -325,6 +325,25 @@ test('one that rests for its speed is paused at once', () =>
     assert.deepEqual(seen.slice(0, 4), ['created', 'running', 'paused', 'running']);
   }));
 
+test('who pauses and resumes a job, or drains its nodes, again and again does not make it faster than its speed', () =>
+  inSim(async (context) => {
+    const job = new TestJob(context, new Array(20).fill(1000) as Bytes[], { id: 'j', speed: 10_000 });
+    const begun = context.now();
+    job.start();
+    while (job.status === 'running' || job.status === 'paused') {
+      job.pause();
+      job.stop();
+      await context.yield();
+      job.resume();
+      job.go();
+      const soon = new Gate();
+      context.timer(() => soon.open(), 'soon').armIn(10_000_000);
+      await soon.promise;
+    }
+    const seconds = (job.times.at(-1)! - begun) / 1e9;
+    assert.ok(seconds > 1.7 && seconds < 2.3, `20,000 bytes took ${seconds} s`);
+  }));
+
 test('a job does not go faster than its speed, and at once as fast as it is told', () =>
   inSim(async (context) => {
     const job = new TestJob(context, new Array(20).fill(1000) as Bytes[], { id: 'j', speed: 10_000 });

@@ -56,6 +56,8 @@ export abstract class Job {
   #ran = false;
   /** What it waits for: the end of a pause, or of a rest between slices. */
   #resting: Gate | undefined;
+  /** When its speed lets it go on. A pause in between does not shorten it. */
+  #restsUntil: Nanoseconds = 0;
 
   constructor(context: AioContext, options: JobOptions) {
     this.context = context;
@@ -121,7 +123,7 @@ export abstract class Job {
     this.#assertAllows('cancel');
     if (!force && this.#isReady && this.endsGently()) {
       this.#gentle = true;
-      this.#wake();
+      this.#hurry();
       return;
     }
     if (this.#cancelled) return;
@@ -153,7 +155,7 @@ export abstract class Job {
     this.#assertAllows('set-speed');
     this.#speed = this.#checkedSpeed(speed);
     this.#limit.speed = speed;
-    this.#wake();
+    this.#hurry();
   }
 
   /** One that is ready goes on to its end. */
@@ -161,7 +163,7 @@ export abstract class Job {
     this.#assertAllows('complete');
     if (this.#cancelled || this.#gentle || !this.canComplete()) throw this.#refusal('it cannot be completed');
     this.#completing = true;
-    this.#wake();
+    this.#hurry();
   }
 
   /** Its last step, and that of all jobs of its transaction. */
@@ -239,14 +241,21 @@ export abstract class Job {
   }
 
   async #pause(waitNs: Nanoseconds): Promise<void> {
-    if (waitNs > 0) await this.#rest(waitNs);
-    while ((this.#userPaused || this.#holds > 0) && !this.#cancelled) {
-      const ready = this.#isReady;
-      this.#become(ready ? 'standby' : 'paused');
-      await this.#rest();
-      this.#become(ready ? 'ready' : 'running');
+    this.#restsUntil = this.context.now() + waitNs;
+    while (!this.#cancelled) {
+      const left = this.#restsUntil - this.context.now();
+      if (this.#userPaused || (this.#holds > 0 && left <= 0)) await this.#standStill();
+      else if (left > 0) await this.#rest(left);
+      else break;
     }
     this.#assertGoesOn();
+  }
+
+  async #standStill(): Promise<void> {
+    const ready = this.#isReady;
+    this.#become(ready ? 'standby' : 'paused');
+    await this.#rest();
+    this.#become(ready ? 'ready' : 'running');
   }
 
   /** Waits until somebody wants something else of it: a verb, the end of a drained section; at most `ns`. */
@@ -268,6 +277,12 @@ export abstract class Job {
 
   #wake(): void {
     this.#resting?.open();
+  }
+
+  /** {@link #wake}, whatever its speed. */
+  #hurry(): void {
+    this.#restsUntil = 0;
+    this.#wake();
   }
 
   async #rest(ns?: Nanoseconds): Promise<void> {

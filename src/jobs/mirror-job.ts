@@ -10,7 +10,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
-import { layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
 import { type Drained, drain } from '../block/drain.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
@@ -106,6 +106,7 @@ export class MirrorJob extends BlockJob {
     if (source.length !== target.length) {
       throw refusal(`the source has ${source.length} bytes, the target ${target.length}`);
     }
+    assertNoOverlay(target);
     return MirrorJob.opened(
       new MirrorJob(source, target, options),
       [source, target].flatMap((node) => [node, layerOf(node)]),
@@ -136,9 +137,9 @@ export class MirrorJob extends BlockJob {
   }
 
   protected async open(): Promise<void> {
-    const shared = PERM_ALL;
-    this.from = await this.use(this.#source, { readOnly: true, perm: Perm.CONSISTENT_READ, shared });
-    this.to = await this.use(this.#target, { readOnly: false, shared, ...this.targetPermissions() });
+    const reads = { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL };
+    this.from = await this.use(this.#source, reads);
+    this.to = await this.use(this.#target, { readOnly: false, shared: PERM_ALL, ...this.targetPermissions() });
     this.beFairTo(this.#source);
     this.total = this.from.length;
     const granularity = checkedGranularity(this.#options.granularity ?? this.defaultGranularity());

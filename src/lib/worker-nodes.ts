@@ -6,6 +6,8 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { changeNodes } from '../block/change.ts';
 import { BlockChild } from '../block/child.ts';
+import { assertUnclaimed, claimOf } from '../block/claims.ts';
+import { assertNoOverlay, guestNode } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import { assertActive, setActive } from '../block/inactive.ts';
@@ -89,12 +91,14 @@ export class WorkerNodes {
   }
 
   async #delete(name: string): Promise<NodeNames> {
-    const { parents } = nodeByName(name);
+    const node = nodeByName(name);
+    const { parents } = node;
     if (!parents.every((parent) => parent instanceof BlockChild)) {
       throw new BlockError(Errno.EBUSY, `Node ${name} is in use`);
     }
     if (!this.#owned.has(name)) throw new BlockError(Errno.EPERM, `Node ${name} is not owned by the monitor`);
     if (parents.length > 0) throw new BlockError(Errno.EBUSY, `Block device ${name} is in use`);
+    assertUnclaimed(node);
     await releaseNode(this.#owned.take(name)!);
     return this.#names();
   }
@@ -123,6 +127,8 @@ export class WorkerNodes {
 
   async #resize({ node: name, size }: NodeResizeMessage): Promise<void> {
     using _turn = await this.#control.lock();
+    assertUnclaimed(nodeByName(name));
+    assertNoOverlay(nodeByName(name));
     const { context } = this.#thread;
     const perm = Perm.RESIZE | Perm.CONSISTENT_READ;
     const blk = await BlockBackend.open(context, name, { name: '', perm, shared: PERM_ALL, readOnly: false });
@@ -140,8 +146,11 @@ export class WorkerNodes {
     const shared = Perm.CONSISTENT_READ | Perm.WRITE | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
     const { writethrough, owner, allowInactive } = how;
+    const root = nodeByName(node);
+    // A job relies on what the layers hold that it works on; whoever writes to the uppermost is seen.
+    if (writable && claimOf(root) !== undefined) assertNoOverlay(root);
     const options = { name, perm, shared, readOnly: !writable, writethrough, owner, allowInactive };
-    const blk = await BlockBackend.open(context, node, options);
+    const blk = await BlockBackend.open(context, guestNode(root).name, options);
     if (fixed) blk.users.add({ cannotMove: () => `an export of '${name}' wants to stay in its thread` });
     return this.#disks.adopt(blk);
   }
