@@ -33,6 +33,10 @@ export interface BlockBackendOptions {
   readonly readOnly?: boolean;
   /** See NodeParent. */
   readonly allies?: ReadonlySet<NodeParent>;
+  /** It may stay on a node that is inactive; all requests end with EPERM then. Default false. */
+  readonly allowInactive?: boolean | undefined;
+  /** Who has it, for messages ("export 'x'"). */
+  readonly owner?: string | undefined;
   /** Every write is on stable storage when it completes. Default false (write-back). */
   readonly writethrough?: boolean;
   /** Writes beyond the end make the root grow instead of failing. */
@@ -71,6 +75,7 @@ const VERBS = ['read', 'write', 'flush', 'discard', 'zero', 'prefetch'] as const
 
 export class BlockBackend implements NodeParent {
   readonly name: string;
+  readonly owner: string | undefined;
   readonly context: AioContext;
   perm: number;
   shared: number;
@@ -79,12 +84,15 @@ export class BlockBackend implements NodeParent {
   readonly users = new Set<BackendUser>();
   writethrough: boolean;
   readonly allowWriteBeyondEnd: boolean;
+  readonly allowInactive: boolean;
   /** Requests are not held back while drained: for who makes requests inside its own drained section. */
   disableQueuing = false;
   inFlight = 0;
   quiesce = 0;
   stats: IoCounters;
   #root: BlockNode | null = null;
+  /** The root while requests may reach it: not while it is inactive, which changes in drained sections only. */
+  #ready: BlockNode | null = null;
   #leaving: Promise<void> | null = null;
   #flushLast = false;
   #wanted: { perm: number; shared: number };
@@ -94,10 +102,12 @@ export class BlockBackend implements NodeParent {
   constructor(context: AioContext, options: BlockBackendOptions = {}) {
     this.context = context;
     this.name = options.name ?? '';
+    this.owner = options.owner;
     this.#readOnly = options.readOnly ?? false;
     this.allies = options.allies;
     this.writethrough = options.writethrough ?? false;
     this.allowWriteBeyondEnd = options.allowWriteBeyondEnd ?? false;
+    this.allowInactive = options.allowInactive ?? false;
     const writes = this.#readOnly ? 0 : Perm.WRITE | Perm.RESIZE;
     this.#wanted = {
       perm: options.perm ?? Perm.CONSISTENT_READ | writes,
@@ -127,6 +137,7 @@ export class BlockBackend implements NodeParent {
   }
 
   get describe(): string {
+    if (this.owner !== undefined) return this.owner;
     return this.name === '' ? 'an unnamed block backend' : `block backend '${this.name}'`;
   }
 
@@ -140,7 +151,16 @@ export class BlockBackend implements NodeParent {
   }
 
   set node(node: BlockNode) {
-    this.#root = node;
+    this.#setRoot(node);
+  }
+
+  #setRoot(root: BlockNode | null): void {
+    this.#root = root;
+    this.#ready = root?.inactive ? null : root;
+  }
+
+  get onceActive(): { readonly perm: number; readonly shared: number } | undefined {
+    return this.allowInactive ? this.#wanted : undefined;
   }
 
   get #medium(): BlockNode {
@@ -177,7 +197,7 @@ export class BlockBackend implements NodeParent {
       throw new BlockError(Errno.EINVAL, `Could not use node '${node.name}': it lives in context '${node.aio.name}'`);
     }
     await attach(this, node, this.#wanted);
-    this.#root = node;
+    this.#setRoot(node);
   }
 
   /** Takes the node out once its requests have ended. */
@@ -219,9 +239,9 @@ export class BlockBackend implements NodeParent {
       using _drained = await drain(root);
       try {
         // Not through the queue: the drained section may be the caller's own.
-        if (this.#flushLast && !this.readOnly) await flushNode(root);
+        if (this.#flushLast && !this.readOnly && !root.inactive) await flushNode(root);
       } finally {
-        this.#root = null;
+        this.#setRoot(null);
         await detach(this, root);
       }
     } finally {
@@ -271,7 +291,7 @@ export class BlockBackend implements NodeParent {
   /** The root is looked at here, after any waiting (B4). */
   #start(request: BlockRequest): void {
     this.inFlight++;
-    const root = this.#root;
+    const root = this.#ready;
     const error = this.#refusal(request, root);
     if (error !== 0) {
       request.phase = Phase.ENDING;
@@ -285,7 +305,7 @@ export class BlockBackend implements NodeParent {
 
   /** 0, or what stands against the request (B5). */
   #refusal(request: BlockRequest, root: BlockNode | null): number {
-    if (root === null) return -Errno.ENOMEDIUM;
+    if (root === null) return this.#root === null ? -Errno.ENOMEDIUM : -Errno.EPERM;
     const { kind, at, length } = request;
     if (kind === RequestKind.FLUSH) return 0;
     if (kind !== RequestKind.READ && kind !== RequestKind.CACHE) {
@@ -316,6 +336,7 @@ export class BlockBackend implements NodeParent {
 
   drainEnd(): void {
     if (--this.quiesce > 0) return;
+    this.#setRoot(this.#root);
     while (this.#queue.length > 0 && this.quiesce === 0) this.#start(this.#queue.shift()!);
     for (const user of this.users) {
       // One of them may have begun the next drained section.
@@ -404,9 +425,10 @@ export class BlockBackend implements NodeParent {
   blockStatus(at: Offset, length: Bytes, out: BlockStatus): MaybePromise<void> {
     const root = this.#medium;
     if (!isOffset(at) || !isOffset(length) || length === 0 || at + length > root.length) {
-      throw ioError(Errno.EINVAL, `Could not get the status of ${length} bytes at ${at}`, { node: root.name });
+      throw statusError(Errno.EINVAL, root, at, length);
     }
     if (this.quiesce !== 0 && !this.disableQueuing) return this.#statusLater(at, length, out);
+    if (this.#ready === null) throw statusError(Errno.EPERM, root, at, length);
     this.inFlight++;
     let pending: MaybePromise<void>;
     try {
@@ -449,4 +471,8 @@ export class BlockBackend implements NodeParent {
       out.length += next.length;
     }
   }
+}
+
+function statusError(errno: number, { name }: BlockNode, at: Offset, length: Bytes): BlockError {
+  return ioError(errno, `Could not get the status of ${length} bytes at ${at}`, { node: name });
 }

@@ -15,7 +15,7 @@ import { flushNode } from './flush.ts';
 import { assertCanRest } from './inactive.ts';
 import { BlockNode, type NodeParent } from './node.ts';
 import { ownOptions } from './options.ts';
-import { childPermissions, graphSection, PermChange } from './permissions.ts';
+import { AT_REST, childPermissions, graphSection, PermChange } from './permissions.ts';
 import { driverByName, freeName, nodeByName, reserveName, setNode, tellDamage } from './registry.ts';
 import { throttleGroup } from './throttle-group.ts';
 
@@ -137,7 +137,7 @@ async function openChild(
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;
   const child = new BlockChild(parent, name, role, node);
   try {
-    await attach(child, node, childPermissions(child, { perm: 0, shared: PERM_ALL }, false));
+    await attach(child, node, childPermissions(child, AT_REST, false));
     parent.children.push(child);
   } finally {
     await releaseNode(node);
@@ -201,7 +201,8 @@ export async function attach(
   wish: { readonly perm: number; readonly shared: number },
 ): Promise<void> {
   using _section = await graphSection();
-  await new PermChange().add(parent, node).set(parent, node, wish.perm, wish.shared).apply();
+  const { perm, shared } = node.inactive && parent.onceActive ? AT_REST : wish;
+  await new PermChange().add(parent, node).set(parent, node, perm, shared).apply();
   node.parents.push(parent);
   node.refs++;
   if (node.quiesce > 0) parent.drainBegin();

@@ -50,7 +50,7 @@ export function findLendable(root: BlockNode, at: Offset, want: Bytes, out: Lend
   let from = at;
   while (length > 0) {
     out.never = node.alignment !== 1;
-    if (out.never || node.serialising !== 0) return undefined;
+    if (out.never || node.serialising !== 0 || node.inactive) return undefined;
     out.nodes.push(node);
     if (node.readOnly || node.detectZeroes !== 'off' || node.dirtyHooks.length > 0 || node.watched)
       out.mayWrite = false;

@@ -22,6 +22,8 @@ export interface NodeParent {
   shared: number;
   /** Other users whose needs do not stand against its own: it changes nothing that they see. */
   readonly allies?: ReadonlySet<NodeParent> | undefined;
+  /** Of one that stays while the node is inactive, and needs nothing then: what it needs once that is active. */
+  readonly onceActive?: { readonly perm: number; readonly shared: number } | undefined;
   drainBegin(): void;
   drainEnd(): void;
   /** True while it, or anything above it, has requests in flight. */

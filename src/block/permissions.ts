@@ -46,6 +46,9 @@ interface Wish {
   shared: number;
 }
 
+/** Of who uses nothing. */
+export const AT_REST = { perm: 0, shared: PERM_ALL } as const;
+
 /** A change that is being worked out. Not given to anybody until {@link apply} has resolved. */
 export class PermChange {
   readonly #wishes = new Map<NodeParent, Wish>();
@@ -197,14 +200,14 @@ function usesDisk(user: NodeParent): boolean {
 /** What a node needs of a child when its own users need `total`. `used`: somebody uses its disk. */
 export function childPermissions(child: BlockChild, total: Wish, used: boolean): Wish {
   const { parent, role } = child;
-  if (parent.inactive) return { perm: 0, shared: PERM_ALL };
+  if (parent.inactive) return AT_REST;
   if (role === 'filtered') {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
     const claims = parent.driver.claims?.(parent.common, used);
     const perm = total.perm | copies | (claims?.perm ?? 0);
     return { perm, shared: total.shared & ~(claims?.unshared ?? 0) };
   }
-  if (role === 'snapshot') return { perm: 0, shared: PERM_ALL };
+  if (role === 'snapshot') return AT_REST;
   if (role === 'target') return { perm: Perm.CONSISTENT_READ | Perm.WRITE, shared: PERM_ALL };
   if (role === 'cow') {
     const writable = (total.shared & Perm.WRITE) !== 0 ? Perm.WRITE | Perm.RESIZE : 0;

@@ -51,14 +51,16 @@ export class Exports {
 
   async add(options: ExportOptions): Promise<void> {
     const { id, type, 'node-name': node, writable = false, writethrough = false } = options;
-    const fixed = options['fixed-iothread'] ?? false;
+    const { 'fixed-iothread': fixed = false, 'allow-inactive': allowInactive = false } = options;
     if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) throw new QmpError('Invalid block export id');
     if (this.#byId.has(id)) throw new QmpError(`Block export id '${id}' is already in use`);
     if (this.#byId.size >= EXPORTS_MAX) throw new QmpError(`There are ${EXPORTS_MAX} block exports already`);
     this.#nodes.lookup(node);
+    if (allowInactive) checkInactive(options);
     if (options.type === 'nbd') this.#checkNbd(options);
     await this.#place(options);
-    const disk = await this.#nodes.disk(node, { name: node, writable, writethrough, fixed });
+    const how = { name: node, owner: `export '${id}'`, writable, writethrough, fixed, allowInactive };
+    const disk = await this.#nodes.disk(node, how);
     try {
       const take = options.type === 'nbd' ? await this.#addNbd(options, disk) : await vhostUser(options, disk);
       this.#byId.set(id, { type, node, disk, take, shuttingDown: false });
@@ -150,6 +152,14 @@ export class Exports {
     });
     return (mode) => this.#nbd.remove(name, mode);
   }
+}
+
+/** Bitmaps are the image's: while another process has it, there is nothing to show of them. */
+function checkInactive(options: ExportOptions): void {
+  if (options.type !== 'nbd') {
+    throw new QmpError(`Exports of type '${options.type}' do not support 'allow-inactive'`);
+  }
+  if ((options.bitmaps ?? []).length > 0) throw new QmpError("'bitmaps' and 'allow-inactive' exclude each other");
 }
 
 async function vhostUser(options: VhostUserOptions, disk: Disk): Promise<Entry['take']> {

@@ -21,6 +21,9 @@ export interface DiskSettings {
   readonly writethrough: boolean;
   /** It does not go to another thread. Default false. */
   readonly fixed?: boolean;
+  /** See BlockBackendOptions. */
+  readonly owner?: string;
+  readonly allowInactive?: boolean;
 }
 
 /** Somebody who shows disks that move. */

@@ -28,6 +28,8 @@ export interface MovedDisk {
   readonly root: string;
   readonly readOnly: boolean;
   readonly writethrough: boolean;
+  readonly owner: string | undefined;
+  readonly allowInactive: boolean;
   readonly perm: number;
   readonly shared: number;
   /** Shared words that it keeps: see channel/layout.ts and block/io-counters.ts. */

@@ -41,6 +41,9 @@ export interface NodeDiskMessage extends NodeMessage {
   readonly writethrough: boolean;
   /** It does not go to another thread. Default false. */
   readonly fixed?: boolean;
+  /** See BlockBackendOptions. */
+  readonly owner?: string;
+  readonly allowInactive?: boolean;
 }
 
 export interface EdgeInfo {

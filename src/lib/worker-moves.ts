@@ -276,9 +276,9 @@ export class WorkerMoves {
   }
 
   async #openDisk(moved: MovedDisk, node: BlockNode): Promise<BlockBackend> {
-    const { name, readOnly, writethrough, perm, shared, counters } = moved;
+    const { name, readOnly, writethrough, owner, allowInactive, perm, shared, counters } = moved;
     const stats = new IoCounters(counters);
-    const options = { name, readOnly, writethrough, perm, shared, stats };
+    const options = { name, readOnly, writethrough, owner, allowInactive, perm, shared, stats };
     return BlockBackend.open(this.#thread.context, node.name, options);
   }
 
@@ -352,9 +352,10 @@ export class WorkerMoves {
 }
 
 function movedDisk(disk: number, blk: BlockBackend, host: ChannelHost): MovedDisk {
-  const { name, readOnly, writethrough, perm, shared } = blk;
+  const { name, readOnly, writethrough, owner, allowInactive, perm, shared } = blk;
   const { disk: words, counters } = host.identity;
-  return { disk, name, root: blk.root!.name, readOnly, writethrough, perm, shared, words, counters };
+  const root = blk.root!.name;
+  return { disk, name, root, readOnly, writethrough, owner, allowInactive, perm, shared, words, counters };
 }
 
 /** Closes a disk that goes on elsewhere: there is nothing on this side that its failure could tell of. */

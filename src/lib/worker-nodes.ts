@@ -134,12 +134,13 @@ export class WorkerNodes {
     }
   }
 
-  async #disk({ node, name, writable, writethrough, fixed }: NodeDiskMessage): Promise<OpenReply> {
+  async #disk({ node, name, writable, fixed, ...how }: NodeDiskMessage): Promise<OpenReply> {
     this.#disks.assertRoom(name);
     const perm = Perm.CONSISTENT_READ | (writable ? Perm.WRITE : 0);
     const shared = Perm.CONSISTENT_READ | Perm.WRITE | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
-    const options = { name, perm, shared, readOnly: !writable, writethrough };
+    const { writethrough, owner, allowInactive } = how;
+    const options = { name, perm, shared, readOnly: !writable, writethrough, owner, allowInactive };
     const blk = await BlockBackend.open(context, node, options);
     if (fixed) blk.users.add({ cannotMove: () => `an export of '${name}' wants to stay in its thread` });
     return this.#disks.adopt(blk);

@@ -178,8 +178,14 @@ export class Qcow2Node implements DriverNode {
       await reopen(image, anew);
       await image.bitmaps?.writable();
     } catch (error) {
-      // What the other one has made of it is not known.
-      image.suspect('it could not be read again after somebody else had it', 0);
+      if (anew) {
+        // It is the other one's still.
+        this.#cleaning.cancel();
+        this.#inactive = true;
+      } else {
+        // What the other one has made of it is not known.
+        image.suspect('it could not be read again after somebody else had it', 0);
+      }
       throw error;
     }
   }
