@@ -29,12 +29,11 @@ export interface NodeChange {
  */
 export async function changeNodes(changes: readonly NodeChange[]): Promise<void> {
   for (const change of changes) assertChangeable(change);
-  const named = new Set(changes.map(({ node }) => node));
   const undo: Undo = [];
   // From the first change to the last: no request comes upon one that is taken back.
-  using _drained = await drain(...named, ...[...named].flatMap((node) => heirs(node, named)));
+  using _drained = await drain(...changes.flatMap(({ node }) => [node, ...heirs(node)]));
   try {
-    for (const { node, options } of changes) await change(node, options, named, undo);
+    for (const { node, options } of changes) await change(node, options, undo);
   } catch (error) {
     for (const step of undo.reverse()) await step();
     throw error;
@@ -61,7 +60,7 @@ function assertChangeable({ node, options }: NodeChange): void {
   }
 }
 
-async function change(node: BlockNode, options: NodeOptions, named: ReadonlySet<BlockNode>, undo: Undo): Promise<void> {
+async function change(node: BlockNode, options: NodeOptions, undo: Undo): Promise<void> {
   for (const name of ['file', 'backing']) {
     const wanted = (options as Readonly<Record<string, unknown>>)[name];
     if (typeof wanted === 'string' || wanted === null) await setChild(node, name, wanted, undo);
@@ -80,16 +79,15 @@ async function change(node: BlockNode, options: NodeOptions, named: ReadonlySet<
   undo.push(async () => {
     node.heirOf = heirOf;
   });
-  for (const heir of heirs(node, named)) {
+  for (const heir of heirs(node)) {
     await changeManner(heir, { ...heir.common, cache: { ...heir.common.cache, ...cache } }, undo);
   }
 }
 
-/** Those below that have their `cache` from the node. What is said of one of `named` itself counts. */
-function heirs(node: BlockNode, named: ReadonlySet<BlockNode>): BlockNode[] {
-  const below = node.children.map((child) => child.node);
-  const next = below.filter((one) => one.heirOf === node.name && !named.has(one));
-  return next.flatMap((one) => [one, ...heirs(one, named)]);
+/** Those below that have their `cache` from the node. */
+function heirs(node: BlockNode): BlockNode[] {
+  const next = node.children.map((child) => child.node).filter((below) => below.heirOf === node.name);
+  return next.flatMap((below) => [below, ...heirs(below)]);
 }
 
 async function changeManner(node: BlockNode, manner: Manner, undo: Undo): Promise<void> {

@@ -68,6 +68,11 @@ const CACHES: readonly (readonly Fields[])[] = [
     { driver: 'qcow2', 'node-name': 'q', file: 'nobody' },
   ],
   [{ ...Q, cache: { direct: true } }, F],
+  [F, { ...Q, cache: { direct: true } }],
+  [
+    { ...F, cache: { direct: false } },
+    { ...Q, cache: { direct: true } },
+  ],
   [
     { ...Q, cache: { direct: false } },
     { ...F, cache: { direct: true } },
@@ -145,7 +150,7 @@ async function toggleUnderLoad(t: TestContext, format: string, filename: string,
     while ((await service.stats()).requests < until && !load.over)
       await new Promise((resolve) => setImmediate(resolve));
   };
-  await goOn();
+  // Direct at first, when nothing can be lent: it is to be asked for again.
   for (let i = 0; i < 10; i++) {
     const direct = i % 2 === 0;
     const cached = { driver: format, 'node-name': 'top', file: 'f', cache: { direct } };
