@@ -16,6 +16,7 @@ import {
   type Mapping,
   type MapReason,
   type OpenContext,
+  Perm,
   RequestFlags,
   type Supported,
 } from '../block/driver.ts';
@@ -187,6 +188,8 @@ export function mirrorFilter(side: MirrorSide): Driver {
     role: 'filter',
     children: { file: 'filtered', target: 'target' },
     options: {},
+    // What is written past it would not get to the target.
+    claims: (_options, used) => ({ perm: 0, unshared: used ? Perm.WRITE | Perm.RESIZE : 0 }),
     async open(context): Promise<DriverNode> {
       const file = await context.openChild('file', 'filtered');
       const target = await context.openChild('target', 'target');

@@ -225,6 +225,8 @@ export class MirrorJob extends BlockJob {
     filter.implicit = true;
     using _drained = await drain(this.#source);
     await replaceNode(this.#source, filter, (parent) => parent !== this.from);
+    // With a user, it lets nobody write past it.
+    await this.use(filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
     this.#unwatch();
   }
 

@@ -364,3 +364,20 @@ test('a mirror that is outrun in its first round follows the writes from there o
     await releaseNode(target);
   });
 });
+
+test('nobody writes past a mirror that writes to both sides, while it does', async () => {
+  await inSim(5, async ({ context, blk, job }) => {
+    const source = blk.root!;
+    await blk.setPermissions(blk.perm, 15);
+    const mirror = await job({ copyMode: 'write-blocking' });
+    mirror.start();
+    await until(() => mirror.status === 'ready');
+    const late = { readOnly: false, shared: 15 };
+    await assert.rejects(BlockBackend.open(context, source.name, late), { code: 'EPERM' });
+    mirror.cancel();
+    await mirror.ended;
+    assert.equal(mirror.error, undefined);
+    const writer = await BlockBackend.open(context, source.name, late);
+    await writer.close();
+  });
+});
