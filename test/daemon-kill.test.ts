@@ -270,6 +270,13 @@ interface Outcome {
   readonly completed: boolean;
 }
 
+/** Milliseconds that a kind has taken here at least, where it came to its end: kills are to come before that. */
+const took = new Map<Kind, number>();
+
+function windowOf(kind: Kind): number {
+  return Math.ceil(Math.min(kind.within ?? KILL_MS, took.get(kind) ?? Number.POSITIVE_INFINITY));
+}
+
 /** Has it do what the kind says, with a guest, and kills the daemon at a moment of `random`'s. */
 async function killed(directory: string, kind: Kind, start: Uint8Array, random: Prng): Promise<Outcome> {
   const nbd = join(directory, 'nbd');
@@ -291,11 +298,15 @@ async function killed(directory: string, kind: Kind, start: Uint8Array, random: 
     };
     const using = guest.use().catch(untilTheEnd);
     await kind.first?.(told);
-    const killing = delay(random.below(kind.within ?? KILL_MS)).then(() => {
+    const killing = delay(random.below(windowOf(kind))).then(() => {
       over = true;
       child.kill('SIGKILL');
     });
-    await Promise.all([using, kind.act(told).catch(untilTheEnd), killing]);
+    const began = performance.now();
+    const acting = kind.act(told).then(() => {
+      if (!over) took.set(kind, Math.min(took.get(kind) ?? KILL_MS, performance.now() - began));
+    });
+    await Promise.all([using, acting.catch(untilTheEnd), killing]);
     await disk.close().catch(() => undefined);
     return { guest, completed: told.completed.size > 0 };
   });
