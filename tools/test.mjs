@@ -130,16 +130,20 @@ async function suite(name, files, { node = process.execPath, aio, flags = [] } =
   delete env.NODE_TEST_CONTEXT;
   if (aio === 'default') delete env.BLOCKPLANE_AIO;
   else if (aio) env.BLOCKPLANE_AIO = aio;
-  const times = tap.replace(/tap$/, 'times');
-  const reporters = ['spec', 'stdout', 'tap', tap, './tools/file-times.mjs', times].map((value, index) =>
-    index % 2 === 0 ? `--test-reporter=${value}` : `--test-reporter-destination=${value}`,
-  );
+  const [times, failures] = ['times', 'failures'].map((kind) => tap.replace(/tap$/, kind));
+  const reporters = Object.entries({
+    spec: 'stdout',
+    tap,
+    './tools/file-times.mjs': times,
+    './tools/failures.mjs': failures,
+  }).flatMap(([reporter, to]) => [`--test-reporter=${reporter}`, `--test-reporter-destination=${to}`]);
   const runner = ['--test', '--test-concurrency=2', `--test-timeout=${FILE_TIMEOUT_MS}`, ...reporters, ...flags];
   const code = await runShown(node, [...runner, ...files], env, TIER_TIMEOUT_MS);
   const counts = totals(tap);
   if (code !== 0 && counts.fail === 0) counts.fail = 1;
   record(name, began, counts, counts.note);
   if (existsSync(times)) tiers.at(-1).slowest = readFileSync(times, 'utf8').trim().split('\n').slice(0, 8);
+  if (existsSync(failures)) tiers.at(-1).failures = readFileSync(failures, 'utf8').trim();
 }
 
 function lint() {
@@ -225,6 +229,7 @@ function summary() {
     total.skip += skip;
   }
   for (const { name, slowest } of tiers) if (slowest) console.log(`longest, ${name}: ${slowest.join(', ')}`);
+  for (const { name, failures } of tiers) if (failures) console.log(`\nfailed, ${name}:\n${failures}\n`);
   console.log(`${total.pass} passed, ${total.fail} failed, ${total.skip} skipped`);
   return total.fail === 0 && total.pass > 0 ? 0 : 1;
 }
