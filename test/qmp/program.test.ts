@@ -66,6 +66,16 @@ const WRONG: readonly (readonly string[])[] = [
   ['foo'],
   ['--blockdev'],
   ['--pidfile', '/nowhere/x', '--blockdev', 'null-co,node-name=a'],
+  ['--blockdev=null-co,size=x,node-name=a'],
+  ['--nbd-server', 'addr.type=unix,addr.path=x,addr.tight=x'],
+  ['-T', 'nosuch', '--foo'],
+  ...['nosuch', 'enable=nosuch', '-nosuch', 'no*', '', 'foo=1', 'file=/nowhere/x'].flatMap((value) => [
+    ['-T', value, '--blockdev', 'x'],
+    [`--trace=${value}`, '--blockdev', 'x'],
+  ]),
+  ['--blockdev', 'x', '-T', 'help'],
+  ['-Tnosuch', '-T', 'other', '--blockdev', 'x'],
+  ['-T'],
 ];
 
 test(
