@@ -12,8 +12,8 @@ async function daemonWith(t: TestContext, names: readonly string[]): Promise<{ d
   for (const name of names) {
     const path = join(directory, `${name}.qcow2`);
     await peer('qemu-img', 'create', '-q', '-f', 'qcow2', path, '4M');
-    const file = { driver: 'file', filename: path };
-    await daemon.run('blockdev-add', { driver: 'qcow2', 'node-name': name, file } as never);
+    const file = { driver: 'file', filename: path } as const;
+    await daemon.run('blockdev-add', { driver: 'qcow2', 'node-name': name, file });
   }
   return { daemon, directory };
 }
@@ -22,9 +22,9 @@ test('what waits for a throttle group goes on when its limits are taken away', {
   await using daemon = await Daemon.start();
   const limits = { 'iops-total': 1 };
   await daemon.run('object-add', { 'qom-type': 'throttle-group', id: 'tg', limits } as never);
-  const file = { driver: 'null-co', size: 1 << 20 };
-  await daemon.run('blockdev-add', { driver: 'throttle', 'node-name': 'n', 'throttle-group': 'tg', file } as never);
-  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'to', size: 1 << 20 } as never);
+  const file = { driver: 'null-co', size: 1 << 20 } as const;
+  await daemon.run('blockdev-add', { driver: 'throttle', 'node-name': 'n', 'throttle-group': 'tg', file });
+  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'to', size: 1 << 20 });
   const [values] = await daemon.run('qom-list-get', { paths: ['tg'] });
   const shown = values!.properties.find(({ name }) => name === 'x-iops-total');
   assert.deepEqual({ ...shown }, { name: 'x-iops-total', type: 'int', value: 1 });

@@ -38,7 +38,7 @@ async function stage(t: TestContext): Promise<Stage> {
     const filename = join(directory, `${name}.raw`);
     writeFileSync(filename, pattern(MIB, i + 1));
     await daemon.run('object-add', { 'qom-type': 'iothread', id: `io${i}` });
-    await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file: { driver: 'file', filename } } as never);
+    await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file: { driver: 'file', filename } });
     await daemon.run('x-blockdev-set-iothread', { 'node-name': name, iothread: `io${i}` });
     await show(name);
     assert.equal(daemon.nodes.find(name)!.name, `io${i}`);

@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { Daemon, QmpClient, QmpError } from '../../src/daemon/index.ts';
+import { Daemon, type NamedNode, QmpClient, QmpError } from '../../src/daemon/index.ts';
 import { MAIN, needs, peer, scratch } from '../harness.ts';
 
 test('a program adds nodes, exports them and watches jobs by typed calls', needs('qemu-img', 'qemu-io'), async (t) => {
@@ -12,7 +12,7 @@ test('a program adds nodes, exports them and watches jobs by typed calls', needs
   for (const name of ['a', 'b'])
     await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/${name}.qcow2`, '4M');
   await using daemon = await Daemon.start();
-  const node = (name: string) => ({
+  const node = (name: string): NamedNode => ({
     ...{ driver: 'qcow2', 'node-name': name },
     file: { driver: 'file', filename: `${directory}/${name}.qcow2` },
   });

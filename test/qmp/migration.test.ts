@@ -22,11 +22,11 @@ const EXPORT = { type: 'nbd', id: 'e', 'node-name': 'a', writable: true, 'allow-
 type Runner = Pick<Daemon, 'run'>;
 
 function runnerOf(client: QmpClient): Runner {
-  return { run: client.execute.bind(client) };
+  return { run: client.execute.bind(client) as Daemon['run'] };
 }
 
 async function setUp(one: Runner, path: string, nbd: string, active: boolean): Promise<void> {
-  await one.run('blockdev-add', blockdev(path, active) as never);
+  await one.run('blockdev-add', blockdev(path, active));
   await one.run('nbd-server-start', { addr: { type: 'unix', data: { path: nbd } } });
   await one.run('block-export-add', EXPORT);
 }

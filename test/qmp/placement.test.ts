@@ -239,7 +239,7 @@ test('B8 whoever stands against a move is named, and all is where and as it was'
     await daemon.run('object-del', { id: 't0' });
     await daemon.run('object-add', { 'qom-type': 'iothread', id: 't0' });
   };
-  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 8 * MIB } as never);
+  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 8 * MIB });
   const job = { device: 'q', 'job-id': 'j', target: 'n', sync: 'full', speed: 1 } as const;
   await daemon.run('blockdev-mirror', job);
   await stays(/^QmpError: Could not move 'q' to IOThread 't0': job 'j' uses node '.*'$/);
@@ -256,7 +256,7 @@ test('B8 whoever stands against a move is named, and all is where and as it was'
   await daemon.run('block-export-add', exported as never);
   await stays(/^QmpError: Could not move 'q' to IOThread 't0': NBD export 'x' shows dirty bitmaps$/);
   await daemon.run('block-export-del', { id: 'x' });
-  await daemon.run('blockdev-add', { driver: 'blkdebug', 'node-name': 'd', image: 'q' } as never);
+  await daemon.run('blockdev-add', { driver: 'blkdebug', 'node-name': 'd', image: 'q' });
   await stays(/^QmpError: Could not move 'q' to IOThread 't0': driver 'blkdebug' of node 'd' does not support it$/);
   await daemon.run('blockdev-del', { 'node-name': 'd' });
   await place(daemon, 'q', 't0');
@@ -273,7 +273,7 @@ test('B8 nodes that cannot be opened in their new thread go on where they were',
   const server = { type: 'unix', path: upstream };
   const node = { driver: 'nbd', 'node-name': 'far', export: 'a', server };
   await daemon.run('blockdev-add', node as never);
-  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'r', file: 'far' } as never);
+  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'r', file: 'far' });
   await daemon.run('block-export-add', { type: 'nbd', id: 'r', 'node-name': 'r', writable: true });
   const io = (...steps: string[]) =>
     peer('qemu-io', '-f', 'raw', ...steps.flatMap((one) => ['-c', one]), `nbd+unix:///r?socket=${path}`);
