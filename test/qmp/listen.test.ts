@@ -12,6 +12,7 @@ import { converse, type Fields, step } from './conversation.ts';
 
 const NODE = { driver: 'null-co', 'node-name': 'n', size: 1048576 } as const;
 const WITH_QSD = needs('qemu-storage-daemon');
+const WITH_IMG = needs('qemu-img');
 const RING = process.env.BLOCKPLANE_AIO !== 'pool' && (await whyNoRing()) === undefined;
 
 test('addresses of NBD servers are taken, or refused, as there', WITH_QSD, async (t) => {
@@ -50,7 +51,8 @@ test('addresses of NBD servers are taken, or refused, as there', WITH_QSD, async
 
 for (const tight of [true, false]) {
   test(`an NBD server has a name in the abstract namespace, ${tight ? 'as long as it is' : 'filled up'}`, {
-    ...needs('qemu-img'),
+    ...WITH_IMG,
+    skip: WITH_IMG.skip || (tight && !RING ? 'Node.js fills up every such name' : false),
     timeout: 30_000,
   }, async (t) => {
     const path = join(scratch(t), 'ä');
