@@ -9,6 +9,8 @@ import type { Duplex } from 'node:stream';
 import { type TestContext, test } from 'node:test';
 import { connect as connectTls } from 'node:tls';
 import { ReadStream } from 'node:tty';
+import { unixPath } from '../../src/daemon/chardev/address.ts';
+import { abstractSocket } from '../../src/native/abstract-socket.ts';
 import { openPseudoTerminal } from '../../src/native/char-device.ts';
 import { nativeAbsence } from '../../src/native/lib.ts';
 import { MAIN, needs, peer, run, scratch } from '../harness.ts';
@@ -452,3 +454,32 @@ test('a device that connects comes back when it is told to', WITH_QSD, async (t)
     }
   });
 });
+
+for (const tight of [true, false]) {
+  test(`a socket has a name in the abstract namespace, ${tight ? 'as long as it is' : 'filled up'}: both sides of it`, {
+    ...NATIVE,
+    skip: WITH_QSD.skip || NATIVE.skip,
+  }, async (t) => {
+    const [here, there] = ['a', 'b'].map((name) => join(scratch(t), name)) as [string, string];
+    const name = (path: string) => unixPath({ path, abstract: true, tight });
+    const server = createServer().listen({ fd: abstractSocket(name(there), 'server')! });
+    t.after(() => server.close());
+    const how = `abstract=on,tight=${tight ? 'on' : 'off'}`;
+    const args = [
+      ...['--chardev', `socket,id=a,path=${here},${how},server=on,wait=off`, '--monitor', 'a'],
+      ...['--chardev', `socket,id=b,path=${there},${how}`, '--monitor', 'b'],
+    ];
+    const came = on(server, 'connection');
+    await withBoth(t, args, async () => {
+      const fd = abstractSocket(name(here), 'client')!;
+      assert.ok(fd >= 0, String(fd));
+      const { value } = await came.next();
+      for (const socket of [new Socket({ fd, readable: true, writable: true }), value[0] as Socket]) {
+        const line = Line.over(socket);
+        await line.until(/\{"QMP": .*\r\n/);
+        await line.ask(COMMAND, '{"return": {}}');
+        socket.destroy();
+      }
+    });
+  });
+}
