@@ -431,7 +431,10 @@ test('what goes out is written down where a log is wanted', WITH_QSD, async (t) 
     const socket = createConnection(join(directory, 's'));
     const line = Line.over(socket);
     const told = (await line.until(/"QMP".*\r\n/)) + (await line.ask(COMMAND, /^\{"return": \{\}\}\r\n/));
-    assert.equal(readFileSync(join(directory, 'log'), 'latin1'), told);
+    const log = (): string => readFileSync(join(directory, 'log'), 'latin1');
+    // It is written down once it has gone out.
+    while (log().length < told.length) await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(log(), told);
     socket.destroy();
   });
 });

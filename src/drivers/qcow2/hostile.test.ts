@@ -97,7 +97,7 @@ const TABLES: readonly Row[] = [
     template: PLAIN,
     poke: (p) => p.u64(p.l2, 0xbfffffffffff0000n),
     ...BAD_L2,
-    qemu: { read: RESERVED },
+    qemu: { ...WHERE_BEYOND, read: RESERVED },
   },
   {
     name: 'an L2 entry at an odd place',
