@@ -144,7 +144,8 @@ test('1,000 clients that come and go leave no descriptor and no memory behind', 
   await come(500);
   const [files, memory] = [descriptors(), process.memoryUsage().rss];
   await come(500);
-  assert.ok(descriptors() <= files + 2, `${descriptors() - files} more descriptors`);
+  // Those of the last clients are closed when their thread comes to it.
+  while (descriptors() > files + 2) await new Promise((resolve) => setImmediate(resolve));
   const grown = (process.memoryUsage().rss - memory) / MIB;
   assert.ok(grown < 32, `${grown.toFixed(1)} MiB more`);
 });

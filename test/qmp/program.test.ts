@@ -78,23 +78,16 @@ const WRONG: readonly (readonly string[])[] = [
   ['-T'],
 ];
 
-test(
-  'a command line that is wrong is refused in the words of qemu-storage-daemon',
-  needs('qemu-storage-daemon'),
-  async () => {
-    const different: string[] = [];
-    for (const args of WRONG) {
-      const [theirs, ours] = await Promise.all([
-        run('qemu-storage-daemon', args),
-        run(OURS[0]!, [...OURS.slice(1), ...args]),
-      ]);
-      const told = theirs.stderr.replace('/usr/bin/', '');
-      if (ours.stderr !== told) different.push(`${args.join(' ')}: ours ${ours.stderr}, theirs ${told}`);
-      assert.deepEqual([ours.code, ours.stdout], [theirs.code, theirs.stdout], args.join(' '));
-    }
-    assert.equal(different.join('\n'), '');
-  },
-);
+for (const args of WRONG) {
+  test(`refused in the words of qemu-storage-daemon: ${args.join(' ')}`, needs('qemu-storage-daemon'), async () => {
+    const [theirs, ours] = await Promise.all([
+      run('qemu-storage-daemon', args),
+      run(OURS[0]!, [...OURS.slice(1), ...args]),
+    ]);
+    const told = { ...theirs, stderr: theirs.stderr.replace('/usr/bin/', '') };
+    assert.deepEqual(ours, told);
+  });
+}
 
 test('everything is there by the time the process that was told to daemonize ends', { timeout: 30_000 }, async (t) => {
   const directory = scratch(t);

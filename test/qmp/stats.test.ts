@@ -50,7 +50,9 @@ test('every node tells how far it was written, and nothing else makes that furth
   const [mib, kib] = [1 << 20, 1024];
   const [first, second] = [mib + 64 * kib, 2 * mib + 4 * kib];
   assert.deepEqual(seen, [0, first, second, second, second, second]);
-  await both('block-export-del', { id: 'e' });
+  // The server may not know yet that its client has ended.
+  await both('block-export-del', { id: 'e', mode: 'hard' });
+  for (const daemon of [theirs, ours]) await daemon.told(0, ({ event }) => event === 'BLOCK_EXPORT_DELETED');
   await both('object-add', { 'qom-type': 'iothread', id: 'io' });
   await both('x-blockdev-set-iothread', { 'node-name': 'q', iothread: 'io' });
   assert.deepEqual(await tell(ours), await tell(theirs), 'after a move');
