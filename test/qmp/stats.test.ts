@@ -80,7 +80,9 @@ test('a file tells of the discards that it was asked for, also after it has move
   const counts = { 'discard-bytes-ok': 1114112, 'discard-nb-failed': 0, 'discard-nb-ok': 2, driver: 'file' };
   assert.deepEqual(found['driver-specific'], counts);
   await both('blockdev-reopen', { options: [{ ...file, discard: 'ignore' }] });
-  await both('block-export-del', { id: 'e' });
+  // The server may not know yet that its client has ended.
+  await both('block-export-del', { id: 'e', mode: 'hard' });
+  for (const daemon of [theirs, ours]) await daemon.told(0, ({ event }) => event === 'BLOCK_EXPORT_DELETED');
   await both('object-add', { 'qom-type': 'iothread', id: 'io' });
   await both('x-blockdev-set-iothread', { 'node-name': 'r', iothread: 'io' });
   assert.deepEqual(await tell(ours), told);
