@@ -130,7 +130,7 @@ export class DirtyBitmap {
 /** Calls `visit` with each of some ranges. */
 type Ranges = (visit: (at: Offset, length: Bytes) => void) => void;
 
-/** See {@link NodeBitmaps.freeze}. On a drained node, where there is something left; it is done also where it rejects. */
+/** See {@link NodeBitmaps.freeze}. With `left`: on a drained node. Done also where it rejects. */
 export type Thaw = (left?: Ranges) => Promise<void>;
 
 /** The bitmaps of a node, by name. Control functions, one after the other: they may wait. */
