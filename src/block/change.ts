@@ -1,11 +1,12 @@
 /** What can be changed of an open node: whether it is read-only, what is below it, how it takes requests. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type NodeChange, type PlannedChange, planOf } from './change-plan.ts';
 import { assertUnclaimed } from './claims.ts';
 import { layerOf } from './copy-up.ts';
 import { drain } from './drain.ts';
 import type { CommonOptions } from './driver.ts';
-import { followChange, type NodeOptions, removeBacking, replaceChild } from './graph.ts';
+import { followChange, type NodeOptions, releaseNode, removeBacking, replaceChild } from './graph.ts';
 import type { BlockNode } from './node.ts';
 import { giveBacking } from './overlay.ts';
 import { nodeByName } from './registry.ts';
@@ -28,12 +29,19 @@ export async function changeNodes(changes: readonly NodeChange[]): Promise<void>
   const undo: Undo = [];
   // From the first change to the last: no request comes upon one that is taken back.
   using _drained = await drain(...planned.flatMap(({ node }) => [node, ...heirs(node)]));
-  try {
-    for (const one of planned) await change(one, undo);
-  } catch (error) {
-    for (const step of undo.reverse()) await step();
-    throw error;
-  }
+  // What is taken away may have to come back, and nobody else may have it.
+  const before = planned.flatMap(({ node }) => node.children.map((child) => child.node));
+  for (const node of before) node.refs++;
+  await everyStep(
+    async () => {
+      try {
+        for (const one of planned) await change(one, undo);
+      } catch (error) {
+        await everyStep(() => Promise.reject(error), ...undo.reverse());
+      }
+    },
+    ...before.map((node) => () => releaseNode(node)),
+  );
 }
 
 async function change({ node, options, inheritsCache }: PlannedChange, undo: Undo): Promise<void> {

@@ -13,7 +13,7 @@ import type { DirtyBitmap } from './dirty-bitmap.ts';
 import { type Drained, drain } from './drain.ts';
 import { flushNode } from './flush.ts';
 import { type NodeOptions, openNode, releaseNode } from './graph.ts';
-import type { BlockNode, DiscardCounts } from './node.ts';
+import { type BlockNode, type DiscardCounts, graphBelow } from './node.ts';
 
 /** A bitmap that no image keeps: pieces of its bits from the first on, null where all of them are clear. */
 export interface MovedBitmap {
@@ -88,9 +88,7 @@ export class Leaving {
 
 /** A node and all below it, each before its children. */
 export function nodesBelow(root: BlockNode): BlockNode[] {
-  const all = new Set([root]);
-  for (const node of all) for (const child of node.children) all.add(child.node);
-  return topDown(all);
+  return topDown(graphBelow(root));
 }
 
 /** All nodes that hang together with `node`, each before its children. */

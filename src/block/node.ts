@@ -55,6 +55,13 @@ const DEFAULT_LIMITS: Limits = {
   maxIov: 1024,
 };
 
+/** The node and all below it. */
+export function graphBelow(root: BlockNode): Set<BlockNode> {
+  const all = new Set([root]);
+  for (const node of all) for (const child of node.children) all.add(child.node);
+  return all;
+}
+
 export class BlockNode {
   readonly name: string;
   readonly driver: Driver;

@@ -1,5 +1,6 @@
 /** Block exports of a daemon, by their ids. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type Bytes, isPowerOfTwo, MiB } from '../base/units.ts';
 import type { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
@@ -113,7 +114,7 @@ export class Exports {
   /** Takes all of them away, or all of one type. */
   async deleteAll(type?: ExportOptions['type']): Promise<void> {
     const ids = [...this.#byId].filter(([, entry]) => type === undefined || entry.type === type).map(([id]) => id);
-    for (const id of ids) await this.delete(id, 'hard');
+    await everyStep(...ids.map((id) => () => this.delete(id, 'hard')));
   }
 
   /** The id of the NBD export that clients know by that name. */

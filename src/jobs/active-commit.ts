@@ -5,7 +5,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import type { BlockBackendOptions } from '../block/backend.ts';
-import { layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
 import { Perm } from '../block/driver.ts';
 import type { BlockNode } from '../block/node.ts';
 import { setReadOnly } from '../block/reopen.ts';
@@ -37,6 +37,7 @@ export class ActiveCommitJob extends MirrorJob {
   /** `root`: what is used, and shows the chain. EINVAL, EBUSY, EPERM, before anything happens. */
   static async commit(root: BlockNode, base: BlockNode, options: ActiveCommitOptions): Promise<ActiveCommitJob> {
     const chain = commitChain(root, root, base);
+    assertNoOverlay(base, chain.edges);
     if (root.readOnly) throw new BlockError(Errno.EPERM, `Could not commit: node '${root.name}' is read-only`);
     const job = new ActiveCommitJob(root, base, chain, options);
     return MirrorJob.opened(job, [root, ...chain.layers, base, layerOf(base)]);

@@ -6,6 +6,7 @@
  * concludes: jobs of one transaction that are made within one drained section are of one moment.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type Bytes, GiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
@@ -15,7 +16,7 @@ import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
 import { openNode, releaseNode } from '../block/graph.ts';
-import type { BlockNode } from '../block/node.ts';
+import type { BlockNode, NodeParent } from '../block/node.ts';
 import { replaceNode } from '../block/replace-node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
@@ -105,7 +106,7 @@ export class BackupJob extends BlockJob {
     });
     this.#filter.implicit = true;
     this.#kept = this.#filter.impl.pointInTime!;
-    if (this.#options.compress) this.#kept.writeFlags = RequestFlags.COMPRESSED;
+    if (this.#options.compress) this.#kept.writeFlags |= RequestFlags.COMPRESSED;
     using _drained = await drain(this.#source);
     if (bitmap !== undefined) {
       this.#bitmap = await this.#source.bitmaps.freeze(bitmap);
@@ -129,7 +130,7 @@ export class BackupJob extends BlockJob {
   protected async run(): Promise<void> {
     if (this.#options.sync === 'none') return this.#keepOn();
     if (this.#options.sync === 'top') await this.#leaveOutBelow();
-    await this.#leaveOutZeroes();
+    if (!this.#kept.overDisk) await this.#leaveOutZeroes();
     const copy = this.#newCopy();
     while (this.#kept.remaining > 0) {
       await copy.run();
@@ -228,36 +229,43 @@ export class BackupJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
-    const filter = this.#filter;
-    this.#filter = undefined;
-    if (filter !== undefined) {
-      using _drained = await drain(this.#source);
-      // The bitmap and the filter change at one moment.
-      this.#settleBitmap();
-      // Who reads the snapshot stays: what has been copied is in the target.
-      await replaceNode(
-        filter,
-        this.#source,
-        (parent) => !(parent instanceof BlockChild && parent.role === 'snapshot'),
-      );
-      if (this.#kept.remaining > 0) this.#kept.break(refusal('it has ended before all was copied', Errno.ECANCELED));
-      await releaseNode(filter);
-    } else this.#settleBitmap();
-    await this.letGo();
+    await everyStep(
+      () => this.#removeFilter(),
+      () => this.letGo(),
+    );
   }
 
-  #settleBitmap(): void {
+  async #removeFilter(): Promise<void> {
+    const filter = this.#filter;
+    this.#filter = undefined;
+    if (filter === undefined) return this.#settleBitmap();
+    // The bitmap and the filter change at one moment.
+    using _drained = await drain(this.#source);
+    // Who reads the snapshot stays: what has been copied is in the target.
+    const moves = (parent: NodeParent): boolean => !(parent instanceof BlockChild && parent.role === 'snapshot');
+    await everyStep(
+      () => this.#settleBitmap(),
+      () => replaceNode(filter, this.#source, moves),
+      () => {
+        if (this.#kept.remaining > 0) this.#kept.break(refusal('it has ended before all was copied', Errno.ECANCELED));
+      },
+      () => releaseNode(filter),
+    );
+  }
+
+  async #settleBitmap(): Promise<void> {
+    const bitmap = this.#bitmap;
+    this.#bitmap = undefined;
     const { bitmapMode = 'on-success' } = this.#options;
     const well = this.error === undefined;
-    if (bitmapMode === 'never' || (bitmapMode === 'on-success' && !well)) this.#bitmap?.thaw();
+    if (bitmapMode === 'never' || (bitmapMode === 'on-success' && !well)) await bitmap?.thaw();
     else {
-      this.#bitmap?.thaw((visit) => {
+      await bitmap?.thaw((visit) => {
         const end = this.#from.length;
         let next = this.#kept.next(0, end);
         for (; next.length > 0; next = this.#kept.next(next.at + next.length, end)) visit(next.at, next.length);
       });
     }
-    this.#bitmap = undefined;
   }
 }
 

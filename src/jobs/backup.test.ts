@@ -8,7 +8,7 @@ import { BlockBackend } from '../block/backend.ts';
 import { drainAll } from '../block/drain.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { allNodes, registerDriver } from '../block/registry.ts';
+import { allNodes, nodeByName, registerDriver } from '../block/registry.ts';
 import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { makeImage } from '../drivers/qcow2/testing.ts';
@@ -35,6 +35,7 @@ before(() => {
 
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
 const OLD = 0xee;
+const V2_OR_V3 = ['0.10', '1.1'] as const;
 
 interface World {
   readonly context: AioContext;
@@ -228,6 +229,40 @@ test('J4 snapshot-access reads the moment while the guest writes, also what has 
       await then.close();
       if (backup.status === 'running') backup.cancel();
       await backup.ended;
+    });
+  }
+});
+
+test('a target that lies over the disk shows the moment, where the disk had zeroes, and while it is read', async () => {
+  for (let seed = 1; seed <= 16; seed++) {
+    await inSim(seed, async ({ context, sim, model, blk }) => {
+      sim.writeDisk('/over', new Uint8Array(0));
+      await makeImage(context, { driver: 'file', filename: '/over' }, { size: SIZE, compat: V2_OR_V3[seed % 2]! });
+      const over = { driver: 'qcow2', 'node-name': 'over', file: { driver: 'file', filename: '/over' } };
+      const target = await openNode(context, { ...over, backing: 'top' } as NodeOptions);
+      const options = { id: 'b', sync: seed % 4 < 2 ? 'none' : 'full' } as const;
+      const backup = await BackupJob.create(nodeByName('top'), target, options);
+      const moment = Uint8Array.from(model);
+      const then = await BlockBackend.open(context, 'over', { readOnly: true, shared: 15 });
+      backup.start();
+      let ended = false;
+      const reading = async (): Promise<void> => {
+        while (!ended) {
+          for (let at = 0; at + 9000 <= SIZE; at += 9000) {
+            const found = await readAll(then, at, 9000);
+            assert.ok(Buffer.compare(found, moment.subarray(at, at + 9000)) === 0, `seed ${seed}: at ${at}`);
+          }
+        }
+      };
+      const using = useDisk(blk, model, seed, 8).finally(() => {
+        ended = true;
+      });
+      await Promise.all([using, reading(), reading()]);
+      assert.ok(Buffer.compare(await readAll(then), moment) === 0, `seed ${seed}, at the end`);
+      await then.close();
+      if (backup.status === 'running') backup.cancel();
+      await backup.ended;
+      await releaseNode(target);
     });
   }
 });

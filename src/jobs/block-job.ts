@@ -100,9 +100,14 @@ export abstract class BlockJob extends Job {
   protected async use(node: BlockNode, options: Omit<BlockBackendOptions, 'name'>): Promise<BlockBackend> {
     const blk = new BlockBackend(this.context, { ...options, name: `job '${this.id}'` });
     await blk.insert(node);
-    this.#blks.push(blk);
+    this.own(blk);
     this.restWith(blk);
     return blk;
+  }
+
+  /** `blk` goes with the job. */
+  protected own(blk: BlockBackend): void {
+    this.#blks.push(blk);
   }
 
   /** It rests while `blk` is drained. Answers what ends that. */

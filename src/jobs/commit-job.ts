@@ -11,7 +11,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { BlockChild } from '../block/child.ts';
-import { layerNumber, layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerNumber, layerOf } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import type { BlockNode, NodeParent } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
@@ -105,6 +105,7 @@ export class CommitJob extends BlockJob {
     if (chain.overlay === undefined) {
       throw new BlockError(Errno.EINVAL, `Could not commit: '${top.name}' is the active layer`);
     }
+    assertNoOverlay(base.node, chain.edges);
     const job = new CommitJob(chain.overlay, chain, options);
     try {
       job.claim([chain.overlay, ...chain.layers, base.node, layerOf(base.node)]);

@@ -8,6 +8,7 @@
  * - The last step is taken with the source drained: what is left is copied, the target is flushed, then the users move.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { BITS_MAX } from '../base/paged-bits.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
 import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
@@ -143,6 +144,12 @@ export class MirrorJob extends BlockJob {
     this.beFairTo(this.#source);
     this.total = this.from.length;
     const granularity = checkedGranularity(this.#options.granularity ?? this.defaultGranularity());
+    if (this.from.length / granularity > BITS_MAX) {
+      throw refusal(
+        `a disk of ${this.from.length} bytes has more than ${BITS_MAX} granules of ${granularity}`,
+        Errno.EFBIG,
+      );
+    }
     this.#copy = new DirtyCopy(this.from, this.to, this.from.length, {
       granularity,
       bufferBytes: Math.max(this.#bufferBytes, granularity),

@@ -9,8 +9,9 @@ import { BlockBackend } from '../block/backend.ts';
 import { drainAll } from '../block/drain.ts';
 import { openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { allNodes, nodeByName } from '../block/registry.ts';
+import { allNodes, nodeByName, registerDriver } from '../block/registry.ts';
 import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
+import { nullDriver } from '../drivers/null-co/driver.ts';
 import type { JobErrorEvent } from './block-job.ts';
 import { DirtyCopy } from './dirty-copy.ts';
 import type { Job } from './job.ts';
@@ -28,6 +29,7 @@ import {
 before(() => {
   registerStreamDrivers();
   registerTestDrivers();
+  registerDriver(nullDriver);
 });
 
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
@@ -292,6 +294,11 @@ test('what stands against a mirror is said before anything happens', async () =>
     await assert.rejects(job({ bufSize: -1 }), { code: 'EINVAL', message: /buf-size/ });
     await assert.rejects(job({ speed: -1 }), { code: 'EINVAL' });
     await assert.rejects(MirrorJob.create(target, target, { id: 'm', sync: 'full' }), { code: 'EINVAL' });
+    const huge = { driver: 'null-co', size: 2 ** 45 };
+    const [from, to] = [await openNode(context, huge), await openNode(context, huge)];
+    const many = MirrorJob.create(from, to, { id: 'm', sync: 'full', granularity: 512 });
+    await assert.rejects(many, { code: 'EFBIG', message: /granules/ });
+    for (const node of [from, to]) await releaseNode(node);
     const user = await BlockBackend.open(context, 'target');
     await assert.rejects(job(), { code: 'EPERM', message: /does not share/ });
     await user.close();

@@ -23,11 +23,13 @@ export interface StreamJobOptions extends BlockJobOptions {
   readonly onImageError?: ErrorPolicy | undefined;
   /** The layer that stays below, and what the image says of it then. Default: none stays. */
   readonly base?: NewBacking | undefined;
+  /** The disk is the job's own, and goes with it. Default: it stays open until the job has ended. */
+  readonly owned?: boolean | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone: (step: () => Promise<void>) => Promise<void>;
 }
 
-/** The disk stays open until it has ended. It rests while the disk is drained. */
+/** It rests while the disk is drained. */
 export class StreamJob extends BlockJob {
   readonly type = 'stream';
   readonly #blk: BlockBackend;
@@ -61,6 +63,7 @@ export class StreamJob extends BlockJob {
     this.#assertNothingHidden();
     this.total = blk.length;
     this.claim(this.#chain());
+    if (options.owned) this.own(blk);
     this.#leave = this.restWith(blk, {
       cannotMove: () => `job '${this.id}' copies into it`,
       // Another state of the disk would need what is below once more.

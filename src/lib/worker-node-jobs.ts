@@ -80,14 +80,11 @@ export class WorkerNodeJobs {
     try {
       const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
       const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
-      const job = await this.#start(
-        settings,
-        (options) =>
-          new StreamJob(blk, { ...options, base: below, onImageError: onError, alone: (step) => this.#alone(step) }),
-      );
-      void job.ended.then(() => blk.close());
+      const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+      const more = { base: below, onImageError: onError, owned: true, alone };
+      await this.#start(settings, (options) => new StreamJob(blk, { ...options, ...more }));
     } catch (error) {
-      await blk.close();
+      await blk.remove();
       throw error;
     }
   }
