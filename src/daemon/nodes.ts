@@ -230,6 +230,12 @@ export class Nodes {
     for (const child of subtrees(tree)) this.#assertNames(child);
   }
 
+  /** The same name, where one is given, which nobody has. */
+  checkedName(name: string | undefined): string | undefined {
+    if (name !== undefined) this.assertFree(name);
+    return name;
+  }
+
   /** A node may be called so. */
   assertFree(name: string): void {
     if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);

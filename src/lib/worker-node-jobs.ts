@@ -72,7 +72,8 @@ export class WorkerNodeJobs {
     await Promise.all(all.map((job) => job.ended));
   }
 
-  async #stream({ node: name, base, bottom, backingFile, onError, ...settings }: NodeStreamMessage): Promise<void> {
+  async #stream(message: NodeStreamMessage): Promise<void> {
+    const { node: name, base, bottom, backingFile, filterName, onError, ...settings } = message;
     const { StreamJob } = await import('../jobs/stream-job.ts');
     const perm = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
@@ -80,11 +81,9 @@ export class WorkerNodeJobs {
     try {
       const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
       const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
-      const job = await this.#start(
-        settings,
-        (options) =>
-          new StreamJob(blk, { ...options, base: below, onImageError: onError, alone: (step) => this.#alone(step) }),
-      );
+      const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+      const more = { base: below, onImageError: onError, filter: { name: filterName }, alone };
+      const job = await this.#start(settings, (options) => StreamJob.create(blk, { ...options, ...more }));
       void job.ended.then(() => blk.close());
     } catch (error) {
       await blk.close();
@@ -92,10 +91,11 @@ export class WorkerNodeJobs {
     }
   }
 
-  async #commit({ node: name, base, top, backingFile, onError, ...settings }: NodeCommitMessage): Promise<void> {
+  async #commit(message: NodeCommitMessage): Promise<void> {
+    const { node: name, base, top, backingFile, filterName, onError, ...settings } = message;
     const root = nodeByName(name);
     const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
-    const more = { onImageError: onError, alone };
+    const more = { onImageError: onError, filterName, alone };
     const from = top === undefined ? root : layerByName(root, top);
     if (from === root || from === layerOf(root)) {
       const { ActiveCommitJob } = await import('../jobs/active-commit.ts');

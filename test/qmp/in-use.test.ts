@@ -69,7 +69,7 @@ async function clear(daemon: Peer, what: string): Promise<void> {
 }
 
 const LIVES = { 'auto-finalize': false, speed: 65_536 };
-const STREAM = { ...LIVES, 'job-id': 'j' };
+const STREAM = { ...LIVES, 'job-id': 'j', 'filter-node-name': 'f' };
 const EXPORT = { type: 'nbd', id: 'e', 'node-name': 'copy', name: 'e' };
 const USERS: Readonly<Record<string, readonly [of: readonly string[], asked: readonly Asked[]]>> = {
   nobody: [['copy'], []],
@@ -92,14 +92,22 @@ const USERS: Readonly<Record<string, readonly [of: readonly string[], asked: rea
   ],
   'a filter': [['copy'], [['blockdev-add', { driver: 'copy-on-read', 'node-name': 'filter', file: 'copy' }]]],
   'other nodes': [['base', 'mid', 'copy-file'], []],
-  stream: [['top', 'mid', 'base'], [['block-stream', { ...STREAM, device: 'top', 'base-node': 'base' }]]],
+  stream: [['top', 'mid', 'base', 'f'], [['block-stream', { ...STREAM, device: 'top', 'base-node': 'base' }]]],
   commit: [
-    ['top', 'mid', 'base'],
+    ['top', 'mid', 'base', 'f'],
     [['block-commit', { ...STREAM, device: 'top', 'top-node': 'mid', 'base-node': 'base' }]],
   ],
-  'active commit': [['top', 'mid', 'base'], [['block-commit', { ...STREAM, device: 'top', 'base-node': 'base' }]]],
-  mirror: [['copy', 'spare'], [['blockdev-mirror', { ...STREAM, device: 'copy', target: 'spare', sync: 'full' }]]],
-  backup: [['copy', 'spare'], [['blockdev-backup', { ...STREAM, device: 'copy', target: 'spare', sync: 'full' }]]],
+  'active commit': [['top', 'mid', 'base', 'f'], [['block-commit', { ...STREAM, device: 'top', 'base-node': 'base' }]]],
+  'active commit of one layer': [
+    ['top', 'mid', 'base'],
+    [['block-commit', { ...STREAM, device: 'top', 'base-node': 'mid' }]],
+  ],
+  mirror: [['copy', 'spare', 'f'], [['blockdev-mirror', { ...STREAM, device: 'copy', target: 'spare', sync: 'full' }]]],
+  'mirror of both': [
+    ['copy', 'spare', 'f'],
+    [['blockdev-mirror', { ...STREAM, device: 'copy', target: 'spare', sync: 'full', 'copy-mode': 'write-blocking' }]],
+  ],
+  backup: [['copy', 'spare', 'f'], [['blockdev-backup', { ...STREAM, device: 'copy', target: 'spare', sync: 'full' }]]],
   'backup of its bitmap': [
     ['copy'],
     [
@@ -128,6 +136,8 @@ const CHANGES: Readonly<Record<string, (name: string) => Asked>> = {
   'clear the bitmap': (name) => ['block-dirty-bitmap-clear', { node: name, name: 'b' }],
   'merge into the bitmap': (name) => ['block-dirty-bitmap-merge', { node: name, target: 'b', bitmaps: ['c'] }],
   'merge from the bitmap': (name) => ['block-dirty-bitmap-merge', { node: name, target: 'c', bitmaps: ['b'] }],
+  read: (name) => ['block-export-add', { ...EXPORT, id: 'x', name: 'x', 'node-name': name }],
+  'put a filter over': (name) => ['blockdev-add', { driver: 'raw', 'node-name': 'filter', file: name }],
   'write to': (name) => ['block-export-add', { ...EXPORT, id: 'x', name: 'x', 'node-name': name, writable: true }],
 };
 
@@ -146,9 +156,7 @@ const TAKEN_HERE: readonly (readonly [RegExp, why: string])[] = [
   [/^merge from the bitmap copy with an export of its bitmap$/, 'it is only read'],
   [/^snapshot within (copy|base|mid) with (a filter|other nodes)$/, 'nothing reads differently'],
   [/^snapshot (base|mid) with other nodes$/, 'the nodes above go on with the overlay'],
-  [/^write to top with active commit$/, 'what is written is seen'],
   [/^write to copy with backup/, 'it is put above the filter'],
-  [/^write to spare with mirror$/, 'nobody is kept from its target'],
 ];
 
 function unexpected(what: string, ours: boolean, theirs: boolean): string | undefined {
@@ -166,7 +174,9 @@ test('what is done to a node that is in use is refused, or taken, as in qemu-sto
     change: Asked,
   ): Promise<boolean> => {
     await open(daemon);
-    for (const bitmap of ['b', 'c']) await must(daemon, ['block-dirty-bitmap-add', { node: name, name: bitmap }]);
+    for (const bitmap of name === 'f' ? [] : ['b', 'c']) {
+      await must(daemon, ['block-dirty-bitmap-add', { node: name, name: bitmap }]);
+    }
     for (const each of asked) await must(daemon, each);
     const taken = 'return' in (await daemon.execute(...change));
     await clear(daemon, what);
@@ -186,6 +196,55 @@ test('what is done to a node that is in use is refused, or taken, as in qemu-sto
     }
   }
   assert.equal(different.filter(Boolean).join('\n'), '');
+  assert.equal(await ours.quit(), 0);
+});
+
+/** Nodes and what is below them; what a mirror writes to is not below its filter there. */
+async function graphOf(daemon: Peer): Promise<readonly string[]> {
+  const { nodes, edges } = (await daemon.execute('x-debug-query-block-graph', {})).return as {
+    readonly nodes: readonly { readonly id: number; readonly type: string; readonly name: string }[];
+    readonly edges: readonly { readonly parent: number; readonly child: number; readonly name: string }[];
+  };
+  const drivers = new Map(nodes.filter(({ type }) => type === 'block-driver').map(({ id, name }) => [id, name]));
+  const named = ({ drv, ro, 'node-name': name }: Fields): string => `${name}: ${drv}, ${ro ? 'ro' : 'rw'}`;
+  const all = (await daemon.execute('query-named-block-nodes', { flat: true })).return as readonly Fields[];
+  const own = (at: number): boolean => drivers.has(at);
+  return [
+    ...all.map(named),
+    ...edges
+      .filter(({ parent, child, name }) => own(parent) && own(child) && name !== 'target')
+      .map(({ parent, child, name }) => `${drivers.get(parent)} ${name} ${drivers.get(child)}`),
+  ].sort();
+}
+
+test('the filter of a job has its name, and lies where it does in qemu-storage-daemon', WITH, async (t) => {
+  const fill = await images(t);
+  const { theirs, ours } = await pair(t, [], fill);
+  for (const [user, [, asked]] of Object.entries(USERS)) {
+    const job = asked.find(([, args]) => args['filter-node-name'] !== undefined);
+    if (job === undefined || user === 'backup of its bitmap') continue;
+    const seen = await Promise.all(
+      [theirs, ours].map(async (daemon) => {
+        await open(daemon);
+        const before = await graphOf(daemon);
+        await must(daemon, job);
+        const meanwhile = await graphOf(daemon);
+        await daemon.execute('job-cancel', { id: 'j' });
+        const ended = ({ event, data }: Fields): boolean =>
+          event === 'JOB_STATUS_CHANGE' && (data as Fields).status === 'null';
+        await daemon.told(0, ended);
+        daemon.events.length = 0;
+        assert.deepEqual(await graphOf(daemon), before, user);
+        await must(daemon, ['blockdev-add', { driver: 'null-co', 'node-name': 'f' }]);
+        await must(daemon, ['blockdev-del', { 'node-name': 'f' }]);
+        await clear(daemon, user);
+        await fill(daemon.directory);
+        return meanwhile;
+      }),
+    );
+    assert.ok(seen[1]!.some((line) => line.startsWith('f: ')));
+    assert.deepEqual(seen[1], seen[0], user);
+  }
   assert.equal(await ours.quit(), 0);
 });
 
