@@ -52,7 +52,7 @@ export class ActiveCommitJob extends MirrorJob {
   }
 
   protected override targetPermissions(): Pick<BlockBackendOptions, 'perm' | 'shared' | 'allies'> {
-    const perm = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE;
+    const perm = Perm.CONSISTENT_READ | Perm.WRITE | (this.#grows ? Perm.RESIZE : 0);
     return { perm, shared: PERM_ALL, allies: this.#chain.edges };
   }
 
@@ -73,9 +73,13 @@ export class ActiveCommitJob extends MirrorJob {
     return this.#chain.layers.length;
   }
 
+  get #grows(): boolean {
+    return this.#base.length < this.from.length;
+  }
+
   /** A base that is longer stays so. */
   protected override async prepareTarget(): Promise<void> {
-    if (this.to.length < this.from.length) await this.to.truncate(this.from.length);
+    if (this.#grows) await this.to.truncate(this.from.length);
   }
 
   protected override async prepare(): Promise<void> {

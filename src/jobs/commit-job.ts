@@ -130,7 +130,8 @@ export class CommitJob extends BlockJob {
     assertRebasable(this.#overlay, true);
     const top = this.#chain.layers[0]!;
     this.#source = await this.use(top, { readOnly: true, perm: 0, shared: PERM_ALL });
-    const perm = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE;
+    const grows = node.length < top.length;
+    const perm = Perm.CONSISTENT_READ | Perm.WRITE | (grows ? Perm.RESIZE : 0);
     const shared = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     this.#target = await this.use(node, { perm, shared, readOnly: false, allies: this.#chain.edges });
     this.total = this.#source.length;

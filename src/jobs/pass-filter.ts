@@ -1,6 +1,6 @@
 /**
- * The filter that a job has over a disk and that changes nothing of what goes through: it has a name, and it keeps apart
- * who came through it and who comes past it. Nobody can ask for it by name, so it is no driver of src/drivers.
+ * The filter that a job has over a disk and that changes nothing of what goes through: it has a name, and it keeps
+ * apart who comes through it and who comes past it. Nobody can ask for it by name, so it is no driver of src/drivers.
  */
 import type { Bytes, Offset } from '../base/units.ts';
 import type { Child, Driver, DriverNode, Mapping, MapReason } from '../block/driver.ts';

@@ -47,7 +47,7 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
       if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
       if (baseNode !== undefined) nodes.lookup(baseNode);
       if (bottom !== undefined) nodes.lookup(bottom);
-      const filterName = nodes.checkedName(args['filter-node-name']);
+      const filterName = nodes.checkedName(args['filter-node-name'], 'Could not create node: ');
       const onError = errorPolicy(args['on-error']);
       const layer = { base: base ?? baseNode, bottom };
       await jobs.start(thread, args, (settings) =>
