@@ -11,7 +11,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
-import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerNumber, layerOf } from '../block/copy-up.ts';
 import { type Drained, drain } from '../block/drain.ts';
 import { type Driver, PERM_ALL, Perm } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
@@ -171,7 +171,10 @@ export class MirrorJob extends BlockJob {
   /** Nobody but the filter sees the target meanwhile, which is nothing yet, or writes to it. */
   protected targetPermissions(filter: BlockNode): Pick<BlockBackendOptions, 'perm' | 'shared' | 'allies'> {
     const allies = new Set(filter.children);
-    return { perm: Perm.WRITE | Perm.CONSISTENT_READ, shared: Perm.WRITE_UNCHANGED, allies };
+    // What lies over the source lets that be written to, and so must its users.
+    const isOver = layerNumber(this.#target, (node) => node === this.#source) > 0;
+    const shared = isOver ? PERM_ALL & ~Perm.CONSISTENT_READ : Perm.WRITE_UNCHANGED;
+    return { perm: Perm.WRITE | Perm.CONSISTENT_READ, shared, allies };
   }
 
   /** What lies over the source; its children are `backing`, the source, and `target`, where it needs that. */
