@@ -95,7 +95,7 @@ function ofShown(node: NodeInfo, graph: Graph): Pick<Qapi<'ImageInfo'>, 'cluster
   return Object.fromEntries(told.map((one) => [one, (image as Readonly<Record<string, unknown>>)[one]]));
 }
 
-/** Drivers of files, which are never dirty. */
+/** Drivers of files. */
 const FILES = new Set(['file', 'host_device']);
 
 function fullName(image: string, name: string): string {
@@ -135,8 +135,14 @@ function nodeStats(node: NodeInfo, graph: Graph): Qapi<'BlockStats'> {
   return {
     'node-name': node.name,
     stats: { ...NO_STATS, wr_highest_offset: node.highestWrite },
+    ...(FILES.has(node.driver) ? { 'driver-specific': fileStats(node) } : {}),
     ...(below ? { parent: nodeStats(below, graph) } : {}),
   };
+}
+
+function fileStats({ driver, discards }: NodeInfo) {
+  const { done, failed, bytes } = discards;
+  return { driver, 'discard-nb-ok': done, 'discard-nb-failed': failed, 'discard-bytes-ok': bytes };
 }
 
 const NO_STATS: Qapi<'BlockDeviceStats'> = {
