@@ -39,12 +39,13 @@ export function explicitNode(root: BlockNode): BlockNode {
   return node;
 }
 
-/** The inverse of {@link explicitNode}: what a new user of `node` is put on, so that jobs see what it writes. */
+/** What a new user of `node` is put on: a filter of a job that lets nobody write past it, or the node itself. */
 export function guestNode(node: BlockNode): BlockNode {
-  const over = node.parents.find(
-    (user) => user instanceof BlockChild && user.parent.implicit && user.role === 'filtered',
-  );
-  return over instanceof BlockChild ? guestNode(over.parent) : node;
+  for (const user of node.parents) {
+    if (!(user instanceof BlockChild) || user.role !== 'filtered' || !user.parent.implicit) continue;
+    if (user.parent.driver.claims) return guestNode(user.parent);
+  }
+  return node;
 }
 
 /** EBUSY where `node` is the backing file of another one, which would read differently if it changed. `but`: those that

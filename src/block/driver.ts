@@ -471,6 +471,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. `used`:
    *  somebody uses the disk that it shows. */
   claims?(options: CommonOptions, used: boolean): { readonly perm: number; readonly unshared: number };
+  /** Of a filter: permissions (Perm) that its users need of it, and it does not need of its child for them. */
+  readonly spares?: number;
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

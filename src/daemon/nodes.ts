@@ -237,11 +237,17 @@ export class Nodes {
     for (const child of subtrees(tree)) this.#assertNames(child);
   }
 
+  /** The same name, where one is given, which nobody has; `failed`: what its refusal begins with. */
+  checkedName(name: string | undefined, failed = ''): string | undefined {
+    if (name !== undefined) this.assertFree(name, failed);
+    return name;
+  }
+
   /** A node may be called so. */
-  assertFree(name: string): void {
-    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);
-    if (name.length > 31) throw new QmpError('Node name too long');
-    if (this.find(name)) throw new QmpError(`Duplicate nodes with node-name='${name}'`);
+  assertFree(name: string, failed = ''): void {
+    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`${failed}Invalid node-name: '${name}'`);
+    if (name.length > 31) throw new QmpError(`${failed}Node name too long`);
+    if (this.find(name)) throw new QmpError(`${failed}Duplicate nodes with node-name='${name}'`);
   }
 
   /** Where the nodes are that it refers to. */

@@ -9,15 +9,14 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { everyStep } from '../base/every-step.ts';
 import { type Bytes, GiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { BlockChild } from '../block/child.ts';
 import { layerOf } from '../block/copy-up.ts';
 import type { DirtyBitmap, Thaw } from '../block/dirty-bitmap.ts';
 import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
-import { openNode, releaseNode } from '../block/graph.ts';
-import type { BlockNode, NodeParent } from '../block/node.ts';
-import { replaceNode } from '../block/replace-node.ts';
+import { openNode } from '../block/graph.ts';
+import type { BlockNode } from '../block/node.ts';
+import { usesDisk } from '../block/permissions.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy, statusOrData } from './dirty-copy.ts';
@@ -104,7 +103,6 @@ export class BackupJob extends BlockJob {
       ...{ file: this.#source.name, target: this.#target.name },
       ...{ 'on-cbw-error': onCbwError, 'cbw-timeout': cbwTimeoutSeconds },
     });
-    this.#filter.implicit = true;
     this.#kept = this.#filter.impl.pointInTime!;
     if (this.#options.compress) this.#kept.writeFlags |= RequestFlags.COMPRESSED;
     using _drained = await drain(this.#source);
@@ -114,9 +112,7 @@ export class BackupJob extends BlockJob {
       if (this.#options.sync === 'bitmap') this.#kept.keepOnly((visit) => dirty.eachRange(visit));
     }
     this.beFairTo(this.#source);
-    await replaceNode(this.#source, this.#filter, (parent) => parent !== this.#from);
-    // With a user, it lets nobody write past it.
-    await this.use(this.#filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
+    await this.putOver(this.#source, this.#filter);
     this.#length = this.#source.length;
     this.#whole = this.#kept.remaining;
     this.#follow();
@@ -241,15 +237,13 @@ export class BackupJob extends BlockJob {
     if (filter === undefined) return this.#settleBitmap();
     // The bitmap and the filter change at one moment.
     using _drained = await drain(this.#source);
-    // Who reads the snapshot stays: what has been copied is in the target.
-    const moves = (parent: NodeParent): boolean => !(parent instanceof BlockChild && parent.role === 'snapshot');
     await everyStep(
       () => this.#settleBitmap(),
-      () => replaceNode(filter, this.#source, moves),
       () => {
         if (this.#kept.remaining > 0) this.#kept.break(refusal('it has ended before all was copied', Errno.ECANCELED));
       },
-      () => releaseNode(filter),
+      // Who reads the snapshot stays: what has been copied is in the target.
+      () => this.takeAway(filter, this.#source, usesDisk),
     );
   }
 

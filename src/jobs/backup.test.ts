@@ -6,6 +6,7 @@ import { Sim } from '../aio/sim/sim.ts';
 import { Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { drainAll } from '../block/drain.ts';
+import { Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
 import { allNodes, nodeByName, registerDriver } from '../block/registry.ts';
@@ -103,6 +104,27 @@ test('J4 a backup is of the moment it was made, and the guest stays where it is 
       assert.ok(Buffer.compare(await readAll(blk), model) === 0, `seed ${seed}, the disk`);
     });
   }
+});
+
+test('a snapshot that somebody reads stays what it is while a job works on the disk above its filter', async () => {
+  await inSim(6, async ({ context, model, blk, target }) => {
+    await blk.setPermissions(Perm.CONSISTENT_READ, 15);
+    testDisk('kept', SIZE);
+    const kept = { driver: 'memory', 'node-name': 'kept', disk: 'kept' };
+    const options = { driver: 'copy-before-write', 'node-name': 'keep', file: blk.root!.name, target: kept };
+    const keep = await openNode(context, options as NodeOptions);
+    const then = await BlockBackend.open(context, { driver: 'snapshot-access', file: 'keep' } as NodeOptions);
+    const guest = await BlockBackend.open(context, 'keep', { shared: 15 });
+    const moment = Uint8Array.from(model);
+    await useDisk(guest, model, 6, 3);
+    const backup = await BackupJob.create(keep, target, { id: 'backup', sync: 'full' });
+    assert.ok(Buffer.compare(await readAll(then), moment) === 0);
+    backup.cancel();
+    await backup.ended;
+    assert.ok(Buffer.compare(await readAll(then), moment) === 0);
+    for (const each of [then, guest]) await each.close();
+    await releaseNode(keep);
+  });
 });
 
 test('J4 bitmaps: what was written since the last backup is what the next one copies', async () => {

@@ -182,9 +182,9 @@ async function failing(
     const blk = await BlockBackend.open(context, chainOf(SIM_FILES, false));
     const events: JobErrorEvent[] = [];
     const onError = (_: unknown, event: JobErrorEvent): void => void events.push(event);
+    const root = blk.root!.name;
     const job = await commitOf(blk, SIM_FILES, what, { onImageError: policy, onError, ...completeWhenReady });
     sim.inject({ op, path, nth: 3, errno });
-    const root = blk.root!.name;
     job.start();
     let over = false;
     void job.ended.then(() => {

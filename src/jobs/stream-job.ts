@@ -8,11 +8,13 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { layerNumber, layerOf } from '../block/copy-up.ts';
+import { openNodeOf } from '../block/graph.ts';
 import { Joiner } from '../block/joiner.ts';
 import type { BlockNode } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
+import { passFilter } from './pass-filter.ts';
 
 const PIECE_BYTES: Bytes = MiB;
 const PIECES = 8;
@@ -25,6 +27,9 @@ export interface StreamJobOptions extends BlockJobOptions {
   readonly base?: NewBacking | undefined;
   /** The disk is the job's own, and goes with it. Default: it stays open until the job has ended. */
   readonly owned?: boolean | undefined;
+  /** A filter lies over the image as long as the job lasts, by that node-name or one that is made up. Default: none,
+   *  nothing needs it. Only for {@link StreamJob.create}. */
+  readonly filter?: { readonly name: string | undefined } | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone: (step: () => Promise<void>) => Promise<void>;
 }
@@ -43,6 +48,7 @@ export class StreamJob extends BlockJob {
   /** Number of the base among the layers; all those before it are copied from. */
   readonly #end: number;
   readonly #leave: () => void;
+  #filter: BlockNode | undefined;
 
   /** Throws what stands against it before anything happens: EINVAL, ENOTSUP, EPERM, EBUSY, ENOMEDIUM. */
   constructor(blk: BlockBackend, options: StreamJobOptions) {
@@ -69,6 +75,25 @@ export class StreamJob extends BlockJob {
       // Another state of the disk would need what is below once more.
       cannotRevert: () => `job '${this.id}' takes away what snapshots need`,
     });
+  }
+
+  /** For a BlockBackend of the job's own. Throws as the constructor does, and what stands against a filter. */
+  static async create(blk: BlockBackend, options: StreamJobOptions): Promise<StreamJob> {
+    const job = new StreamJob(blk, options);
+    try {
+      if (options.filter) await job.#putFilter(options.filter.name);
+      return job;
+    } catch (error) {
+      await job.undo();
+      throw error;
+    }
+  }
+
+  async #putFilter(name: string | undefined): Promise<void> {
+    const given = name === undefined ? {} : { 'node-name': name };
+    const filter = passFilter('copy-on-read', 'file');
+    this.#filter = await openNodeOf(this.context, filter, { ...given, file: this.#root.name });
+    await this.putOver(this.#root, this.#filter, this.#blk);
   }
 
   /** The layers from the active one to the base. */
@@ -102,6 +127,8 @@ export class StreamJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
+    if (this.#filter !== undefined) await this.takeAway(this.#filter, this.#root);
+    this.#filter = undefined;
     this.#leave();
     await this.letGo();
   }

@@ -72,7 +72,8 @@ export class WorkerNodeJobs {
     await Promise.all(all.map((job) => job.ended));
   }
 
-  async #stream({ node: name, base, bottom, backingFile, onError, ...settings }: NodeStreamMessage): Promise<void> {
+  async #stream(message: NodeStreamMessage): Promise<void> {
+    const { node: name, base, bottom, backingFile, filterName, onError, ...settings } = message;
     const { StreamJob } = await import('../jobs/stream-job.ts');
     const perm = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
@@ -81,18 +82,19 @@ export class WorkerNodeJobs {
       const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
       const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
       const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
-      const more = { base: below, onImageError: onError, owned: true, alone };
-      await this.#start(settings, (options) => new StreamJob(blk, { ...options, ...more }));
+      const more = { base: below, onImageError: onError, owned: true, filter: { name: filterName }, alone };
+      await this.#start(settings, (options) => StreamJob.create(blk, { ...options, ...more }));
     } catch (error) {
       await blk.remove();
       throw error;
     }
   }
 
-  async #commit({ node: name, base, top, backingFile, onError, ...settings }: NodeCommitMessage): Promise<void> {
+  async #commit(message: NodeCommitMessage): Promise<void> {
+    const { node: name, base, top, backingFile, filterName, onError, ...settings } = message;
     const root = nodeByName(name);
     const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
-    const more = { onImageError: onError, alone };
+    const more = { onImageError: onError, filterName, alone };
     const from = top === undefined ? root : layerByName(root, top);
     if (from === root || from === layerOf(root)) {
       const { ActiveCommitJob } = await import('../jobs/active-commit.ts');

@@ -108,7 +108,7 @@ test('a target in another thread comes to where its source is', { timeout: 60_00
   assert.equal(daemon.nodes.find('a-target'), daemon.nodes.find('a'));
   // Whatever uses it goes along, but for a job.
   await daemon.run('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'b-target', writable: true });
-  await daemon.run('blockdev-mirror', { 'job-id': 'm', device: 'a', target: 'b-target', sync: 'full', speed: 1 });
+  await daemon.run('blockdev-backup', { 'job-id': 'm', device: 'a', target: 'b-target', sync: 'full', speed: 1 });
   assert.equal(daemon.nodes.find('b-target'), daemon.nodes.find('a'));
   await assert.rejects(
     daemon.run('blockdev-mirror', { 'job-id': 'n', device: 'b', target: 'a', sync: 'full' }),

@@ -47,9 +47,11 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
       if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
       if (baseNode !== undefined) nodes.lookup(baseNode);
       if (bottom !== undefined) nodes.lookup(bottom);
+      const filterName = nodes.checkedName(args['filter-node-name'], 'Could not create node: ');
       const onError = errorPolicy(args['on-error']);
+      const layer = { base: base ?? baseNode, bottom };
       await jobs.start(thread, args, (settings) =>
-        thread.call('node-job-stream', { ...settings, node, base: base ?? baseNode, bottom, backingFile, onError }),
+        thread.call('node-job-stream', { ...settings, ...layer, node, backingFile, filterName, onError }),
       );
     },
     'block-commit': async (args) => {
@@ -64,6 +66,7 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
         base: base ?? baseNode,
         top: top ?? topNode,
         backingFile,
+        filterName: nodes.checkedName(args['filter-node-name']),
         onError: errorPolicy(args['on-error']),
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
