@@ -28,7 +28,13 @@ import { Events } from './events.ts';
 import { Exports } from './exports.ts';
 import { Graph } from './graph.ts';
 import { JobGroups } from './job-groups.ts';
-import { type JobArguments, type JobCommand, JobHandle } from './job-handle.ts';
+import {
+  type JobArguments,
+  type JobCommand,
+  JobHandle,
+  type TransactionOptions,
+  type TransactionStep,
+} from './job-handle.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
@@ -126,6 +132,12 @@ export class Daemon implements Dispatcher {
   /** Begins a job, and stays with it to its end; `signal` gives it up. Rejects with QmpError. */
   begin<N extends JobCommand>(command: N, args: JobArguments<N>, options: Abortable = {}): Promise<JobHandle> {
     return JobHandle.begin(this, command, args, options);
+  }
+
+  /** Carries out all of the actions, as of one moment, or none; answers the jobs that it began, in their order. `signal`
+   *  gives them up. Rejects with QmpError. */
+  transaction(actions: readonly TransactionStep[], options: TransactionOptions = {}): Promise<readonly JobHandle[]> {
+    return JobHandle.transaction(this, actions, options);
   }
 
   /** Carries out a command as a program says it. Rejects with QmpError. */

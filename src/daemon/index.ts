@@ -15,4 +15,11 @@ export type { QmpEvent } from '../qmp/event-stream.ts';
 export type { Arguments, CommandName, EventData, EventName, Qapi, Result } from '../qmp/schema/schema.ts';
 export { Daemon, type DaemonOptions } from './daemon.ts';
 export type { Graph, NamedNode } from './graph.ts';
-export type { JobArguments, JobCommand, JobHandle, JobProgress } from './job-handle.ts';
+export type {
+  JobArguments,
+  JobCommand,
+  JobHandle,
+  JobProgress,
+  TransactionOptions,
+  TransactionStep,
+} from './job-handle.ts';

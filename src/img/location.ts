@@ -53,12 +53,8 @@ function byteNode(name: string, depth: number): FoundTree {
   return (tree.file as FoundTree | undefined) ?? tree;
 }
 
-/** `nbd:HOST:PORT[:exportname=NAME]`, `nbd:unix:PATH[:exportname=NAME]`: older than the URIs. */
 function nbdNode(name: string): FoundTree {
-  const [, location = '', exportName] = /^nbd:(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
-  const [, path] = /^unix:(.+)$/s.exec(location) ?? [];
-  const [, host, port] = /^([^:]*|\[[^\]]*\]):(\d+)$/.exec(location) ?? [];
-  if (path === undefined && port === undefined) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
-  const server = path === undefined ? { type: 'inet', host: host!, port: port! } : { type: 'unix', path };
-  return { driver: 'nbd', server, ...(exportName === undefined ? {} : { export: exportName }) };
+  const location = olderNbdName(name);
+  if (!location) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
+  return { driver: 'nbd', ...location };
 }

@@ -25,6 +25,8 @@ export interface StreamJobOptions extends BlockJobOptions {
   readonly base?: NewBacking | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone: (step: () => Promise<void>) => Promise<void>;
+  /** Comes at its end, once it does not need the disk any more. */
+  readonly release?: (() => Promise<void>) | undefined;
 }
 
 /** The disk stays open until it has ended. It rests while the disk is drained. */
@@ -34,6 +36,7 @@ export class StreamJob extends BlockJob {
   readonly #root: BlockNode;
   readonly #base: NewBacking | undefined;
   readonly #alone: StreamJobOptions['alone'];
+  readonly #release: StreamJobOptions['release'];
   readonly #policy: ErrorPolicy;
   #ignored: BlockError | undefined;
   /** What has failed, and stopped the job: at most the pieces that were under way. */
@@ -53,6 +56,7 @@ export class StreamJob extends BlockJob {
     this.#root = root;
     this.#base = base;
     this.#alone = options.alone;
+    this.#release = options.release;
     this.#policy = options.onImageError ?? 'report';
     this.#end = base === undefined ? Number.POSITIVE_INFINITY : layerNumber(root, (node) => node === base.node);
     if (this.#end < 2) {
@@ -101,6 +105,7 @@ export class StreamJob extends BlockJob {
   protected override async clean(): Promise<void> {
     this.#leave();
     await this.letGo();
+    await this.#release?.();
   }
 
   /** Copies what has to be from `from` to `to`, and answers `to`. */

@@ -19,6 +19,17 @@ export function isNbdUri(text: string): boolean {
   return /^nbds?(\+unix|\+vsock)?:\/\//i.test(text);
 }
 
+/** `nbd:HOST:PORT[:exportname=NAME]` and `nbd:unix:PATH[:exportname=NAME]`: older than the URIs, and in many guides.
+ *  Undefined for what is neither. */
+export function olderNbdName(name: string): (Pick<NbdLocation, 'server'> & Partial<NbdLocation>) | undefined {
+  const [, place = '', exportName] = /^nbd:(?!\/\/)(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
+  const [, path] = /^unix:(.+)$/s.exec(place) ?? [];
+  const [, ipv6, host = ipv6, port] = /^(?:\[([^\]]*)\]|([^:]*)):(\d+)$/.exec(place) ?? [];
+  const named = exportName === undefined ? {} : { export: exportName };
+  if (path !== undefined) return { server: { type: 'unix', path }, ...named };
+  return port === undefined ? undefined : { server: { type: 'inet', host: host!, port }, ...named };
+}
+
 /**
  * What `nbd://HOST:PORT/EXPORT` and `nbd+unix:///EXPORT?socket=PATH` say. With nbds instead of nbd: by TLS.
  * EINVAL for one that is malformed, ENOTSUP for vsock.

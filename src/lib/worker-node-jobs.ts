@@ -6,11 +6,13 @@ import type { SetupThread } from '../aio/iothread-worker.ts';
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
+import { assertUnclaimed } from '../block/claims.ts';
 import { createImage } from '../block/control.ts';
 import { layerOf } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
+import { setReadOnly } from '../block/reopen.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
 import { VERBS } from '../jobs/job-states.ts';
@@ -76,18 +78,33 @@ export class WorkerNodeJobs {
     const { StreamJob } = await import('../jobs/stream-job.ts');
     const perm = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
-    const blk = await BlockBackend.open(context, name, { name: settings.id, perm, shared: PERM_ALL, readOnly: false });
+    const layer = layerOf(nodeByName(name));
+    assertUnclaimed(layer);
+    // A layer that others are above of, or that was opened to be read: it is written to for as long as the job lasts.
+    const wasReadOnly = layer.readOnly;
+    if (wasReadOnly) await setReadOnly(layer, false);
+    let blk: BlockBackend | undefined;
+    const release = async (): Promise<void> => {
+      await blk?.close();
+      if (wasReadOnly && !layer.closed) await setReadOnly(layer, true);
+    };
     try {
-      const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
-      const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
-      const job = await this.#start(
+      const disk = await BlockBackend.open(context, name, {
+        name: settings.id,
+        perm,
+        shared: PERM_ALL,
+        readOnly: false,
+      });
+      blk = disk;
+      const wanted = bottom === undefined ? base : layerByName(disk.root!, bottom).cow?.node.name;
+      const below = wanted === undefined ? undefined : baseOf(disk, wanted, backingFile);
+      const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+      await this.#start(
         settings,
-        (options) =>
-          new StreamJob(blk, { ...options, base: below, onImageError: onError, alone: (step) => this.#alone(step) }),
+        (options) => new StreamJob(disk, { ...options, base: below, onImageError: onError, alone, release }),
       );
-      void job.ended.then(() => blk.close());
     } catch (error) {
-      await blk.close();
+      await release();
       throw error;
     }
   }

@@ -5,7 +5,7 @@ import { PidFile } from '../../lib/pid-file.ts';
 import { notifyServiceManager } from '../../lib/service-manager.ts';
 import { OptionError, readCommandLine } from '../getopt.ts';
 import type { Program } from '../programs.ts';
-import { daemonize, startedBy } from './daemonize.ts';
+import { becomeBackground, daemonize, startedBy } from './daemonize.ts';
 import { helpText, versionText } from './help.ts';
 import { OPTIONS, type Option, StorageDaemon } from './options.ts';
 
@@ -40,21 +40,35 @@ async function run(name: string, argv: readonly string[]): Promise<number> {
     process.stdout.write(versionText(name));
     return 0;
   }
-  if (given('daemonize') && !startedBy(process.env)) return daemonize(argv);
+  if (given('daemonize')) {
+    if (!startedBy(process.env)) return daemonize(argv);
+    becomeBackground();
+  }
+  let pidFile: PidFile | undefined;
+  const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
+  const started = (): void => {
+    if (path === undefined) return;
+    pidFile = new PidFile(path);
+    pidFile.write(process.pid);
+  };
   try {
-    return await serve(options, fail);
+    return await serve(options, started, fail);
   } catch (error) {
     return fail(error);
+  } finally {
+    // Whoever waits for it to go finds that all is closed.
+    pidFile?.remove();
   }
 }
 
+/** `started`: everything is there. */
 async function serve(
   options: readonly { readonly def: Option; readonly value: string | undefined }[],
+  started: () => void,
   fail: (error: unknown) => number,
 ): Promise<number> {
   await using storage = new StorageDaemon();
   const ended = endOf(storage);
-  let pidFile: PidFile | undefined;
   try {
     for (const { def, value } of options) {
       try {
@@ -65,9 +79,7 @@ async function serve(
         throw new Error(`--${def.long} ${value ?? ''}: ${error.message}`, { cause: error });
       }
     }
-    const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
-    if (path !== undefined) pidFile = new PidFile(path);
-    pidFile?.write(process.pid);
+    started();
     await storage.ready();
     notifyServiceManager(process.env, 'READY=1');
     process.send?.('ready', () => process.disconnect?.());
@@ -78,7 +90,6 @@ async function serve(
     return fail(error);
   } finally {
     ended.release();
-    pidFile?.remove();
   }
 }
 
