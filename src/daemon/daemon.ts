@@ -4,6 +4,7 @@
  */
 
 import { CoMutex } from '../aio/co-mutex.ts';
+import { Gate } from '../aio/op.ts';
 import { everyOne, everyStep } from '../base/every-step.ts';
 import type { Abortable } from '../lib/abort.ts';
 import { IOThread } from '../lib/iothread.ts';
@@ -73,6 +74,8 @@ export class Daemon implements Dispatcher {
   /** Readers of events, and what ends each one's listening. */
   readonly #watched = new Map<EventStream, () => void>();
   #closing: Promise<void> | undefined;
+  /** Opens once clients of monitors may be answered. */
+  #held: Gate | undefined;
   /** Told when a client wants it to end. */
   onQuit: (() => void) | undefined;
 
@@ -121,6 +124,7 @@ export class Daemon implements Dispatcher {
 
   /** Carries out a command that a client has sent: its arguments are checked. Rejects with QmpError. */
   async execute(command: string, args: JsonObject, session?: Session): Promise<unknown> {
+    if (session && this.#held) await this.#held.promise;
     const checked = this.#checker.arguments(this.schema.commands[command]!.data, args);
     try {
       return await this.#carryOut(command, checked, session);
@@ -150,6 +154,13 @@ export class Daemon implements Dispatcher {
     if (isQuery(command)) return handler(args as never, session);
     using _turn = await this.#changes.lock();
     return await handler(args as never, session);
+  }
+
+  /** @internal What clients of monitors ask for waits until the answer is called: they shall find all that is to come. */
+  hold(): () => void {
+    const held = new Gate();
+    this.#held = held;
+    return () => held.open();
   }
 
   /** A monitor over a character device. */

@@ -5,7 +5,7 @@ import { create } from '../lib/images.ts';
 import type { NodeInfo } from '../lib/node-messages.ts';
 import { openMessage } from '../lib/open-message.ts';
 import { type BlockdevOptions, type DetectZeroes, FORMATS, type Format } from '../lib/options.ts';
-import { isNbdUri, olderNbdName } from '../lib/uri.ts';
+import { isNbdUri, nbdUri, type OlderNbdName, olderNbdName } from '../lib/uri.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Nodes } from './nodes.ts';
@@ -36,11 +36,12 @@ export async function openImageFile(nodes: Nodes, file: ImageFile, source: strin
   const { nodeName, detectZeroes } = file;
   if (nodeName !== undefined) nodes.assertFree(nodeName);
   const thread = nodes.lookup(source, source);
-  const far = olderNbdName(file.path);
-  const there = file.mode === 'existing' || far !== undefined || isNbdUri(file.path);
+  const older = olderNbdName(file.path);
+  const path = older === undefined ? file.path : uriOf(older);
+  const there = file.mode === 'existing' || isNbdUri(path);
   const made = there ? undefined : await makeImage(nodes, file, source, on);
   const format = made?.format ?? knownFormat(file.format, 'driver');
-  const message = openMessage(far ? { driver: 'nbd', ...far } : file.path, {
+  const message = openMessage(path, {
     format,
     detectZeroes,
     discard: file.unmap ? 'unmap' : 'ignore',
@@ -50,6 +51,11 @@ export async function openImageFile(nodes: Nodes, file: ImageFile, source: strin
   const backing = below !== undefined && format !== 'raw' ? { backing: below } : {};
   const name = nodeName === undefined ? {} : { 'node-name': nodeName };
   return nodes.hold({ ...tree, ...name, ...backing } as BlockdevOptions, thread);
+}
+
+function uriOf({ server, export: name = '' }: OlderNbdName): string {
+  if (server.type === 'unix') return nbdUri({ kind: 'unix', path: server.path }, name);
+  return nbdUri({ kind: 'inet', host: server.host, port: Number(server.port) }, name);
 }
 
 interface MadeImage {

@@ -2,7 +2,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
 import { blockdevOf } from '../lib/options.ts';
-import { isNbdUri } from '../lib/uri.ts';
+import { isNbdUri, olderNbdName } from '../lib/uri.ts';
 import type { FoundTree } from './tree.ts';
 
 /** Names in names in names. */

@@ -5,7 +5,8 @@ import { once } from 'node:events';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { MAIN, needs, run, scratch } from '../harness.ts';
+import { QmpClient } from '../../src/daemon/index.ts';
+import { MAIN, needs, run, scratch, underSystemd } from '../harness.ts';
 import { Peer } from './conversation.ts';
 
 const OURS = [process.execPath, MAIN, 'qemu-storage-daemon'];
@@ -124,4 +125,23 @@ test('SIGTERM ends it in good order', { timeout: 30_000 }, async (t) => {
   const [code] = (await once(child, 'exit')) as [number | null];
   assert.equal(code, 0);
   assert.ok(!existsSync(join(directory, 'q')) && !existsSync(join(directory, 'pid')));
+});
+
+test('who comes while it starts is answered once all is there', needs('python3'), async (t) => {
+  const path = join(scratch(t), 'q');
+  const nodes = ['a', 'b', 'c'].flatMap((name) => ['--blockdev', `null-co,node-name=${name}`]);
+  const monitor = ['--chardev', 'socket,id=c,fd=3,server=on,wait=off', '--monitor', 'c'];
+  const [program, ...args] = underSystemd([path], [...OURS, ...monitor, ...nodes]);
+  const child = spawn(program!, args, { stdio: 'ignore' });
+  t.after(() => child.kill('SIGKILL'));
+  const connect = async (): Promise<QmpClient> => {
+    for (;;) {
+      // Nobody listens yet.
+      const client = await QmpClient.connect({ path }).catch(() => undefined);
+      if (client) return client;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  };
+  await using qmp = await connect();
+  assert.equal((await qmp.execute('query-named-block-nodes', { flat: true })).length, 3);
 });
