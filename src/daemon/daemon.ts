@@ -138,8 +138,8 @@ export class Daemon implements Dispatcher {
     return JobHandle.begin(this, command, args, options);
   }
 
-  /** Carries out all of the actions, as of one moment, or none; answers the jobs that it began, in their order. `signal`
-   *  gives them up. Rejects with QmpError. */
+  /** Carries out all of the actions, as of one moment, or none; answers the jobs that it began, in their order.
+   *  `signal` gives them up. Rejects with QmpError. */
   transaction(actions: readonly TransactionStep[], options: TransactionOptions = {}): Promise<readonly JobHandle[]> {
     return JobHandle.transaction(this, actions, options);
   }
@@ -156,7 +156,7 @@ export class Daemon implements Dispatcher {
     return await handler(args as never, session);
   }
 
-  /** @internal What clients of monitors ask for waits until the answer is called: they shall find all that is to come. */
+  /** @internal What clients of monitors ask for waits until the answer is called: they find all that is to come. */
   hold(): () => void {
     const held = new Gate();
     this.#held = held;

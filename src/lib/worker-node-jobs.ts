@@ -115,6 +115,9 @@ export class WorkerNodeJobs {
     const more = { onImageError: onError, alone };
     const from = top === undefined ? root : layerByName(root, top);
     if (from === root || from === layerOf(root)) {
+      if (backingFile !== undefined) {
+        throw new BlockError(Errno.EINVAL, "Could not commit: 'backing-file' is for a layer that something lies over");
+      }
       const { ActiveCommitJob } = await import('../jobs/active-commit.ts');
       const target = base === undefined ? lowestLayer(root) : layerByName(root, base);
       await this.#start(settings, (options) => ActiveCommitJob.commit(root, target, { ...options, ...more }));

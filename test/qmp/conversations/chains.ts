@@ -69,7 +69,7 @@ export const streamBetween = conversation('one layer is streamed into the one ab
 );
 
 export const streamToBottom = conversation('a stream goes down to a layer that is named', () =>
-  chain([stream({ device: 'node-d', bottom: 'node-c', 'backing-file': 'b.qcow2' })], ['d', 'b']),
+  chain([stream({ device: 'node-d', bottom: 'node-c' })], ['d', 'b']),
 );
 
 export const streamByFile = conversation('a stream keeps a base that is named by its file', () =>

@@ -43,10 +43,16 @@ export const jobsInFull = conversation('jobs are begun with all that they may be
       concluded,
     ),
     ...dismissed('j'),
-    ...[{ 'max-workers': 0 }, { 'max-workers': -1 }, { 'max-chunk': -1 }, { 'max-chunk': 5 }, { nonsense: 1 }].map(
-      (perf) =>
-        step('blockdev-backup', { 'job-id': 'j', device: 'top', target: 'there', sync: 'full', 'x-perf': perf }),
+    ...[{ 'max-workers': 0 }, { 'max-workers': -1 }, { 'max-chunk': -1 }].map((perf) =>
+      step(
+        'blockdev-backup',
+        { 'job-id': 'j', device: 'top', target: 'there', sync: 'full', 'x-perf': perf },
+        { words: true },
+      ),
     ),
+    step('blockdev-backup', {
+      ...{ 'job-id': 'j', device: 'top', target: 'there', sync: 'full', 'x-perf': { nonsense: 1 } },
+    }),
     step(
       'blockdev-mirror',
       {
@@ -88,6 +94,7 @@ export const chainsInFull = conversation('stream and commit are begun with all t
     step('block-stream', { 'job-id': 'j', device: 'top', base: 'x', 'base-node': 'base' }),
     step('block-stream', { 'job-id': 'j', device: 'top', base: 'x', bottom: 'top' }),
     step('block-stream', { 'job-id': 'j', device: 'top', bottom: 'nowhere' }),
+    step('block-stream', { 'job-id': 'j', device: 'top', 'backing-file': 'x' }),
     step('block-stream', { 'job-id': 'j', device: 'top', bottom: 'base-file' }, { words: true }),
     step(
       'block-stream',
@@ -253,7 +260,6 @@ export const nodesInFull = conversation('nodes are added with all that is common
     add(node('small', { file: file('small', { 'pr-manager': 'x' }) }), { words: true }),
     add(node('small', { 'force-share': true }), { words: true }),
     add(node('small', { 'force-share': true, 'read-only': true })),
-    add({ driver: 'raw', 'node-name': 'part', offset: 65536, size: 131072, file: file('over') }),
     add({ driver: 'null-aio', 'node-name': 'na', size: 1048576, 'latency-ns': 5, 'read-zeroes': true }),
     add(node('top'), { words: true }),
     show,
@@ -263,7 +269,7 @@ export const nodesInFull = conversation('nodes are added with all that is common
     step('block_resize', { 'node-name': 'top', size: 8388608 }),
     step('blockdev-snapshot-internal-sync', { device: 'top', name: 'snapshot0' }),
     step('blockdev-snapshot-delete-internal-sync', { device: 'top', name: 'snapshot0', id: '1' }, { words: true }),
-    ...['top', 'base', 'there', 'small', 'part', 'na'].map((name) => step('blockdev-del', { 'node-name': name })),
+    ...['top', 'base', 'there', 'small', 'na'].map((name) => step('blockdev-del', { 'node-name': name })),
     show,
   ],
 }));
