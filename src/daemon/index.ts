@@ -14,7 +14,7 @@ export { QmpError, type QmpErrorClass } from '../qmp/errors.ts';
 export type { QmpEvent } from '../qmp/event-stream.ts';
 export type { Arguments, CommandName, EventData, EventName, Qapi, Result } from '../qmp/schema/schema.ts';
 export { Daemon, type DaemonOptions } from './daemon.ts';
-export type { Graph, NamedNode } from './graph.ts';
+export type { Graph } from './graph.ts';
 export type {
   JobArguments,
   JobCommand,
@@ -23,3 +23,4 @@ export type {
   TransactionOptions,
   TransactionStep,
 } from './job-handle.ts';
+export type { NamedNode } from './node-options.ts';

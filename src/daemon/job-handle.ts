@@ -5,6 +5,7 @@ import type { Abortable } from '../lib/abort.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Arguments, Qapi } from '../qmp/schema/schema.ts';
 import type { Daemon } from './daemon.ts';
+import type { GivenHere } from './node-options.ts';
 
 /** Commands that begin a job. */
 export type JobCommand =
@@ -81,7 +82,8 @@ export class JobHandle implements AsyncIterable<JobProgress>, AsyncDisposable {
     options: Abortable,
   ): Promise<JobHandle> {
     const dismissing = STAYING.has(command) ? {} : { 'auto-dismiss': false };
-    const run = () => daemon.run(command, { ...args, ...dismissing } as never);
+    const given = [{ ...args, ...dismissing }] as unknown as GivenHere<N>;
+    const run = () => daemon.run(command, ...given);
     const [handle] = await JobHandle.#begun(daemon, [args['job-id']], run, options);
     return handle!;
   }
