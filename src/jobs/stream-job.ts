@@ -5,6 +5,7 @@
  * Bounds: `PIECES` pieces of `PIECE_BYTES` at a time; their memory is the block layer's.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { layerNumber, layerOf } from '../block/copy-up.ts';
@@ -32,6 +33,8 @@ export interface StreamJobOptions extends BlockJobOptions {
   readonly filter?: { readonly name: string | undefined } | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone: (step: () => Promise<void>) => Promise<void>;
+  /** Comes at its end, once it does not need the disk any more. */
+  readonly release?: (() => Promise<void>) | undefined;
 }
 
 /** It rests while the disk is drained. */
@@ -41,6 +44,7 @@ export class StreamJob extends BlockJob {
   readonly #root: BlockNode;
   readonly #base: NewBacking | undefined;
   readonly #alone: StreamJobOptions['alone'];
+  readonly #release: StreamJobOptions['release'];
   readonly #policy: ErrorPolicy;
   #ignored: BlockError | undefined;
   /** What has failed, and stopped the job: at most the pieces that were under way. */
@@ -61,6 +65,7 @@ export class StreamJob extends BlockJob {
     this.#root = root;
     this.#base = base;
     this.#alone = options.alone;
+    this.#release = options.release;
     this.#policy = options.onImageError ?? 'report';
     this.#end = base === undefined ? Number.POSITIVE_INFINITY : layerNumber(root, (node) => node === base.node);
     if (this.#end < 2) {
@@ -127,10 +132,14 @@ export class StreamJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
-    if (this.#filter !== undefined) await this.takeAway(this.#filter, this.#root);
+    const filter = this.#filter;
     this.#filter = undefined;
-    this.#leave();
-    await this.letGo();
+    await everyStep(
+      () => filter && this.takeAway(filter, this.#root),
+      () => this.#leave(),
+      () => this.letGo(),
+      () => this.#release?.(),
+    );
   }
 
   /** Copies what has to be from `from` to `to`, and answers `to`. */

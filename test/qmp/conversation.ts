@@ -31,6 +31,8 @@ export interface Step {
   readonly event?: string;
   /** Wait until both have told that a job has this status. */
   readonly until?: string;
+  /** Of each of these jobs, not of any. */
+  readonly jobs?: readonly string[];
   /** The job measures how quick its machine is at passphrases: see wasTooCoarse(). */
   readonly measures?: boolean;
 }
@@ -46,7 +48,10 @@ export function line(text: string): Step {
 }
 
 /** What somebody else does meanwhile, in the directory of each. */
-export function meanwhile(act: (directory: string) => Promise<unknown>, how: Pick<Step, 'event' | 'until'> = {}): Step {
+export function meanwhile(
+  act: (directory: string) => Promise<unknown>,
+  how: Pick<Step, 'event' | 'until' | 'jobs'> = {},
+): Step {
   return { command: '', args: {}, act, ...how };
 }
 
@@ -268,8 +273,9 @@ export async function hold(t: TestContext, talk: Talk, compared: Compared): Prom
   const { theirs, ours } = await pair(t, talk.args, talk.prepare, talk.fresh);
   const different: string[] = [];
   const seen = async (one: Step, before: readonly number[]): Promise<void> => {
-    const wanted = seenOf(one);
-    if (wanted) await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+    for (const wanted of seenOf(one)) {
+      await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+    }
   };
   for (const [i, one] of talk.steps.entries()) {
     const before = [theirs.events.length, ours.events.length];
@@ -286,6 +292,9 @@ export async function hold(t: TestContext, talk: Talk, compared: Compared): Prom
       compared.add(one, reply);
     }
     one.expect?.(own);
+    // What was refused is not waited for.
+    const refused = [reply, own].filter(({ error }) => error !== undefined);
+    if (refused.length > 0 && seenOf(one).length > 0) assert.fail([...different, JSON.stringify(refused)].join('\n'));
     await seen(one, before);
     if (one.measures) await insist(theirs, one, before[0]!);
   }
@@ -310,7 +319,7 @@ async function insist(theirs: Peer, one: Step, from: number): Promise<void> {
     await theirs.execute('job-dismiss', { id: job!.id! });
     theirs.events.length = from;
     await theirs.tell(one);
-    await theirs.told(from, seenOf(one)!);
+    for (const wanted of seenOf(one)) await theirs.told(from, wanted);
   }
 }
 
@@ -327,9 +336,11 @@ function differences(ours: Json, theirs: Json, path = ''): string[] {
   return [...names].flatMap((name) => differences(at(ours, name), at(theirs, name), `${path}.${name}`));
 }
 
-function seenOf({ event, until }: Step): ((event: Fields) => boolean) | undefined {
-  if (until !== undefined) return ({ data }) => (data as Fields).status === until;
-  return event === undefined ? undefined : (one) => one.event === event;
+/** All that a step waits to be told of. */
+function seenOf({ event, until, jobs }: Step): readonly ((event: Fields) => boolean)[] {
+  const has = ({ data }: Fields): boolean => (data as Fields).status === until;
+  if (until !== undefined) return jobs?.map((id) => (one) => has(one) && (one.data as Fields).id === id) ?? [has];
+  return event === undefined ? [] : [(one) => one.event === event];
 }
 
 /**

@@ -2,10 +2,11 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { MAIN, needs, run, scratch } from '../harness.ts';
+import { QmpClient } from '../../src/daemon/index.ts';
+import { MAIN, needs, run, scratch, underSystemd } from '../harness.ts';
 import { Peer } from './conversation.ts';
 
 const OURS = [process.execPath, MAIN, 'qemu-storage-daemon'];
@@ -99,7 +100,9 @@ test('everything is there by the time the process that was told to daemonize end
   const { code, stderr } = await run(OURS[0]!, [...OURS.slice(1), ...args]);
   assert.deepEqual([code, stderr], [0, '']);
   const pid = Number(readFileSync(pidfile, 'utf8'));
-  assert.ok(existsSync(join(directory, 'nbd')));
+  // What it makes is not for everybody, as in qemu-storage-daemon.
+  assert.equal(statSync(join(directory, 'nbd')).mode & 0o777, 0o750);
+  assert.equal(statSync(pidfile).mode & 0o777, 0o600);
   process.kill(pid, 'SIGTERM');
   while (existsSync(pidfile)) await new Promise((resolve) => setTimeout(resolve, 20));
 });
@@ -125,4 +128,23 @@ test('SIGTERM ends it in good order', { timeout: 30_000 }, async (t) => {
   const [code] = (await once(child, 'exit')) as [number | null];
   assert.equal(code, 0);
   assert.ok(!existsSync(join(directory, 'q')) && !existsSync(join(directory, 'pid')));
+});
+
+test('who comes while it starts is answered once all is there', needs('python3'), async (t) => {
+  const path = join(scratch(t), 'q');
+  const nodes = ['a', 'b', 'c'].flatMap((name) => ['--blockdev', `null-co,node-name=${name}`]);
+  const monitor = ['--chardev', 'socket,id=c,fd=3,server=on,wait=off', '--monitor', 'c'];
+  const [program, ...args] = underSystemd([path], [...OURS, ...monitor, ...nodes]);
+  const child = spawn(program!, args, { stdio: 'ignore' });
+  t.after(() => child.kill('SIGKILL'));
+  const connect = async (): Promise<QmpClient> => {
+    for (;;) {
+      // Nobody listens yet.
+      const client = await QmpClient.connect({ path }).catch(() => undefined);
+      if (client) return client;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  };
+  await using qmp = await connect();
+  assert.equal((await qmp.execute('query-named-block-nodes', { flat: true })).length, 3);
 });

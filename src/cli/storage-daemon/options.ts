@@ -34,6 +34,7 @@ export const OPTIONS: readonly Option[] = [
 export class StorageDaemon implements AsyncDisposable {
   onQuit: (() => void) | undefined;
   #daemon: Promise<Daemon> | undefined;
+  #release: (() => void) | undefined;
 
   /** True where the option only asked for help, which was printed. */
   async apply({ long }: Option, value: string): Promise<boolean> {
@@ -71,9 +72,10 @@ export class StorageDaemon implements AsyncDisposable {
     }
   }
 
-  /** Everything runs. */
+  /** Everything runs: who has come before is answered from here on. */
   async ready(): Promise<void> {
     await this.daemon();
+    this.#release?.();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -88,6 +90,7 @@ export class StorageDaemon implements AsyncDisposable {
   async #start(): Promise<Daemon> {
     const { Daemon } = await import('../../daemon/daemon.ts');
     const daemon = await Daemon.start();
+    this.#release = daemon.hold();
     daemon.onQuit = () => this.onQuit?.();
     return daemon;
   }

@@ -5,7 +5,7 @@ import { PidFile } from '../../lib/pid-file.ts';
 import { notifyServiceManager } from '../../lib/service-manager.ts';
 import { type GivenOption, OptionError, readCommandLine } from '../getopt.ts';
 import type { Program } from '../programs.ts';
-import { daemonize, startedBy } from './daemonize.ts';
+import { becomeBackground, daemonize, startedBy } from './daemonize.ts';
 import { helpText, versionText } from './help.ts';
 import { OPTIONS, type Option, StorageDaemon } from './options.ts';
 import { applyTrace } from './trace.ts';
@@ -41,22 +41,36 @@ async function run(name: string, argv: readonly string[]): Promise<number> {
     process.stdout.write(versionText(name));
     return 0;
   }
-  if (given('daemonize') && !startedBy(process.env)) return daemonize(argv);
+  if (given('daemonize')) {
+    if (!startedBy(process.env)) return daemonize(argv);
+    becomeBackground();
+  }
+  let pidFile: PidFile | undefined;
+  const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
+  const started = (): void => {
+    if (path === undefined) return;
+    pidFile = new PidFile(path);
+    pidFile.write(process.pid);
+  };
   try {
-    return await serve(name, options, fail);
+    return await serve(name, options, started, fail);
   } catch (error) {
     return fail(error);
+  } finally {
+    // Whoever waits for it to go finds that all is closed.
+    pidFile?.remove();
   }
 }
 
+/** `started`: everything is there. */
 async function serve(
   name: string,
   options: readonly GivenOption<Option>[],
+  started: () => void,
   fail: (error: unknown) => number,
 ): Promise<number> {
   await using storage = new StorageDaemon();
   const ended = endOf(storage);
-  let pidFile: PidFile | undefined;
   try {
     for (const { def, value, spelled } of options) {
       try {
@@ -72,9 +86,7 @@ async function serve(
         throw new Error(`${spelled}: ${error.message}`, { cause: error });
       }
     }
-    const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
-    if (path !== undefined) pidFile = new PidFile(path);
-    pidFile?.write(process.pid);
+    started();
     await storage.ready();
     notifyServiceManager(process.env, 'READY=1');
     process.send?.('ready', () => process.disconnect?.());
@@ -85,7 +97,6 @@ async function serve(
     return fail(error);
   } finally {
     ended.release();
-    pidFile?.remove();
   }
 }
 

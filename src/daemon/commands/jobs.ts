@@ -43,8 +43,11 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
     'block-stream': async (args) => {
       const { device: node, base, bottom, 'base-node': baseNode, 'backing-file': backingFile } = args;
       const thread = nodes.lookup(undefined, node);
-      const layers = [base, baseNode, bottom].filter((layer) => layer !== undefined);
-      if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
+      const [first, second] = (['base', 'base-node', 'bottom'] as const).filter((name) => args[name] !== undefined);
+      if (second !== undefined) throw new QmpError(`'${first}' and '${second}' cannot be specified at the same time`);
+      if (backingFile !== undefined && first === undefined) {
+        throw new QmpError('backing file specified, but streaming the entire chain');
+      }
       if (baseNode !== undefined) nodes.lookup(baseNode);
       if (bottom !== undefined) nodes.lookup(bottom);
       const filterName = nodes.checkedName(args['filter-node-name'], 'Could not create node: ');
