@@ -54,7 +54,7 @@ export function setup(thread: SetupThread): Furnished {
     'nbd-share': async ({ service }) => nbd.share(service),
     'nbd-add': async (args) => nbd.add(args.service, args.export),
     'nbd-adopt': (args) => nbd.adopt(args),
-    'nbd-over': async ({ service, token }) => nbd.over(service, token),
+    'nbd-over': async (args) => nbd.over(args),
     'nbd-remove': (args) => nbd.remove(args.service, args.name, args.mode),
     'nbd-stop': (args) => nbd.stop(args.service, args.graceMs),
     'nbd-stats': async ({ service }) => nbd.stats(service),
