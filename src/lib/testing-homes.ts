@@ -109,7 +109,7 @@ export interface ClientOptions {
   readonly from?: Bytes;
   readonly exportName?: string;
   /** What the last round waits for: until then it does nothing. */
-  readonly idle?: Promise<unknown>;
+  readonly idle?: () => Promise<unknown>;
 }
 
 /** An NBD client that keeps some writes, or some reads, in flight. */
@@ -122,7 +122,7 @@ export class Client {
   readonly #cut: (length: Bytes) => Bytes;
   readonly #from: Bytes;
   readonly #name: string;
-  readonly #idle: Promise<unknown>;
+  readonly #idle: () => Promise<unknown>;
   /** Requests that were answered well, and those that failed. */
   answers = 0;
   errors = 0;
@@ -136,7 +136,7 @@ export class Client {
     this.#cut = options.cut ?? ((length) => Math.floor(length / 3));
     this.#from = options.from ?? 0;
     this.#name = options.exportName ?? '';
-    this.#idle = options.idle ?? Promise.resolve();
+    this.#idle = options.idle ?? (async () => undefined);
     this.#memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(160 * KiB)));
   }
 
@@ -149,7 +149,7 @@ export class Client {
     try {
       await this.#handshake();
       for (let i = 0; i < rounds && !this.gone; i++) {
-        if (i === rounds - 1) await this.#idle;
+        if (i === rounds - 1) await this.#idle();
         await this.#round();
       }
     } finally {
