@@ -292,7 +292,7 @@ function ends(test: DefineTest): void {
 }
 
 function adoption(test: DefineTest): void {
-  test('a shared socket is the same connection, which ends with the last of them or when one shuts it down', async (seam) => {
+  test('a shared socket is one more of the same connection, and each of them can end it', async (seam) => {
     const { client, server } = await seam.pair();
     if (server.fd === undefined) {
       assert.equal(seam.backend.name, 'pool');
