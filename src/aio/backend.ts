@@ -201,9 +201,16 @@ export interface AioFile {
 }
 
 export type SocketAddress =
+  /** A path that begins with NUL is a name in the abstract namespace of Linux: there is no file. */
   | { readonly kind: 'unix'; readonly path: string }
   /** A literal IPv4 or IPv6 address: names are resolved above the seam. Port 0 asks for a free one. */
-  | { readonly kind: 'inet'; readonly host: string; readonly port: number };
+  | {
+      readonly kind: 'inet';
+      readonly host: string;
+      readonly port: number;
+      /** Of the IPv6 address that stands for all of them, to listen on: clients over IPv4 are not meant. */
+      readonly only6?: boolean | undefined;
+    };
 
 export interface ListenOptions {
   readonly backlog?: number;

@@ -1,6 +1,7 @@
 /** The seam's conformance suite, part 2: stream sockets. */
 import assert from 'node:assert/strict';
-import { statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import { KiB, MiB } from '../base/units.ts';
@@ -65,6 +66,28 @@ function listening(test: DefineTest): void {
     const listener = await seam.backend.listen(LOOPBACK);
     assert.ok(listener.address.kind === 'inet' && listener.address.port > 0);
     await listener.close();
+  });
+
+  test('all of IPv6, and only that: nobody is there for IPv4', async (seam) => {
+    const has6 = Object.values(networkInterfaces()).some((all) => all?.some(({ family }) => family === 'IPv6'));
+    // Hosts are names to the simulated network.
+    if (!has6 || seam.backend.name === 'sim') return;
+    const listener = await seam.backend.listen({ kind: 'inet', host: '::', port: 0, only6: true });
+    assert.ok(listener.address.kind === 'inet');
+    const { port } = listener.address;
+    const client = await seam.backend.connect({ kind: 'inet', host: '::1', port });
+    await rejectsWith(seam.backend.connect({ kind: 'inet', host: '127.0.0.1', port }), 'ECONNREFUSED');
+    await closeAll(client, listener);
+  });
+
+  test('a name in the abstract namespace has no file, and no mode', async (seam) => {
+    const path = seam.path('s');
+    const address = { kind: 'unix', path: `\0${path}` } as const;
+    const listener = await seam.backend.listen(address, { mode: 0o600 });
+    assert.ok(!existsSync(path));
+    const client = await seam.backend.connect(address);
+    const socket = await seam.accept(listener);
+    await closeAll(client, socket, listener);
   });
 
   test('connections that came before the accept are accepted in their order', async (seam) => {

@@ -18,7 +18,7 @@ import { Checker } from '../qmp/check.ts';
 import { qmpError } from '../qmp/errors.ts';
 import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
 import type { JsonObject } from '../qmp/json.ts';
-import type { CommandName, Given, Result } from '../qmp/schema/schema.ts';
+import type { CommandName, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
 import { Bitmaps } from './bitmaps.ts';
@@ -32,6 +32,7 @@ import { type JobArguments, type JobCommand, JobHandle } from './job-handle.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
+import type { GivenHere } from './node-options.ts';
 import { Nodes } from './nodes.ts';
 import { iothreadOf, iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
@@ -129,7 +130,7 @@ export class Daemon implements Dispatcher {
   }
 
   /** Carries out a command as a program says it. Rejects with QmpError. */
-  async run<N extends CommandName>(command: N, ...[args]: Given<N>): Promise<Result<N>> {
+  async run<N extends CommandName>(command: N, ...[args]: GivenHere<N>): Promise<Result<N>> {
     return (await this.execute(command, (args ?? {}) as unknown as JsonObject)) as Result<N>;
   }
 

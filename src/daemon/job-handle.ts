@@ -5,6 +5,7 @@ import type { Abortable } from '../lib/abort.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Arguments, Qapi } from '../qmp/schema/schema.ts';
 import type { Daemon } from './daemon.ts';
+import type { GivenHere } from './node-options.ts';
 
 /** Commands that begin a job. */
 export type JobCommand =
@@ -78,7 +79,7 @@ export class JobHandle implements AsyncIterable<JobProgress>, AsyncDisposable {
       if (event.data.status === 'null') leave();
     });
     try {
-      await daemon.run(command, { ...args, ...dismissing } as never);
+      await daemon.run(command, ...([{ ...args, ...dismissing }] as unknown as GivenHere<N>));
     } catch (error) {
       leave();
       throw error;

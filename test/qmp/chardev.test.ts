@@ -431,24 +431,31 @@ test('what goes out is written down where a log is wanted', WITH_QSD, async (t) 
     const socket = createConnection(join(directory, 's'));
     const line = Line.over(socket);
     const told = (await line.until(/"QMP".*\r\n/)) + (await line.ask(COMMAND, /^\{"return": \{\}\}\r\n/));
-    assert.equal(readFileSync(join(directory, 'log'), 'latin1'), told);
+    const log = (): string => readFileSync(join(directory, 'log'), 'latin1');
+    // It is written down once it has gone out.
+    while (log().length < told.length) await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(log(), told);
     socket.destroy();
   });
 });
 
 test('a device that connects comes back when it is told to', WITH_QSD, async (t) => {
-  const server = createServer().listen(0, '127.0.0.1');
-  t.after(() => server.close());
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  const connections = on(server, 'connection');
-  const args = ['--chardev', `socket,id=n,host=127.0.0.1,port=${port},reconnect=1`, '--monitor', 'n'];
-  await withBoth(t, args, async (daemon) => {
+  for (const command of [THEIRS, OURS]) {
+    // Each has a server of its own: it may come once more before it ends.
+    const server = createServer().listen(0, '127.0.0.1');
+    t.after(() => server.close());
+    server.on('connection', (socket) => t.after(() => socket.destroy()));
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const connections = on(server, 'connection');
+    const args = ['--chardev', `socket,id=n,host=127.0.0.1,port=${port},reconnect=1`, '--monitor', 'n'];
+    const daemon = await Peer.start(t, scratch(t), command, args);
     for (let time = 0; time < 2; time++) {
       const [socket] = (await connections.next()).value as [Socket];
       await Line.over(socket).until(/"QMP".*\r\n/);
       assert.match(await filenameOf(daemon, 'n'), new RegExp(`^tcp:127\\.0\\.0\\.1:\\d+ <-> 127\\.0\\.0\\.1:${port}$`));
       socket.destroy();
     }
-  });
+    assert.equal(await daemon.quit(), 0, command.at(-1));
+  }
 });

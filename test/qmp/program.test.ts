@@ -66,25 +66,28 @@ const WRONG: readonly (readonly string[])[] = [
   ['foo'],
   ['--blockdev'],
   ['--pidfile', '/nowhere/x', '--blockdev', 'null-co,node-name=a'],
+  ['--blockdev=null-co,size=x,node-name=a'],
+  ['--nbd-server', 'addr.type=unix,addr.path=x,addr.tight=x'],
+  ['-T', 'nosuch', '--foo'],
+  ...['nosuch', 'enable=nosuch', '-nosuch', 'no*', '', 'foo=1', 'file=/nowhere/x'].flatMap((value) => [
+    ['-T', value, '--blockdev', 'x'],
+    [`--trace=${value}`, '--blockdev', 'x'],
+  ]),
+  ['--blockdev', 'x', '-T', 'help'],
+  ['-Tnosuch', '-T', 'other', '--blockdev', 'x'],
+  ['-T'],
 ];
 
-test(
-  'a command line that is wrong is refused in the words of qemu-storage-daemon',
-  needs('qemu-storage-daemon'),
-  async () => {
-    const different: string[] = [];
-    for (const args of WRONG) {
-      const [theirs, ours] = await Promise.all([
-        run('qemu-storage-daemon', args),
-        run(OURS[0]!, [...OURS.slice(1), ...args]),
-      ]);
-      const told = theirs.stderr.replace('/usr/bin/', '');
-      if (ours.stderr !== told) different.push(`${args.join(' ')}: ours ${ours.stderr}, theirs ${told}`);
-      assert.deepEqual([ours.code, ours.stdout], [theirs.code, theirs.stdout], args.join(' '));
-    }
-    assert.equal(different.join('\n'), '');
-  },
-);
+for (const args of WRONG) {
+  test(`refused in the words of qemu-storage-daemon: ${args.join(' ')}`, needs('qemu-storage-daemon'), async () => {
+    const [theirs, ours] = await Promise.all([
+      run('qemu-storage-daemon', args),
+      run(OURS[0]!, [...OURS.slice(1), ...args]),
+    ]);
+    const told = { ...theirs, stderr: theirs.stderr.replace('/usr/bin/', '') };
+    assert.deepEqual(ours, told);
+  });
+}
 
 test('everything is there by the time the process that was told to daemonize ends', { timeout: 30_000 }, async (t) => {
   const directory = scratch(t);

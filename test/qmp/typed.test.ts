@@ -86,3 +86,36 @@ test('a job is given up by a signal, and where its block is left', needs('qemu-i
   await daemon.graph.add({ driver: 'copy-before-write', 'node-name': 'c', file: 'a', target: 'b' });
   await daemon.graph.add({ driver: 'snapshot-access', 'node-name': 's', file: 'c' });
 });
+
+test('what a node takes is known when a program is compiled, by its driver', async () => {
+  await using daemon = await Daemon.start();
+  const { graph } = daemon;
+  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 4096, active: true });
+  const over = { driver: 'raw', 'node-name': 'r', file: { driver: 'null-co', 'node-name': 'm' } } as const;
+  await graph.add(over);
+  await daemon.run('blockdev-reopen', { options: [{ ...over, offset: 512 }] });
+  await assert.rejects(
+    graph.add({
+      driver: 'qcow2',
+      'node-name': 'q',
+      encrypt: { format: 'luks', 'key-secret': 'nobody' },
+      file: { driver: 'file', filename: '/nowhere/x' },
+    }),
+    /nobody/,
+  );
+  type Taken = Parameters<typeof daemon.run<'blockdev-add'>>[1];
+  type Takes<T> = T & { readonly 'node-name': 'x' } extends Taken ? true : false;
+  const taken = [
+    true satisfies Takes<{ driver: 'null-co'; size: number }>,
+    true satisfies Takes<{ driver: 'raw'; file: 'n' }>,
+    true satisfies Takes<{ driver: 'qcow2'; encrypt: { format: 'luks' }; file: { driver: 'file'; filename: '/x' } }>,
+    false satisfies Takes<{ driver: 'nothing' }>,
+    false satisfies Takes<{ driver: 'null-co'; size: string }>,
+    false satisfies Takes<{ driver: 'raw' }>,
+    false satisfies Takes<{ driver: 'raw'; file: { driver: 'file' } }>,
+    false satisfies Takes<{ driver: 'qcow2'; encrypt: 'luks'; file: 'n' }>,
+    false satisfies Takes<{ size: number }>,
+    false satisfies { driver: 'null-co' } extends Taken ? true : false,
+  ];
+  assert.equal(taken.filter((one) => one).length, 3);
+});

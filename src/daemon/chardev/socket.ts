@@ -1,13 +1,12 @@
 /** Socket devices: one client at a time, or one server that is connected to. */
 
-import { existsSync, unlinkSync } from 'node:fs';
+import { unlinkSync } from 'node:fs';
 import { createConnection, createServer, type ListenOptions, type Server, Socket } from 'node:net';
-import { dirname } from 'node:path';
 import { Gate } from '../../aio/op.ts';
-import { Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import { errnoOf, errnoText } from '../../base/errors.ts';
 import type { TlsSide } from '../../lib/objects/tls.ts';
 import { QmpError } from '../../qmp/errors.ts';
-import { addressText, hostText, portOf, resolveHost, socketOf, unixPath } from './address.ts';
+import { addressText, bindFailure, hostText, portOf, portsOf, resolveHost, socketOf, unixPath } from './address.ts';
 import type { Chardev, CharFrontend, SocketAddress } from './chardev.ts';
 import type { Framing } from './framing.ts';
 import { StreamLink } from './stream.ts';
@@ -185,7 +184,7 @@ function refused(socket: Socket, error: unknown): void {
 
 async function listening(addr: SocketAddress, accept: (socket: Socket) => void): Promise<Server> {
   const first = await listenOptions(addr);
-  const last = addr.type === 'inet' ? (addr.to ?? first.port!) : 0;
+  const last = addr.type === 'inet' ? portsOf(addr)[1] : 0;
   for (let port = first.port ?? 0; ; port++) {
     const server = createServer({ pauseOnConnect: true, allowHalfOpen: false }, accept);
     const outcome = new Gate<NodeJS.ErrnoException | undefined>();
@@ -228,14 +227,6 @@ async function connected(addr: SocketAddress): Promise<Socket> {
 async function connectOptions(addr: SocketAddress): Promise<ListenOptions & { fd?: number }> {
   if (addr.type !== 'inet') return listenOptions(addr);
   return { host: (await resolveHost(addr, false)).address, port: portOf(addr.port) };
-}
-
-function bindFailure(addr: SocketAddress, error: NodeJS.ErrnoException): QmpError {
-  // Node says EACCES where there is no directory.
-  const missing = addr.type === 'unix' && !addr.abstract && !existsSync(dirname(addr.path));
-  const why = errnoText(missing ? Errno.ENOENT : errnoOf(error));
-  const what = addr.type === 'unix' ? `Failed to bind socket to ${addr.path}` : 'Failed to find an available port';
-  return new QmpError(`${what}: ${why}`, 'GenericError', error);
 }
 
 /** As QEMU does: a path is taken over, whoever made it. */

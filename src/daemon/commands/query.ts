@@ -89,7 +89,7 @@ function ofShown({ name, layer, driver }: NodeInfo, graph: Graph): Pick<Qapi<'Im
   return Object.fromEntries(told.map((one) => [one, (image as Readonly<Record<string, unknown>>)[one]]));
 }
 
-/** Drivers of files, which are never dirty. */
+/** Drivers of files. */
 const FILES = new Set(['file', 'host_device']);
 
 function fullName(image: string, name: string): string {
@@ -129,8 +129,14 @@ function nodeStats(node: NodeInfo, graph: Graph): Qapi<'BlockStats'> {
   return {
     'node-name': node.name,
     stats: { ...NO_STATS, wr_highest_offset: node.highestWrite },
+    ...(FILES.has(node.driver) ? { 'driver-specific': fileStats(node) } : {}),
     ...(below ? { parent: nodeStats(below, graph) } : {}),
   };
+}
+
+function fileStats({ driver, discards }: NodeInfo) {
+  const { done, failed, bytes } = discards;
+  return { driver, 'discard-nb-ok': done, 'discard-nb-failed': failed, 'discard-bytes-ok': bytes };
 }
 
 const NO_STATS: Qapi<'BlockDeviceStats'> = {
