@@ -315,6 +315,28 @@ function ends(test: DefineTest): void {
 }
 
 function adoption(test: DefineTest): void {
+  test('a shared socket is one more of the same connection, and each of them can end it', async (seam) => {
+    const { client, server } = await seam.pair();
+    if (server.fd === undefined) {
+      assert.equal(seam.backend.name, 'pool');
+      await closeAll(client, server);
+      return;
+    }
+    const one = await seam.backend.adoptSocket(server.fd, true);
+    const room = seam.memory(10);
+    await wait((op) => client.send(op, Iov.of(seam.memory(20, 1))));
+    assert.equal(await wait((op) => one.recv(op, room, 0, 10, true)), 10);
+    await one.close();
+    assert.equal(await wait((op) => server.recv(op, room, 0, 10, true)), 10);
+    assert.deepEqual(room.bytes, seam.memory(20, 1).bytes.subarray(10));
+    assert.equal(await wait((op) => server.send(op, Iov.of(seam.memory(10, 2)))), 10);
+    const other = await seam.backend.adoptSocket(server.fd, true);
+    const ending = wait((op) => other.recv(op, room, 0, 10, true));
+    server.shutdown();
+    assert.equal(await ending, 0);
+    await closeAll(client, server, other);
+  });
+
   test('inherited descriptors are taken over', async (seam) => {
     if (seam.backend.name === 'sim') {
       await rejectsWith(seam.backend.adoptSocket(0), 'ENOTSUP');

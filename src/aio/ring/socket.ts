@@ -308,8 +308,8 @@ export async function connectRing(backend: RingBackend, address: SocketAddress):
   return adopt(backend, fd);
 }
 
-export function adoptRingSocket(backend: RingBackend, fd: number): AioSocket {
-  return adopt(backend, fd);
+export function adoptRingSocket(backend: RingBackend, fd: number, shared: boolean): AioSocket {
+  return adopt(backend, shared ? check(duplicate(fd), 'Could not take over a connection') : fd);
 }
 
 export function adoptRingListener(backend: RingBackend, fd: number): AioListener {
