@@ -5,6 +5,7 @@ import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { assertUnclaimed } from '../block/claims.ts';
 import { createImage } from '../block/control.ts';

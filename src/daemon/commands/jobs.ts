@@ -25,6 +25,7 @@ export function jobCommands(daemon: Daemon): Handlers {
     'block-job-finalize': ({ id }) => jobs.do(id, 'finalize', 'block-job'),
     'block-job-change': ({ id, ...change }) => jobs.change(id, change),
     ...copyingCommands(daemon),
+    ...formatCommands(daemon),
   };
 }
 
@@ -38,7 +39,7 @@ function ungrouped(options: Readonly<Record<string, unknown>>): Readonly<Record<
   return Object.fromEntries(entries);
 }
 
-function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
+function copyingCommands({ jobs, nodes }: Daemon): Handlers {
   return {
     'block-stream': async (args) => {
       const { device: node, base, bottom, 'base-node': baseNode, 'backing-file': backingFile } = args;
@@ -74,6 +75,12 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
     },
+  };
+}
+
+/** Jobs that make an image, or change what it is. */
+function formatCommands({ jobs, nodes, objects }: Daemon): Handlers {
+  return {
     'x-blockdev-amend': async ({ 'job-id': id, 'node-name': node, options }) => {
       const { driver, version, ...rest } = options as Readonly<Record<string, unknown>>;
       const thread = nodes.lookup(node);
