@@ -46,7 +46,6 @@ const LISTS = ['query-commands', 'query-qmp-schema'];
 
 /** Commands that both can only refuse, and why. */
 const REFUSED: Readonly<Record<string, string>> = {
-  'chardev-change': 'chardev.test.ts has it',
   'x-blockdev-change': 'only quorum has children that come and go',
 };
 
