@@ -55,12 +55,9 @@ export class QuickWrites {
     write.data = iov;
     write.at = at;
     write.claim = claim;
-    if (claim.length === 0) this.#write(write, true);
-    else {
-      write.step = Step.READ;
-      this.#snapshot.fill(write.iov, claim);
-      write.request.read(this.#file, claim.from);
-    }
+    write.step = Step.READ;
+    this.#snapshot.fill(write.iov, claim);
+    write.request.read(this.#file, claim.range.at);
     return true;
   }
 
@@ -71,10 +68,18 @@ export class QuickWrites {
       return;
     }
     if (error !== 0) this.#notKept(write, error);
-    else if (write.step === Step.READ) {
-      write.step = Step.KEEP;
-      write.request.write(this.#target, write.claim!.from);
-    } else this.#write(write, true);
+    else if (write.step === Step.READ) this.#keep(write);
+    else this.#write(write, true);
+  }
+
+  #keep(write: QuickWrite): void {
+    const at = this.#snapshot.fillKept(write.iov, write.claim!);
+    if (write.iov.length === 0) {
+      this.#write(write, true);
+      return;
+    }
+    write.step = Step.KEEP;
+    write.request.write(this.#target, at);
   }
 
   #write(write: QuickWrite, kept: boolean): void {
@@ -85,13 +90,14 @@ export class QuickWrites {
   }
 
   #notKept(write: QuickWrite, error: number): void {
-    const { from, length } = write.claim!;
+    const { at, end } = write.claim!.range;
+    const length = end - at;
     const what = write.step === Step.READ ? 'read' : 'write';
     const { failure } = write.request;
     const why =
       failure instanceof BlockError
         ? failure
-        : ioError(error, `Could not ${what} ${length} bytes at ${from}`, { op: what, at: from, length });
+        : ioError(error, `Could not ${what} ${length} bytes at ${at}`, { op: what, at, length });
     if (this.#breaksSnapshot) {
       this.#snapshot.break(why);
       this.#write(write, false);
