@@ -33,8 +33,8 @@ export async function withDaemon<T>(
   }
 }
 
-/** The socket is there before anybody listens. */
-async function connected(path: string): Promise<QmpClient> {
+/** A client of the monitor at `path`. The socket is there before anybody listens. */
+export async function connected(path: string): Promise<QmpClient> {
   for (let tries = 1; ; tries++) {
     try {
       return await QmpClient.connect({ path });

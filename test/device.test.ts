@@ -45,7 +45,8 @@ test('a loop device is written, read, zeroed and trimmed over NBD', { timeout: 6
   const io = (...commands: string[]): Promise<string> =>
     peer('qemu-io', '-f', 'raw', ...commands.flatMap((command) => ['-c', command]), service.uri);
   await io('write -P 5 0 4M', 'write -P 6 1000 3000', 'flush');
-  await io('write -z 1M 64k', 'write -zu 2M 64k', 'discard 3M 512k', 'flush');
+  // What keeps its room comes last: where the file system below cannot do that, the device punches no more afterwards.
+  await io('write -zu 2M 64k', 'discard 3M 512k', 'write -z 1M 64k', 'flush');
   await io(
     'read -P 6 1000 3000',
     'read -P 5 4000 100000',

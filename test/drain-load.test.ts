@@ -19,7 +19,8 @@ const CLIENTS = 16;
 /** Bytes a second: the jobs last as long as the test, and those that end are begun again. */
 const SPEED = 4 * MiB;
 
-const file = (directory: string, name: string) => ({ driver: 'file', filename: sparse(join(directory, name), SIZE) });
+const file = (directory: string, name: string) =>
+  ({ driver: 'file', filename: sparse(join(directory, name), SIZE) }) as const;
 
 async function start(t: TestContext, daemon: Daemon): Promise<Disk[]> {
   const directory = scratch(t);

@@ -244,7 +244,7 @@ test('close waits for what is under way, is idempotent, and ends the use of the 
 
 test('a signal gives a request up with its own reason, and close still waits for it', async (t) => {
   const reason = new Error('enough');
-  const slow = { driver: 'null-co', size: 64 * MiB, 'latency-ns': 300e6 } as const;
+  const slow = { driver: 'null-co', size: 64 * MiB, 'latency-ns': 600e6 } as const;
   const disk = await open(slow);
   t.after(() => disk.close());
   // Without a write before it a flush has nothing to do, and may end before it is given up.
@@ -264,7 +264,7 @@ test('a signal gives a request up with its own reason, and close still waits for
 
 test('a signal gives a write up with its own reason, and close still waits for it', async (t) => {
   const reason = new Error('enough');
-  const disk = await open({ driver: 'null-co', size: 64 * MiB, 'latency-ns': 100e6 });
+  const disk = await open({ driver: 'null-co', size: 64 * MiB, 'latency-ns': 600e6 });
   t.after(() => disk.close());
   const controller = new AbortController();
   const { signal } = controller;

@@ -113,8 +113,9 @@ export interface AioBackend {
   openFile(path: string, options: OpenFileOptions): Promise<AioFile>;
   listen(address: SocketAddress, options?: ListenOptions): Promise<AioListener>;
   connect(address: SocketAddress): Promise<AioSocket>;
-  /** Takes over a connected stream socket, or a listening one (systemd socket activation). */
-  adoptSocket(fd: number): Promise<AioSocket>;
+  /** Takes over a connected stream socket, or a listening one (systemd socket activation). `shared`: makes one more
+   *  of a socket that has an {@link AioSocket.fd}, of whichever context, and leaves that one as it is. */
+  adoptSocket(fd: number, shared?: boolean): Promise<AioSocket>;
   adoptListener(fd: number): Promise<AioListener>;
   /** A connected stream of Node's (a TLS stream) as a socket of this seam: it belongs to that from here on. Absent
    *  where there are none (sim). */
@@ -200,9 +201,16 @@ export interface AioFile {
 }
 
 export type SocketAddress =
+  /** A path that begins with NUL is a name in the abstract namespace of Linux: there is no file. */
   | { readonly kind: 'unix'; readonly path: string }
   /** A literal IPv4 or IPv6 address: names are resolved above the seam. Port 0 asks for a free one. */
-  | { readonly kind: 'inet'; readonly host: string; readonly port: number };
+  | {
+      readonly kind: 'inet';
+      readonly host: string;
+      readonly port: number;
+      /** Of the IPv6 address that stands for all of them, to listen on: clients over IPv4 are not meant. */
+      readonly only6?: boolean | undefined;
+    };
 
 export interface ListenOptions {
   readonly backlog?: number;
@@ -227,7 +235,8 @@ export interface AioListener {
 export interface AioSocket {
   /** For messages: 'unix' or '127.0.0.1:40312'. */
   readonly peer: string;
-  /** Only ring: its descriptor, for messages that carry descriptors. It stays the socket's. */
+  /** Its descriptor (in sim, what stands for one), for messages that carry descriptors. It stays the socket's. Absent
+   *  in pool. */
   readonly fd?: number;
   /** Receives at most `length` bytes into `memory` at `at`; completes with the count, 0 at the end of the stream. With
    *  `all`, completes only when `length` bytes are there (fewer at the end of the stream). One at a time. */

@@ -50,7 +50,6 @@ eachBackend(
     for (const report of reports) {
       assert.equal(report.lost, undefined);
       assert.ok(report.waits > 1000);
-      assert.ok(report.late < report.waits / 10, `${report.late} of ${report.waits} waits took more than 50 ms`);
     }
     assert.equal(sent + saved, 400_000, 'every schedule either woke or saved the wake-up');
     assert.ok(sent > 0, 'the context slept at times');

@@ -1,6 +1,7 @@
 /** The seam's conformance suite, part 2: stream sockets. */
 import assert from 'node:assert/strict';
-import { statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
 import { BlockError, Errno } from '../base/errors.ts';
 import { Iov } from '../base/memory.ts';
 import { KiB, MiB } from '../base/units.ts';
@@ -65,6 +66,28 @@ function listening(test: DefineTest): void {
     const listener = await seam.backend.listen(LOOPBACK);
     assert.ok(listener.address.kind === 'inet' && listener.address.port > 0);
     await listener.close();
+  });
+
+  test('all of IPv6, and only that: nobody is there for IPv4', async (seam) => {
+    const has6 = Object.values(networkInterfaces()).some((all) => all?.some(({ family }) => family === 'IPv6'));
+    // Hosts are names to the simulated network.
+    if (!has6 || seam.backend.name === 'sim') return;
+    const listener = await seam.backend.listen({ kind: 'inet', host: '::', port: 0, only6: true });
+    assert.ok(listener.address.kind === 'inet');
+    const { port } = listener.address;
+    const client = await seam.backend.connect({ kind: 'inet', host: '::1', port });
+    await rejectsWith(seam.backend.connect({ kind: 'inet', host: '127.0.0.1', port }), 'ECONNREFUSED');
+    await closeAll(client, listener);
+  });
+
+  test('a name in the abstract namespace has no file, and no mode', async (seam) => {
+    const path = seam.path('s');
+    const address = { kind: 'unix', path: `\0${path}` } as const;
+    const listener = await seam.backend.listen(address, { mode: 0o600 });
+    assert.ok(!existsSync(path));
+    const client = await seam.backend.connect(address);
+    const socket = await seam.accept(listener);
+    await closeAll(client, socket, listener);
   });
 
   test('connections that came before the accept are accepted in their order', async (seam) => {
@@ -292,6 +315,28 @@ function ends(test: DefineTest): void {
 }
 
 function adoption(test: DefineTest): void {
+  test('a shared socket is one more of the same connection, and each of them can end it', async (seam) => {
+    const { client, server } = await seam.pair();
+    if (server.fd === undefined) {
+      assert.equal(seam.backend.name, 'pool');
+      await closeAll(client, server);
+      return;
+    }
+    const one = await seam.backend.adoptSocket(server.fd, true);
+    const room = seam.memory(10);
+    await wait((op) => client.send(op, Iov.of(seam.memory(20, 1))));
+    assert.equal(await wait((op) => one.recv(op, room, 0, 10, true)), 10);
+    await one.close();
+    assert.equal(await wait((op) => server.recv(op, room, 0, 10, true)), 10);
+    assert.deepEqual(room.bytes, seam.memory(20, 1).bytes.subarray(10));
+    assert.equal(await wait((op) => server.send(op, Iov.of(seam.memory(10, 2)))), 10);
+    const other = await seam.backend.adoptSocket(server.fd, true);
+    const ending = wait((op) => other.recv(op, room, 0, 10, true));
+    server.shutdown();
+    assert.equal(await ending, 0);
+    await closeAll(client, server, other);
+  });
+
   test('inherited descriptors are taken over', async (seam) => {
     if (seam.backend.name === 'sim') {
       await rejectsWith(seam.backend.adoptSocket(0), 'ENOTSUP');

@@ -2,19 +2,29 @@
 import { BlockError, Errno, errnoText } from '../base/errors.ts';
 import type { SocketAddress } from './backend.ts';
 
-/** Longest path of a unix socket in bytes (sun_path of unix(7), less the closing NUL). */
-const UNIX_PATH_MAX = 107;
+/** sun_path of unix(7). A path in it ends with a NUL; an abstract name begins with one. */
+const UNIX_PATH_MAX = 108;
 
-/** '/run/x.sock', '127.0.0.1:10809', '[::1]:10809'. */
+/** True for a name in the abstract namespace, which no file stands for. */
+export function isAbstract(path: string): boolean {
+  return path.startsWith('\0');
+}
+
+/** True for a path, or an abstract name, that there is room for. */
+export function fitsUnixPath(path: string): boolean {
+  return new TextEncoder().encode(path).length <= UNIX_PATH_MAX - (isAbstract(path) ? 0 : 1);
+}
+
+/** '/run/x.sock', '@name' for an abstract one, '127.0.0.1:10809', '[::1]:10809'. */
 export function describeAddress(address: SocketAddress): string {
-  if (address.kind === 'unix') return address.path;
+  if (address.kind === 'unix') return isAbstract(address.path) ? address.path.replaceAll('\0', '@') : address.path;
   return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
 }
 
 /** Throws ENAMETOOLONG for a path that would be cut short, EINVAL for a host that is not a literal address. */
 export function checkAddress(address: SocketAddress, what: string): void {
   if (address.kind === 'unix') {
-    if (new TextEncoder().encode(address.path).length <= UNIX_PATH_MAX) return;
+    if (fitsUnixPath(address.path)) return;
     throw new BlockError(Errno.ENAMETOOLONG, `Could not ${what} '${address.path}': ${errnoText(Errno.ENAMETOOLONG)}`);
   }
   // Not loaded for those who have no use for it: it costs every start some milliseconds.

@@ -14,20 +14,22 @@ export interface SenderTask extends Mirror {
 }
 
 export interface SenderReport {
-  /** Waits that took more than 50 ms because the machine was busy. */
-  late: number;
   waits: number;
   /** What was wrong, if anything. */
   lost?: string;
 }
 
+/** Looks, 50 ms apart: the other sender may be held up after it has left work and before it wakes the context. */
+const STUCK_LOOKS = 20;
+
 /**
  * Whether the bottom half has run for everything sent. Within 50 ms, as a rule. When the machine is too busy for that,
- * the shared words tell a wake-up that is on its way from one that was lost: a context that still counts as asleep
+ * the shared words tell a wake-up that is on its way from one that was lost: a context that goes on to count as asleep
  * although it has work pending will sleep on.
  */
 function waitSeen({ seen, remote, index }: SenderTask, value: number, report: SenderReport): boolean {
   report.waits++;
+  let stuck = 0;
   for (let ms = 0; ms < 5000; ms += 50) {
     const before = Atomics.load(seen, index);
     if (before === value || Atomics.wait(seen, index, before, 50) !== 'timed-out') {
@@ -35,10 +37,10 @@ function waitSeen({ seen, remote, index }: SenderTask, value: number, report: Se
       continue;
     }
     if (Atomics.load(seen, index) === value) return true;
-    if (ms === 0) report.late++;
     const { shared } = remote;
     const asleep = Atomics.load(shared, SharedWord.SLEEPING) === 1;
-    if (asleep && Atomics.load(shared, SharedWord.REMOTE_PENDING) === 1) {
+    stuck = asleep && Atomics.load(shared, SharedWord.REMOTE_PENDING) === 1 ? stuck + 1 : 0;
+    if (stuck === STUCK_LOOKS) {
       report.lost = `the context sleeps with work pending at ${value}`;
       return false;
     }
@@ -49,7 +51,7 @@ function waitSeen({ seen, remote, index }: SenderTask, value: number, report: Se
 
 function send(task: SenderTask): SenderReport {
   const context = new RemoteContext(task.remote);
-  const report: SenderReport = { late: 0, waits: 0 };
+  const report: SenderReport = { waits: 0 };
   // Bursts of 1 to 64, of a length that differs between the senders: the context is met awake, asleep and in between.
   let burst = 1;
   let state = 12345 + task.index;

@@ -3,6 +3,9 @@
  * all are. Setting a bit that is set allocates nothing.
  */
 
+/** Bits of those who know of no other bound: 512 MiB of memory when every page of them is in use. */
+export const BITS_MAX = 2 ** 32;
+
 /** Bits of a page: 4 KiB. */
 const PAGE_BITS = 32_768;
 

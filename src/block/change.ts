@@ -1,66 +1,50 @@
 /** What can be changed of an open node: whether it is read-only, what is below it, how it takes requests. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
+import { type NodeChange, type PlannedChange, planOf } from './change-plan.ts';
 import { assertUnclaimed } from './claims.ts';
 import { layerOf } from './copy-up.ts';
 import { drain } from './drain.ts';
 import type { CommonOptions } from './driver.ts';
-import { followChange, type NodeOptions, removeBacking, replaceChild } from './graph.ts';
+import { followChange, type NodeOptions, releaseNode, removeBacking, replaceChild } from './graph.ts';
 import type { BlockNode } from './node.ts';
-import { COMMON_OPTIONS, ownOptions } from './options.ts';
 import { giveBacking } from './overlay.ts';
 import { nodeByName } from './registry.ts';
 import { setOwnOptions, setReadOnly } from './reopen.ts';
 
-/** Common options that take effect at once; what is not given goes back to its default. */
-type Manner = Pick<CommonOptions, 'discard' | 'detect-zeroes' | 'cache'>;
+/** Common options that are as given from then on; what is not given goes back to its default. */
+const MANNER = ['discard', 'detect-zeroes', 'cache', 'auto-read-only'] as const;
+type Manner = Pick<CommonOptions, (typeof MANNER)[number]>;
 
 /** What takes back what has been done, in its order. */
 type Undo = (() => Promise<void>)[];
 
-/** How a node is to be. */
-export interface NodeChange {
-  readonly node: BlockNode;
-  readonly options: NodeOptions;
-}
-
 /**
- * Makes every node what its options say, or, where one of them cannot be, leaves all as they were. `backing` and
- * `file` are names of nodes; a child that is not named stays. EINVAL for an option that cannot change.
+ * Makes every node what its options say, or, where one of them cannot be, leaves all as they were. A child is named, to
+ * be there from now on, or given options for itself (see {@link planOf}); one that is not mentioned stays as it is.
+ * EINVAL for an option that cannot change.
  */
 export async function changeNodes(changes: readonly NodeChange[]): Promise<void> {
-  for (const change of changes) assertChangeable(change);
+  const planned = changes.flatMap(planOf);
   const undo: Undo = [];
   // From the first change to the last: no request comes upon one that is taken back.
-  using _drained = await drain(...changes.flatMap(({ node }) => [node, ...heirs(node)]));
-  try {
-    for (const { node, options } of changes) await change(node, options, undo);
-  } catch (error) {
-    for (const step of undo.reverse()) await step();
-    throw error;
-  }
+  using _drained = await drain(...planned.flatMap(({ node }) => [node, ...heirs(node)]));
+  // What is taken away may have to come back, and nobody else may have it.
+  const before = planned.flatMap(({ node }) => node.children.map((child) => child.node));
+  for (const node of before) node.refs++;
+  await everyStep(
+    async () => {
+      try {
+        for (const one of planned) await change(one, undo);
+      } catch (error) {
+        await everyStep(() => Promise.reject(error), ...undo.reverse());
+      }
+    },
+    ...before.map((node) => () => releaseNode(node)),
+  );
 }
 
-function refuse(node: BlockNode, why: string): BlockError {
-  return new BlockError(Errno.EINVAL, `Could not change node '${node.name}': ${why}`);
-}
-
-function assertChangeable({ node, options }: NodeChange): void {
-  assertUnclaimed(node);
-  const { driver, common } = node;
-  if (options.driver !== common.driver) throw refuse(node, `its driver is '${common.driver}', not '${options.driver}'`);
-  ownOptions(driver, options);
-  const before = common as unknown as Readonly<Record<string, unknown>>;
-  for (const name of new Set([...Object.keys(before), ...Object.keys(options)])) {
-    const given = (options as Readonly<Record<string, unknown>>)[name];
-    const common = Object.hasOwn(COMMON_OPTIONS, name) || name === 'cache';
-    const child = Object.hasOwn(driver.children ?? {}, name);
-    // What the file driver was given to find the same file again is nobody else's to say.
-    if (common || child || name === 'identity' || name === 'fd' || driver.reopenOptions?.includes(name)) continue;
-    if (JSON.stringify(given) !== JSON.stringify(before[name])) throw refuse(node, `option '${name}' cannot change`);
-  }
-}
-
-async function change(node: BlockNode, options: NodeOptions, undo: Undo): Promise<void> {
+async function change({ node, options, inheritsCache }: PlannedChange, undo: Undo): Promise<void> {
   for (const name of ['file', 'backing']) {
     const wanted = (options as Readonly<Record<string, unknown>>)[name];
     if (typeof wanted === 'string' || wanted === null) await setChild(node, name, wanted, undo);
@@ -73,12 +57,12 @@ async function change(node: BlockNode, options: NodeOptions, undo: Undo): Promis
   await setOwn(node, options, undo);
   await changeManner(node, options, undo);
   const { cache } = options;
-  if (cache === undefined) return;
-  const { heirOf } = node;
-  node.heirOf = null;
+  const before = node.inheritsCache;
+  node.inheritsCache = inheritsCache ?? (before && cache === undefined);
   undo.push(async () => {
-    node.heirOf = heirOf;
+    node.inheritsCache = before;
   });
+  if (cache === undefined) return;
   for (const heir of heirs(node)) {
     await changeManner(heir, { ...heir.common, cache: { ...heir.common.cache, ...cache } }, undo);
   }
@@ -86,7 +70,9 @@ async function change(node: BlockNode, options: NodeOptions, undo: Undo): Promis
 
 /** Those below that have their `cache` from the node. */
 function heirs(node: BlockNode): BlockNode[] {
-  const next = node.children.map((child) => child.node).filter((below) => below.heirOf === node.name);
+  const next = node.children
+    .map((child) => child.node)
+    .filter((below) => below.inheritsCache && below.openedWith === node.name);
   return next.flatMap((below) => [below, ...heirs(below)]);
 }
 
@@ -118,16 +104,13 @@ async function setOwn(node: BlockNode, options: NodeOptions, undo: Undo): Promis
   undo.push(() => setOwnOptions(node, before));
 }
 
-async function setManner(node: BlockNode, { discard, 'detect-zeroes': detectZeroes, cache }: Manner): Promise<void> {
+async function setManner(node: BlockNode, manner: Manner): Promise<void> {
   using _drained = await drain(node);
-  await setDirect(node, cache?.direct ?? false);
-  const { discard: _d, 'detect-zeroes': _z, cache: _c, ...rest } = node.common;
-  node.common = {
-    ...rest,
-    ...(discard ? { discard } : {}),
-    ...(detectZeroes ? { 'detect-zeroes': detectZeroes } : {}),
-    ...(cache ? { cache } : {}),
-  };
+  await setDirect(node, manner.cache?.direct ?? false);
+  const { common } = node;
+  const given = MANNER.filter((name) => manner[name] !== undefined).map((name) => [name, manner[name]]);
+  const rest = Object.entries(common).filter(([name]) => !(MANNER as readonly string[]).includes(name));
+  node.common = Object.fromEntries([...rest, ...given]) as unknown as CommonOptions;
   node.takeManner();
 }
 
@@ -155,5 +138,5 @@ async function setChild(node: BlockNode, name: string, wanted: string | null, un
   } else if (to && name === 'backing' && node.impl.takeBacking) {
     const given = await giveBacking(node, to);
     undo.push(() => removeBacking(given));
-  } else throw refuse(node, `it cannot have a '${name}'`);
+  } else throw new BlockError(Errno.EINVAL, `Could not change node '${node.name}': it cannot have a '${name}'`);
 }

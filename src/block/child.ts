@@ -21,7 +21,7 @@ import { discardNode, zeroNode } from './emulate.ts';
 import { readNow, start } from './fast.ts';
 import { flushNode } from './flush.ts';
 import { readNode, truncateNode, writeNode } from './io.ts';
-import type { BlockNode, NodeParent } from './node.ts';
+import { type BlockNode, graphBelow, type NodeParent } from './node.ts';
 import { BlockRequest, RequestKind } from './request.ts';
 import { BlockStatus, nodeStatus } from './status.ts';
 
@@ -103,6 +103,10 @@ export class BlockChild implements Child, NodeParent {
 
   get pointInTime(): PointInTime | undefined {
     return this.node.impl.pointInTime;
+  }
+
+  isOver(other: Child): boolean {
+    return graphBelow(this.node).has((other as BlockChild).node);
   }
 
   layer(nodeName: string): number {

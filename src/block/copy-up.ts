@@ -14,7 +14,7 @@ import { zeroAligned } from './emulate.ts';
 import { readNode, writeAligned } from './io.ts';
 import { Joiner } from './joiner.ts';
 import { withdrawLeases } from './lease.ts';
-import type { BlockNode } from './node.ts';
+import type { BlockNode, NodeParent } from './node.ts';
 import { RequestKind } from './request.ts';
 import { BlockStatus, nodeStatus } from './status.ts';
 import { begin, end, serialise, Tracked, waitConflicts } from './tracked.ts';
@@ -39,17 +39,19 @@ export function explicitNode(root: BlockNode): BlockNode {
   return node;
 }
 
-/** The inverse of {@link explicitNode}: what a new user of `node` is put on, so that jobs see what it writes. */
+/** What a new user of `node` is put on: a filter of a job that lets nobody write past it, or the node itself. */
 export function guestNode(node: BlockNode): BlockNode {
-  const over = node.parents.find(
-    (user) => user instanceof BlockChild && user.parent.implicit && user.role === 'filtered',
-  );
-  return over instanceof BlockChild ? guestNode(over.parent) : node;
+  for (const user of node.parents) {
+    if (!(user instanceof BlockChild) || user.role !== 'filtered' || !user.parent.implicit) continue;
+    if (user.parent.driver.claims) return guestNode(user.parent);
+  }
+  return node;
 }
 
-/** EBUSY where `node` is the backing file of another one, which would read differently if it changed. */
-export function assertNoOverlay(node: BlockNode): void {
-  const over = node.parents.find((user) => user instanceof BlockChild && user.role === 'cow');
+/** EBUSY where `node` is the backing file of another one, which would read differently if it changed. `but`: those that
+ *  would not. */
+export function assertNoOverlay(node: BlockNode, but?: ReadonlySet<NodeParent>): void {
+  const over = node.parents.find((user) => user instanceof BlockChild && user.role === 'cow' && !but?.has(user));
   if (over === undefined) return;
   const why = `it is in use by ${over.describe}`;
   throw new BlockError(Errno.EBUSY, `Could not use node '${node.name}': ${why}`, { where: { node: node.name } });

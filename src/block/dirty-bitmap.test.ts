@@ -272,6 +272,27 @@ test('stored bitmaps are loaded, marked before they change, and stored before th
   assert.deepEqual(store.log, ['use on', 'use off', 'remove broken', 'store on off new']);
 });
 
+test('one that comes to hold more than it did when it was frozen is marked again before', async () => {
+  store = new TestStore();
+  store.stored = [{ granularity: 4096, inconsistent: false, name: 'b', enabled: true }];
+  store.bits.set('b', [2, 3]);
+  const blk = await keeper();
+  const { bitmaps } = blk.root!;
+  for (const [at, marked] of [
+    [8192, 0],
+    [4096, 1],
+  ] as const) {
+    const { bitmap, thaw } = await bitmaps.freeze('b');
+    await blk.write(40960, testIov(context, [512]));
+    store.log.length = 0;
+    await thaw((visit) => visit(at, 8192));
+    assert.equal(store.log.length, marked);
+    assert.equal(extents(bitmap), `${at}+8192 40960+4096`);
+    assert.equal(bitmap.users, 0);
+  }
+  await blk.close();
+});
+
 test('a read-only node loads, and changes nothing', async () => {
   store = new TestStore();
   store.stored = [{ name: 'b', granularity: 4096, enabled: true, inconsistent: false }];

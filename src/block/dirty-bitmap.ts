@@ -9,7 +9,7 @@
  */
 import { CoMutex } from '../aio/co-mutex.ts';
 import { BlockError, Errno } from '../base/errors.ts';
-import { PagedBits } from '../base/paged-bits.ts';
+import { BITS_MAX, PagedBits } from '../base/paged-bits.ts';
 import { type Bytes, GiB, isPowerOfTwo, KiB, type Offset } from '../base/units.ts';
 import { BitmapCheckpoints } from './bitmap-checkpoints.ts';
 import { drain } from './drain.ts';
@@ -19,10 +19,8 @@ import type { BlockNode } from './node.ts';
 
 export const GRANULARITY_MIN: Bytes = 512;
 export const GRANULARITY_MAX: Bytes = 2 * GiB;
-/** Bytes of a name in UTF-8, and bits of a bitmap (512 MiB of memory when every page of it is in use): what qcow2 can
- *  store. */
+/** Bytes of a name in UTF-8; as BITS_MAX, what qcow2 can store. */
 const NAME_MAX = 1023;
-const BITS_MAX = 2 ** 32;
 /** Bitmaps of a node; each costs every write a look. */
 const BITMAPS_MAX = 1024;
 
@@ -100,6 +98,16 @@ export class DirtyBitmap {
     return Math.min(Math.max(found * granularity, at), end);
   }
 
+  /** All of these are dirty. */
+  holds(ranges: Ranges): boolean {
+    let held = true;
+    ranges((at, length) => {
+      const end = Math.min(at + length, this.#size);
+      if (at < end && this.next(at, end, false) < end) held = false;
+    });
+    return held;
+  }
+
   /** Calls `visit` with each dirty range, from the first on. */
   eachRange(visit: (at: Offset, length: Bytes) => void): void {
     for (let at = this.next(0, this.#size, true); at < this.#size; ) {
@@ -119,8 +127,11 @@ export class DirtyBitmap {
   }
 }
 
-/** See {@link NodeBitmaps.freeze}. */
-export type Thaw = (left?: (visit: (at: Offset, length: Bytes) => void) => void) => void;
+/** Calls `visit` with each of some ranges. */
+type Ranges = (visit: (at: Offset, length: Bytes) => void) => void;
+
+/** See {@link NodeBitmaps.freeze}. With `left`: on a drained node. Done also where it rejects. */
+export type Thaw = (left?: Ranges) => Promise<void>;
 
 /** The bitmaps of a node, by name. Control functions, one after the other: they may wait. */
 export class NodeBitmaps {
@@ -186,9 +197,9 @@ export class NodeBitmaps {
     await this.#refresh();
   }
 
-  /** Throws what stands against its removal: ENOENT, EBUSY, EPERM. */
-  assertChangeable(name: string): void {
-    this.#changeable(name, 'remove', true);
+  /** It is about to be removed: nobody begins to rely on it until the answer is called. ENOENT, EBUSY, EPERM. */
+  reserve(name: string): () => void {
+    return heldBy(this.#changeable(name, 'remove', true));
   }
 
   /** Nothing is dirty any more. EBUSY, EINVAL (inconsistent). */
@@ -239,17 +250,22 @@ export class NodeBitmaps {
     const { granularity, size, enabled } = bitmap;
     bitmap.successor = new DirtyBitmap(name, granularity, size, { persistent: false, inconsistent: false, enabled });
     await this.#refresh();
-    const thaw: Thaw = (left) => {
+    const thaw: Thaw = async (left) => {
       const { successor } = bitmap;
       if (successor === undefined) return;
-      bitmap.successor = undefined;
-      bitmap.users--;
-      if (left !== undefined) {
-        bitmap.bits.clear();
-        left((at, length) => bitmap.mark(at, length));
+      try {
+        // The image may have been told of less.
+        if (left !== undefined && !bitmap.holds(left)) await this.#use(bitmap);
+      } finally {
+        bitmap.successor = undefined;
+        bitmap.users--;
+        if (left !== undefined) {
+          bitmap.bits.clear();
+          left((at, length) => bitmap.mark(at, length));
+        }
+        bitmap.merge(successor);
+        this.#record();
       }
-      bitmap.merge(successor);
-      this.#record();
     };
     return { bitmap, thaw };
   }
@@ -257,13 +273,7 @@ export class NodeBitmaps {
   /** Somebody relies on the bitmap until the answer is called. ENOENT, EINVAL (inconsistent). */
   share(name: string): { readonly bitmap: DirtyBitmap; readonly release: () => void } {
     const bitmap = this.#usable(name, 'use');
-    bitmap.users++;
-    let shared = true;
-    const release = (): void => {
-      if (shared) bitmap.users--;
-      shared = false;
-    };
-    return { bitmap, release };
+    return { bitmap, release: heldBy(bitmap) };
   }
 
   /** @internal The node has just opened, or is active again. */
@@ -427,4 +437,14 @@ export class NodeBitmaps {
     await store.use([bitmap.name]);
     this.checkpoints?.drop(bitmap);
   }
+}
+
+/** Somebody more relies on the bitmap, until the answer is called. */
+function heldBy(bitmap: DirtyBitmap): () => void {
+  bitmap.users++;
+  let held = true;
+  return () => {
+    if (held) bitmap.users--;
+    held = false;
+  };
 }

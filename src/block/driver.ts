@@ -303,7 +303,9 @@ export interface PointInTime {
   readonly broken: BlockError | undefined;
   /** From here on nobody can say what the disk was. */
   break(error: BlockError): void;
-  /** RequestFlags of writes to where it is copied. */
+  /** The target shows the disk where nothing has been copied, so what it reads as says nothing of what it holds. */
+  readonly overDisk: boolean;
+  /** RequestFlags of writes to where it is copied; more may be added. */
   writeFlags: number;
   /** Only the ranges that `each` visits are kept. Before anything is in flight on it. */
   keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void;
@@ -359,6 +361,8 @@ export interface Child {
   status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void>;
   /** What the child keeps of what it once was, where it does. In flight on the child while it is read. */
   readonly pointInTime: PointInTime | undefined;
+  /** The node of the other child is this one's, or somewhere below it. */
+  isOver(other: Child): boolean;
   /** The number of the layer that the node of that name is or shows, for {@link copyUp}; 0 where it is none. */
   layer(nodeName: string): number;
   /** Beyond the child's end it grows, where the permission to resize is held. `flags`: RequestFlags. */
@@ -467,6 +471,8 @@ export interface Driver<O extends object = Record<string, unknown>> {
   /** Of a filter: permissions (Perm) on its child that it takes of its own, and that it does not share. `used`:
    *  somebody uses the disk that it shows. */
   claims?(options: CommonOptions, used: boolean): { readonly perm: number; readonly unshared: number };
+  /** Of a filter: permissions (Perm) that its users need of it, and it does not need of its child for them. */
+  readonly spares?: number;
   /** 0..100: how sure the driver is that an image that begins with `head` is its own. */
   probe?(head: Uint8Array, filename: string): number;
   open(context: OpenContext, options: O): MaybePromise<DriverNode>;

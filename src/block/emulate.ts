@@ -186,9 +186,10 @@ export async function discardNode(node: BlockNode, at: Offset, length: Bytes): P
 
 async function discardPiece(node: BlockNode, tracked: Tracked, at: Offset, length: Bytes): Promise<void> {
   try {
-    if (node.impl.discard) await node.impl.discard(at, length);
+    if (node.impl.discard) node.countDiscard(length, (await node.impl.discard(at, length)) === 'done');
     else if (node.impl.map) await discardMapped(node, tracked, at, length);
   } catch (error) {
+    if (node.impl.discard) node.countDiscard(length, false);
     const refused = error instanceof BlockError && (error.errno === Errno.ENOTSUP || error.errno === Errno.EINVAL);
     if (!refused) throw error;
   }

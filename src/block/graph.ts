@@ -130,8 +130,10 @@ async function openChild(
     node.refs++;
   } else {
     const own = wanted as NodeOptions;
-    node = await openAt(parent.aio, inherit(parent, own, role), depth + 1);
-    if (own.cache === undefined) node.heirOf = parent.name;
+    const resting = parent.inactive ? { active: false } : {};
+    node = await openAt(parent.aio, { ...inherited(parent.common, role), ...resting, ...own }, depth + 1);
+    node.openedWith = parent.name;
+    node.inheritsCache = own.cache === undefined;
   }
   // Before it asks for permissions: a format that may write its file asks for that.
   if (node.readOnly && role !== 'cow' && parent.common['auto-read-only'] === true) parent.readOnly = true;
@@ -145,21 +147,18 @@ async function openChild(
   return child;
 }
 
-/** What a nested child gets of its parent's options where it has none of its own. */
-function inherit(parent: BlockNode, options: NodeOptions, role: ChildRole): NodeOptions {
-  const { common } = parent;
+/** What a child whose options are inside its parent's gets of those where it has none of its own. */
+export function inherited(parent: CommonOptions, role: ChildRole): Omit<CommonOptions, 'driver'> {
   const cow = role === 'cow';
-  const inherited: Record<string, unknown> = {
-    'read-only': cow ? true : common['read-only'],
-    'auto-read-only': cow ? false : common['auto-read-only'],
-    'force-share': common['force-share'],
-    active: parent.inactive ? false : undefined,
+  const all: Record<string, unknown> = {
+    'read-only': cow ? true : parent['read-only'],
+    'auto-read-only': cow ? false : parent['auto-read-only'],
+    'force-share': parent['force-share'],
     // Formats and filters decide what to discard; what reaches the child is meant.
     discard: 'unmap',
-    cache: common.cache,
+    cache: parent.cache,
   };
-  const kept = Object.fromEntries(Object.entries(inherited).filter(([, value]) => value !== undefined));
-  return { ...kept, ...options };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 }
 
 /** The files of an image, by the names that they have as children. */

@@ -13,7 +13,7 @@ import type { DirtyBitmap } from './dirty-bitmap.ts';
 import { type Drained, drain } from './drain.ts';
 import { flushNode } from './flush.ts';
 import { type NodeOptions, openNode, releaseNode } from './graph.ts';
-import type { BlockNode } from './node.ts';
+import { type BlockNode, type DiscardCounts, graphBelow } from './node.ts';
 
 /** A bitmap that no image keeps: pieces of its bits from the first on, null where all of them are clear. */
 export interface MovedBitmap {
@@ -29,11 +29,14 @@ export interface MovedNode {
   readonly options: NodeOptions;
   /** Names of nodes, by what the node calls them. */
   readonly children: Readonly<Record<string, string>>;
+  /** Of those, the nodes that were opened with it. */
+  readonly openedWith: readonly string[];
   readonly bitmaps: readonly MovedBitmap[];
   /** See BlockNode.setWriteThreshold; 0 for none. */
   readonly threshold: Bytes;
   /** See BlockNode. */
   readonly highestWrite: Offset;
+  readonly discards: DiscardCounts;
 }
 
 /** Each node after those that are below it. */
@@ -85,9 +88,7 @@ export class Leaving {
 
 /** A node and all below it, each before its children. */
 export function nodesBelow(root: BlockNode): BlockNode[] {
-  const all = new Set([root]);
-  for (const node of all) for (const child of node.children) all.add(child.node);
-  return topDown(all);
+  return topDown(graphBelow(root));
 }
 
 /** All nodes that hang together with `node`, each before its children. */
@@ -174,11 +175,13 @@ function isRoot({ parents }: BlockNode): boolean {
 export async function moveIn(aio: AioContext, graph: MovedGraph): Promise<ReadonlyMap<string, BlockNode>> {
   const opened = new Map<string, BlockNode>();
   try {
-    for (const { name, options, children, bitmaps, highestWrite } of graph) {
+    for (const { name, options, children, openedWith, bitmaps, highestWrite, discards } of graph) {
       const below = Object.entries(children).map(([child, node]) => [child, opened.get(node)!.name]);
       const node = await openNode(aio, { ...options, ...Object.fromEntries(below) }, name);
       opened.set(name, node);
+      for (const below of openedWith) opened.get(below)!.openedWith = node.name;
       node.highestWrite = highestWrite;
+      node.discards = discards;
       await takeBitmaps(node, bitmaps);
     }
     return opened;
@@ -257,9 +260,13 @@ function movedNode(node: BlockNode, options: NodeOptions): MovedNode {
     name: node.name,
     options: { ...options, 'read-only': node.readOnly },
     children: Object.fromEntries(node.children.map((child) => [child.name, child.node.name])),
+    openedWith: node.children
+      .filter(({ node: below }) => below.openedWith === node.name)
+      .map((child) => child.node.name),
     bitmaps: bitmapsOf(node),
     threshold: node.writeThreshold,
     highestWrite: node.highestWrite,
+    discards: node.discards,
   };
 }
 

@@ -32,6 +32,13 @@ export interface NodeParent {
   resized(): void;
 }
 
+/** Discards that a driver was asked for: those that it has done, of so many bytes, and those that it could not do. */
+export interface DiscardCounts {
+  readonly done: number;
+  readonly failed: number;
+  readonly bytes: Bytes;
+}
+
 /** Told of every range that a write, a zero write or a discard may have changed, once it has ended. */
 export type DirtyHook = (at: Offset, length: Bytes) => void;
 
@@ -47,6 +54,13 @@ const DEFAULT_LIMITS: Limits = {
   discardAlignment: 0,
   maxIov: 1024,
 };
+
+/** The node and all below it. */
+export function graphBelow(root: BlockNode): Set<BlockNode> {
+  const all = new Set([root]);
+  for (const node of all) for (const child of node.children) all.add(child.node);
+  return all;
+}
 
 export class BlockNode {
   readonly name: string;
@@ -67,8 +81,11 @@ export class BlockNode {
   inactive = false;
   /** A filter that a job has put there for its own time: what is asked about the disk is about what it shows. */
   implicit = false;
-  /** Name of the node that it was opened with, as its child, and whose `cache` it has: none was given for itself. */
-  heirOf: string | null = null;
+  /** Name of the node that it was opened with, by options inside the options of that; null where it was opened by
+   *  itself. */
+  openedWith: string | null = null;
+  /** It has the `cache` of the node that it was opened with: none was given for itself. */
+  inheritsCache = false;
   /** True from the end of the driver's open to the beginning of its close: only then it may be called. */
   live = false;
 
@@ -90,6 +107,7 @@ export class BlockNode {
 
   /** Where the write ended that went furthest. */
   highestWrite: Offset = 0;
+  discards: DiscardCounts = { done: 0, failed: 0, bytes: 0 };
   /** Counts writes; what of them is on stable storage. */
   writeGen = 0;
   flushedGen = 0;
@@ -163,6 +181,13 @@ export class BlockNode {
   written(at: Offset, length: Bytes): void {
     if (at + length > this.highestWrite) this.highestWrite = at + length;
     this.changed(at, length);
+  }
+
+  countDiscard(length: Bytes, done: boolean): void {
+    const { discards } = this;
+    this.discards = done
+      ? { ...discards, done: discards.done + 1, bytes: discards.bytes + length }
+      : { ...discards, failed: discards.failed + 1 };
   }
 
   /** The same by a discard, or by a change of the size. */

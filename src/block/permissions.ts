@@ -193,7 +193,7 @@ function cumulative(users: readonly NodeParent[], wishOf: (user: NodeParent) => 
 }
 
 /** Who reads what a filter has kept does not use the disk that it shows. */
-function usesDisk(user: NodeParent): boolean {
+export function usesDisk(user: NodeParent): boolean {
   return (user as Partial<BlockChild>).role !== 'snapshot';
 }
 
@@ -204,7 +204,7 @@ export function childPermissions(child: BlockChild, total: Wish, used: boolean):
   if (role === 'filtered') {
     const copies = parent.driver.copiesUp === true ? Perm.WRITE_UNCHANGED : 0;
     const claims = parent.driver.claims?.(parent.common, used);
-    const perm = total.perm | copies | (claims?.perm ?? 0);
+    const perm = (total.perm & ~(parent.driver.spares ?? 0)) | copies | (claims?.perm ?? 0);
     return { perm, shared: total.shared & ~(claims?.unshared ?? 0) };
   }
   if (role === 'snapshot') return AT_REST;

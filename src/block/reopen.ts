@@ -83,7 +83,7 @@ class Reopening {
     await inactivate([this.#root], formats);
     try {
       // What is not needed is given up before the files change, what is needed is taken after.
-      for (const node of formats) node.readOnly = this.#readOnly;
+      for (const node of this.#readOnly ? this.#nodes : formats) node.readOnly = this.#readOnly;
       if (this.#readOnly) await this.#refresh();
       for (const leaf of leaves) await this.#open(leaf);
       if (!this.#readOnly) await this.#refresh();

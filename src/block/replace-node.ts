@@ -3,7 +3,7 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { BlockChild } from './child.ts';
 import { drain } from './drain.ts';
 import { checkPlace, followChange, releaseNode } from './graph.ts';
-import type { BlockNode, NodeParent } from './node.ts';
+import { type BlockNode, graphBelow, type NodeParent } from './node.ts';
 import { graphSection, PermChange } from './permissions.ts';
 
 /** Which of the parents go along. Default: all. */
@@ -25,7 +25,7 @@ export async function replaceNode(from: BlockNode, to: BlockNode, moves: Choice 
   using _drained = await drain(from, to);
   {
     using _section = await graphSection();
-    const below = downwards(to);
+    const below = graphBelow(to);
     const parents = from.parents.filter(
       (parent) => !(parent instanceof BlockChild && below.has(parent.parent)) && moves(parent),
     );
@@ -53,11 +53,4 @@ function move(parent: NodeParent, from: BlockNode, to: BlockNode): void {
   // In this order: at no moment it may go on.
   if (to.quiesce > 0) parent.drainBegin();
   if (from.quiesce > 0) parent.drainEnd();
-}
-
-/** A node and all below it. */
-function downwards(node: BlockNode, seen = new Set<BlockNode>()): Set<BlockNode> {
-  seen.add(node);
-  for (const child of node.children) if (!seen.has(child.node)) downwards(child.node, seen);
-  return seen;
 }

@@ -228,6 +228,9 @@ export async function openGuest(
  *  failure of the guest's. */
 export async function closeGuest(guest: BlockBackend): Promise<void> {
   try {
+    using _drained = await guest.drain();
+    // The home would have to answer, and may be waiting for this thread to end.
+    if (guest.root) guest.root.noFlush = true;
     await guest.close();
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;

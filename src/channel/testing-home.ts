@@ -71,8 +71,14 @@ export async function setup({ context }: SetupThread): Promise<Furnished> {
     }),
     hold: (op: DiskOp) => disk.hold(op),
     release: (op: DiskOp) => disk.release(op),
-    releaseIn: ({ op, ms }: { op: DiskOp; ms: number }) => {
-      setTimeout(() => disk.release(op), ms);
+    /** Releases once the disk is drained, and says so in `told` before. */
+    releaseWhenDrained: ({ op, told }: { op: DiskOp; told: Int32Array<SharedArrayBuffer> }) => {
+      const look = setInterval(() => {
+        if (blk.quiesce === 0) return;
+        clearInterval(look);
+        Atomics.store(told, 0, 1);
+        disk.release(op);
+      }, 1);
     },
     waiting: (op: DiskOp) => disk.waiting(op),
     fail: (op: DiskOp) => disk.script.push({ op, errno: 28 }),
@@ -82,8 +88,10 @@ export async function setup({ context }: SetupThread): Promise<Furnished> {
     undrain: () => drained?.end(),
     truncate: (length: number) => blk.truncate(length),
     closeDisk: () => hosts.disk.close(),
-    busy: (ms: number) => {
-      for (const end = performance.now() + ms; performance.now() < end; );
+    /** Does nothing else until `over`. */
+    busy: (over: Int32Array<SharedArrayBuffer>) => {
+      Atomics.store(over, 1, 1);
+      while (Atomics.load(over, 0) === 0);
     },
     bug: () => {
       setImmediate(() => {

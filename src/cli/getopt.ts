@@ -16,6 +16,8 @@ export interface OptionDef {
 export interface GivenOption<D extends OptionDef> {
   readonly def: D;
   readonly value: string | undefined;
+  /** As it stands on the command line: '-f raw', '--format=raw'. */
+  readonly spelled: string;
 }
 
 /** In the order of the command line. */
@@ -88,11 +90,11 @@ function readLong<D extends OptionDef>(word: string, next: string | undefined, d
   const def = longOption(word, name, defs);
   if (inWord !== undefined) {
     if (!def.argument) throw new OptionError('unwanted', word, `option '--${def.long}' doesn't allow an argument`);
-    return { def, value: inWord, tookNext: false };
+    return { def, value: inWord, spelled: word, tookNext: false };
   }
-  if (def.argument !== 'required') return { def, value: undefined, tookNext: false };
+  if (def.argument !== 'required') return { def, value: undefined, spelled: word, tookNext: false };
   if (next === undefined) throw new OptionError('missing', word, `option '--${def.long}' requires an argument`);
-  return { def, value: next, tookNext: true };
+  return { def, value: next, spelled: `${word} ${next}`, tookNext: true };
 }
 
 function longOption<D extends OptionDef>(word: string, name: string, defs: readonly D[]): D {
@@ -113,17 +115,17 @@ function readCluster<D extends OptionDef>(word: string, next: string | undefined
     if (!def) throw new OptionError('unknown', `-${letter}`, `invalid option -- '${letter}'`, word);
     const rest = word.slice(at + 1);
     if (!def.argument) {
-      given.push({ def, value: undefined, tookNext: false });
+      given.push({ def, value: undefined, spelled: `-${letter}`, tookNext: false });
       continue;
     }
     if (rest !== '' || def.argument === 'optional') {
-      given.push({ def, value: rest === '' ? undefined : rest, tookNext: false });
+      given.push({ def, value: rest === '' ? undefined : rest, spelled: `-${letter}${rest}`, tookNext: false });
       return given;
     }
     if (next === undefined) {
       throw new OptionError('missing', `-${letter}`, `option requires an argument -- '${letter}'`, word);
     }
-    given.push({ def, value: next, tookNext: true });
+    given.push({ def, value: next, spelled: `-${letter} ${next}`, tookNext: true });
     return given;
   }
   return given;

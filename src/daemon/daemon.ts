@@ -4,6 +4,7 @@
  */
 
 import { CoMutex } from '../aio/co-mutex.ts';
+import { Gate } from '../aio/op.ts';
 import { everyOne, everyStep } from '../base/every-step.ts';
 import type { Abortable } from '../lib/abort.ts';
 import { IOThread } from '../lib/iothread.ts';
@@ -18,7 +19,7 @@ import { Checker } from '../qmp/check.ts';
 import { qmpError } from '../qmp/errors.ts';
 import { EventStream, type QmpEvent } from '../qmp/event-stream.ts';
 import type { JsonObject } from '../qmp/json.ts';
-import type { CommandName, Given, Result } from '../qmp/schema/schema.ts';
+import type { CommandName, Result } from '../qmp/schema/schema.ts';
 import type { Schema } from '../qmp/schema/types.ts';
 import type { Dispatcher, Session } from '../qmp/session.ts';
 import { Bitmaps } from './bitmaps.ts';
@@ -28,10 +29,17 @@ import { Events } from './events.ts';
 import { Exports } from './exports.ts';
 import { Graph } from './graph.ts';
 import { JobGroups } from './job-groups.ts';
-import { type JobArguments, type JobCommand, JobHandle } from './job-handle.ts';
+import {
+  type JobArguments,
+  type JobCommand,
+  JobHandle,
+  type TransactionOptions,
+  type TransactionStep,
+} from './job-handle.ts';
 import { Jobs } from './jobs.ts';
 import { Monitor } from './monitor.ts';
 import { NbdListeners } from './nbd-listeners.ts';
+import type { GivenHere } from './node-options.ts';
 import { Nodes } from './nodes.ts';
 import { iothreadOf, iothreadType, mainLoopType } from './objects/iothread.ts';
 import { builtinSchema } from './schema.ts';
@@ -67,6 +75,8 @@ export class Daemon implements Dispatcher {
   /** Readers of events, and what ends each one's listening. */
   readonly #watched = new Map<EventStream, () => void>();
   #closing: Promise<void> | undefined;
+  /** Opens once clients of monitors may be answered. */
+  #held: Gate | undefined;
   /** Told when a client wants it to end. */
   onQuit: (() => void) | undefined;
 
@@ -115,6 +125,7 @@ export class Daemon implements Dispatcher {
 
   /** Carries out a command that a client has sent: its arguments are checked. Rejects with QmpError. */
   async execute(command: string, args: JsonObject, session?: Session): Promise<unknown> {
+    if (session && this.#held) await this.#held.promise;
     const checked = this.#checker.arguments(this.schema.commands[command]!.data, args);
     try {
       return await this.#carryOut(command, checked, session);
@@ -128,8 +139,14 @@ export class Daemon implements Dispatcher {
     return JobHandle.begin(this, command, args, options);
   }
 
+  /** Carries out all of the actions, as of one moment, or none; answers the jobs that it began, in their order.
+   *  `signal` gives them up. Rejects with QmpError. */
+  transaction(actions: readonly TransactionStep[], options: TransactionOptions = {}): Promise<readonly JobHandle[]> {
+    return JobHandle.transaction(this, actions, options);
+  }
+
   /** Carries out a command as a program says it. Rejects with QmpError. */
-  async run<N extends CommandName>(command: N, ...[args]: Given<N>): Promise<Result<N>> {
+  async run<N extends CommandName>(command: N, ...[args]: GivenHere<N>): Promise<Result<N>> {
     return (await this.execute(command, (args ?? {}) as unknown as JsonObject)) as Result<N>;
   }
 
@@ -138,6 +155,13 @@ export class Daemon implements Dispatcher {
     if (isQuery(command)) return handler(args as never, session);
     using _turn = await this.#changes.lock();
     return await handler(args as never, session);
+  }
+
+  /** @internal What clients of monitors ask for waits until the answer is called: they find all that is to come. */
+  hold(): () => void {
+    const held = new Gate();
+    this.#held = held;
+    return () => held.open();
   }
 
   /** A monitor over a character device. */

@@ -1,12 +1,14 @@
 /** Block exports of a daemon, by their ids. */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
+import { type Bytes, isPowerOfTwo, MiB } from '../base/units.ts';
 import type { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
 import { serveVhostUser } from '../lib/vhost-user.ts';
 import { QmpError, qmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Bitmaps } from './bitmaps.ts';
-import { descriptorOf } from './chardev/address.ts';
+import { listenFailure, targetOf } from './listening.ts';
 import type { NbdListeners } from './nbd-listeners.ts';
 import type { Nodes } from './nodes.ts';
 
@@ -16,6 +18,7 @@ type VhostUserOptions = Extract<ExportOptions, { readonly type: 'vhost-user-blk'
 export type ExportMode = Qapi<'BlockExportRemoveMode'>;
 
 const EXPORTS_MAX = 1024;
+const SECTOR: Bytes = 512;
 /** Bytes of UTF-8 that the protocol has room for. */
 const NBD_STRING_MAX = 4096;
 
@@ -111,7 +114,7 @@ export class Exports {
   /** Takes all of them away, or all of one type. */
   async deleteAll(type?: ExportOptions['type']): Promise<void> {
     const ids = [...this.#byId].filter(([, entry]) => type === undefined || entry.type === type).map(([id]) => id);
-    for (const id of ids) await this.delete(id, 'hard');
+    await everyStep(...ids.map((id) => () => this.delete(id, 'hard')));
   }
 
   /** The id of the NBD export that clients know by that name. */
@@ -163,11 +166,25 @@ function checkInactive(options: ExportOptions): void {
 }
 
 async function vhostUser(options: VhostUserOptions, disk: Disk): Promise<Entry['take']> {
-  const { addr, writable = false, 'num-queues': queues = 1, 'logical-block-size': blockSize } = options;
-  const where =
-    addr.type === 'unix' ? { socket: addr.path } : addr.type === 'fd' ? { fd: descriptorOf(addr.str) } : undefined;
-  if (!where) throw new QmpError("Only socket address types 'unix' and 'fd' are supported");
+  const { addr, writable = false, 'num-queues': queues = 1 } = options;
+  if (addr.type !== 'unix' && addr.type !== 'fd') {
+    throw new QmpError("Only socket address types 'unix' and 'fd' are supported");
+  }
+  const blockSize = blockSizeOf(options);
   if (queues === 0) throw new QmpError('num-queues must be greater than 0');
-  const service = await serveVhostUser(disk, { ...where, readOnly: !writable, queues, blockSize });
-  return () => service.stop();
+  try {
+    const service = await serveVhostUser(disk, { ...targetOf(addr), readOnly: !writable, queues, blockSize });
+    return () => service.stop();
+  } catch (error) {
+    throw listenFailure(addr, error);
+  }
+}
+
+/** What it may be at all; what it can be here is for the device to say. */
+function blockSizeOf({ id, 'logical-block-size': size = 0 }: VhostUserOptions): Bytes | undefined {
+  if (size === 0) return undefined;
+  const what = `Property ${id}.logical-block-size doesn't take value`;
+  if (size < SECTOR || size > 2 * MiB) throw new QmpError(`${what} ${size} (minimum: ${SECTOR}, maximum: ${2 * MiB})`);
+  if (!isPowerOfTwo(size)) throw new QmpError(`${what} '${size}', it's not a power of 2`);
+  return size;
 }

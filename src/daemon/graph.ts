@@ -1,10 +1,7 @@
 /** The nodes of a daemon, for programs: what its commands do, by methods. */
-import type { BlockdevOptions } from '../lib/options.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Daemon } from './daemon.ts';
-
-/** A tree of nodes whose root has a name. */
-export type NamedNode = BlockdevOptions & { readonly 'node-name': string };
+import type { NamedNode } from './node-options.ts';
 
 export class Graph {
   readonly #daemon: Daemon;
@@ -15,7 +12,7 @@ export class Graph {
 
   /** Opens a tree. It stays until it is removed. */
   async add(node: NamedNode): Promise<void> {
-    await this.#daemon.run('blockdev-add', node as never);
+    await this.#daemon.run('blockdev-add', node);
   }
 
   /** EBUSY while it is in use. */
@@ -23,9 +20,10 @@ export class Graph {
     await this.#daemon.run('blockdev-del', { 'node-name': name });
   }
 
-  /** Makes all of them what their options say, or none: children by the names of nodes. */
+  /** Makes all of them what their options say, or none. A child is the name of a node, or all options of the one that
+   *  is there, if it was opened with its parent; one that is not mentioned stays as it is. */
   async reopen(...nodes: readonly NamedNode[]): Promise<void> {
-    await this.#daemon.run('blockdev-reopen', { options: nodes as never });
+    await this.#daemon.run('blockdev-reopen', { options: nodes });
   }
 
   /** `size`: bytes. */

@@ -1,11 +1,11 @@
 /** Image files that commands make, or open, of their own accord: targets of jobs, and overlays. */
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { driverTable } from '../block/registry.ts';
 import { create } from '../lib/images.ts';
 import type { NodeInfo } from '../lib/node-messages.ts';
 import { openMessage } from '../lib/open-message.ts';
 import { type BlockdevOptions, type DetectZeroes, FORMATS, type Format } from '../lib/options.ts';
-import { isNbdUri } from '../lib/uri.ts';
+import { isNbdUri, nbdUri, type OlderNbdName, olderNbdName } from '../lib/uri.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
 import type { Nodes } from './nodes.ts';
@@ -36,15 +36,26 @@ export async function openImageFile(nodes: Nodes, file: ImageFile, source: strin
   const { nodeName, detectZeroes } = file;
   if (nodeName !== undefined) nodes.assertFree(nodeName);
   const thread = nodes.lookup(source, source);
-  const there = file.mode === 'existing' || isNbdUri(file.path);
+  const older = olderNbdName(file.path);
+  const path = older === undefined ? file.path : uriOf(older);
+  const there = file.mode === 'existing' || isNbdUri(path);
   const made = there ? undefined : await makeImage(nodes, file, source, on);
   const format = made?.format ?? knownFormat(file.format, 'driver');
-  const message = openMessage(file.path, { format, detectZeroes, discard: file.unmap ? 'unmap' : 'ignore' });
+  const message = openMessage(path, {
+    format,
+    detectZeroes,
+    discard: file.unmap ? 'unmap' : 'ignore',
+  });
   const tree = message.probed ? await thread.call('probe', message) : message.options;
   const below = file.withoutBacking ? null : made ? (made.backing ?? null) : undefined;
   const backing = below !== undefined && format !== 'raw' ? { backing: below } : {};
   const name = nodeName === undefined ? {} : { 'node-name': nodeName };
   return nodes.hold({ ...tree, ...name, ...backing } as BlockdevOptions, thread);
+}
+
+function uriOf({ server, export: name = '' }: OlderNbdName): string {
+  if (server.type === 'unix') return nbdUri({ kind: 'unix', path: server.path }, name);
+  return nbdUri({ kind: 'inet', host: server.host, port: Number(server.port) }, name);
 }
 
 interface MadeImage {
@@ -71,9 +82,15 @@ async function makeImage(nodes: Nodes, file: ImageFile, source: string, on: Belo
   if (named && format === 'raw') throw new QmpError(`Backing file not supported for file format '${format}'`);
   await create(file.path, {
     ...{ format, overwrite: true, size: length, iothread: nodes.lookup(source, source) },
-    ...(named ? { backingFile: resolve(named.filename), backingFormat: formatOf(named.driver) } : {}),
+    ...(named ? { backingFile: nameFor(file.path, named.filename), backingFormat: formatOf(named.driver) } : {}),
   });
   return { format, backing };
+}
+
+/** What a new image at `path` calls the file that was opened as `below`: so, where that leads to it from there, too. */
+function nameFor(path: string, below: string): string {
+  const whole = resolve(below);
+  return resolve(dirname(path), below) === whole ? below : whole;
 }
 
 /** As they are they are raw images. */

@@ -14,5 +14,13 @@ export { QmpError, type QmpErrorClass } from '../qmp/errors.ts';
 export type { QmpEvent } from '../qmp/event-stream.ts';
 export type { Arguments, CommandName, EventData, EventName, Qapi, Result } from '../qmp/schema/schema.ts';
 export { Daemon, type DaemonOptions } from './daemon.ts';
-export type { Graph, NamedNode } from './graph.ts';
-export type { JobArguments, JobCommand, JobHandle, JobProgress } from './job-handle.ts';
+export type { Graph } from './graph.ts';
+export type {
+  JobArguments,
+  JobCommand,
+  JobHandle,
+  JobProgress,
+  TransactionOptions,
+  TransactionStep,
+} from './job-handle.ts';
+export type { NamedNode } from './node-options.ts';

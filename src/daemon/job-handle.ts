@@ -5,6 +5,7 @@ import type { Abortable } from '../lib/abort.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Arguments, Qapi } from '../qmp/schema/schema.ts';
 import type { Daemon } from './daemon.ts';
+import type { GivenHere } from './node-options.ts';
 
 /** Commands that begin a job. */
 export type JobCommand =
@@ -21,6 +22,18 @@ export type JobCommand =
 export type JobArguments<N extends JobCommand> = Omit<Arguments<N>, 'auto-dismiss' | 'job-id'> & {
   readonly 'job-id': string;
 };
+
+/** What a transaction may do; the jobs in it have ids, and are taken away by their handles. */
+export type TransactionStep =
+  | Exclude<Qapi<'TransactionAction'>, JobAction>
+  | { readonly type: 'blockdev-backup'; readonly data: JobArguments<'blockdev-backup'> }
+  | { readonly type: 'drive-backup'; readonly data: JobArguments<'drive-backup'> };
+type JobAction = Extract<Qapi<'TransactionAction'>, { readonly type: JobCommand }>;
+
+export interface TransactionOptions extends Abortable {
+  /** Its jobs end well together, or not at all. */
+  readonly grouped?: boolean | undefined;
+}
 
 /** Those that stay until they are dismissed anyway. */
 const STAYING: ReadonlySet<JobCommand> = new Set(['blockdev-create', 'x-blockdev-amend']);
@@ -66,25 +79,53 @@ export class JobHandle implements AsyncIterable<JobProgress>, AsyncDisposable {
     daemon: Daemon,
     command: N,
     args: JobArguments<N>,
-    { signal }: Abortable,
+    options: Abortable,
   ): Promise<JobHandle> {
-    signal?.throwIfAborted();
     const dismissing = STAYING.has(command) ? {} : { 'auto-dismiss': false };
-    const { 'job-id': id } = args;
-    let handle: JobHandle | undefined;
-    const leave = daemon.events.listen((event) => {
-      if (event.event !== 'JOB_STATUS_CHANGE' || event.data.id !== id) return;
+    const given = [{ ...args, ...dismissing }] as unknown as GivenHere<N>;
+    const run = () => daemon.run(command, ...given);
+    const [handle] = await JobHandle.#begun(daemon, [args['job-id']], run, options);
+    return handle!;
+  }
+
+  /** @internal Use Daemon.transaction(). */
+  static async transaction(
+    daemon: Daemon,
+    actions: readonly TransactionStep[],
+    { grouped = false, ...options }: TransactionOptions,
+  ): Promise<readonly JobHandle[]> {
+    const properties = { 'completion-mode': grouped ? 'grouped' : 'individual' } as const;
+    const run = () => daemon.run('transaction', { actions: actions.map(staying), properties });
+    const ids = actions.filter(isOfJob).map(({ data }) => data['job-id']);
+    return await JobHandle.#begun(daemon, ids, run, options);
+  }
+
+  /** Of the jobs that `run` begins. */
+  static async #begun(
+    daemon: Daemon,
+    ids: readonly string[],
+    run: () => Promise<unknown>,
+    { signal }: Abortable,
+  ): Promise<readonly JobHandle[]> {
+    signal?.throwIfAborted();
+    const handles = new Map<string, JobHandle>();
+    const listening = new Set(ids);
+    const leave = daemon.events.listen(({ event, data }) => {
+      if (event !== 'JOB_STATUS_CHANGE') return;
+      const handle = handles.get(data.id);
       if (handle) handle.#tell();
-      if (event.data.status === 'null') leave();
+      if (data.status === 'null') listening.delete(data.id);
+      if (listening.size === 0) leave();
     });
     try {
-      await daemon.run(command, { ...args, ...dismissing } as never);
+      await run();
     } catch (error) {
       leave();
       throw error;
     }
-    handle = new JobHandle(daemon, id, signal);
-    return handle;
+    if (ids.length === 0) leave();
+    for (const id of ids) handles.set(id, new JobHandle(daemon, id, signal));
+    return [...handles.values()];
   }
 
   /** Until it has ended; then throws what it failed with. */
@@ -187,6 +228,15 @@ export class JobHandle implements AsyncIterable<JobProgress>, AsyncDisposable {
       await promise;
     }
   }
+}
+
+function isOfJob(action: TransactionStep): action is Extract<TransactionStep, { readonly type: JobCommand }> {
+  return action.type === 'blockdev-backup' || action.type === 'drive-backup';
+}
+
+function staying(action: TransactionStep): Qapi<'TransactionAction'> {
+  if (!isOfJob(action)) return action;
+  return { ...action, data: { ...action.data, 'auto-dismiss': false } } as JobAction;
 }
 
 function progressOf(info: Qapi<'JobInfo'>): JobProgress {

@@ -1,14 +1,14 @@
 /** The NBD servers of a daemon. Each shows all NBD exports; there may be several, on different addresses. */
 import type { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
-import { listenOf } from '../lib/listen.ts';
 import { type DiskExport, NbdService } from '../lib/nbd.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import { serverTlsOf } from '../lib/objects/tls.ts';
 import { tlsMessage } from '../lib/tls-options.ts';
 import { QmpError } from '../qmp/errors.ts';
 import type { Qapi } from '../qmp/schema/schema.ts';
-import { addressText, descriptorOf, portOf, resolveHost } from './chardev/address.ts';
+import { addressText } from './chardev/address.ts';
+import { listening } from './listening.ts';
 import type { MoveAttendant } from './nodes.ts';
 
 type ServerOptions = Qapi<'NbdServerOptions'>;
@@ -33,19 +33,15 @@ export class NbdListeners implements MoveAttendant {
     const key = addressText(options.addr);
     if (this.#servers.has(key)) throw new QmpError('NBD server already running');
     if (this.#servers.size >= SERVERS_MAX) throw new QmpError(`${SERVERS_MAX} NBD servers are running already`);
-    const server = await NbdService.start(
-      [this.#home],
-      [],
-      {
-        listen: await listenOf(await listenTarget(options.addr)),
-        mode: undefined,
-        maxConnections: options['max-connections'],
-        handshakeSeconds: options['handshake-max-seconds'],
-        byteBudget: undefined,
-        tls: this.#tls(options),
-      },
-      undefined,
-      true,
+    const settings = {
+      mode: undefined,
+      maxConnections: options['max-connections'],
+      handshakeSeconds: options['handshake-max-seconds'],
+      byteBudget: undefined,
+      tls: this.#tls(options),
+    };
+    const server = await listening(options.addr, (listen) =>
+      NbdService.start([this.#home], [], { ...settings, listen }, undefined, true),
     );
     try {
       for (const entry of this.#exports.values()) await server.addExport(entry);
@@ -121,17 +117,3 @@ export class NbdListeners implements MoveAttendant {
 
 /** Milliseconds that requests in flight get to end. */
 const GRACE_MS = 5000;
-
-async function listenTarget(addr: ServerOptions['addr']) {
-  switch (addr.type) {
-    case 'unix':
-      if (addr.abstract) throw new QmpError('abstract socket addresses are not supported for NBD servers');
-      return { socket: addr.path };
-    case 'inet':
-      return { host: (await resolveHost(addr, true)).address, port: portOf(addr.port) };
-    case 'fd':
-      return { fd: descriptorOf(addr.str) };
-    default:
-      throw new QmpError('socket address family AF_VSOCK unsupported');
-  }
-}

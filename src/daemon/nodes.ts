@@ -7,7 +7,7 @@ import { CoRwLock } from '../aio/co-rwlock.ts';
 import { Disk } from '../lib/disk.ts';
 import type { IOThread } from '../lib/iothread.ts';
 import { move } from '../lib/move.ts';
-import type { NodeInfo } from '../lib/node-messages.ts';
+import type { NodeInfo, NodeNames } from '../lib/node-messages.ts';
 import { withObjects } from '../lib/objects/resolve.ts';
 import type { ObjectStore } from '../lib/objects/store.ts';
 import type { BlockdevOptions } from '../lib/options.ts';
@@ -125,15 +125,12 @@ export class Nodes {
   /** What was held goes with its last user. */
   async letGo(name: string): Promise<void> {
     const thread = this.find(name);
-    if (!thread) return;
-    const { names } = await thread.call('node-let-go', { node: name });
-    this.#names.set(thread, new Set(names));
+    if (thread) await this.#named(thread, thread.call('node-let-go', { node: name }));
   }
 
   async delete(name: string): Promise<void> {
     const thread = this.node(name);
-    const { names } = await thread.call('node-del', { node: name });
-    this.#names.set(thread, new Set(names));
+    await this.#named(thread, thread.call('node-del', { node: name }));
   }
 
   /**
@@ -173,6 +170,18 @@ export class Nodes {
     }
   }
 
+  /** Knows the names in `thread` after a change there, also after one that has failed: it may have been done. */
+  async #named<R extends NodeNames>(thread: IOThread, change: Promise<R>): Promise<R> {
+    try {
+      const reply = await change;
+      this.#names.set(thread, new Set(reply.names));
+      return reply;
+    } catch (error) {
+      await this.#nameAgain(thread);
+      throw error;
+    }
+  }
+
   /** One that has died has none. */
   async #nameAgain(thread: IOThread): Promise<void> {
     const { names } = await thread.call('node-names', undefined).catch(() => ({ names: [] }));
@@ -181,8 +190,7 @@ export class Nodes {
   }
 
   async #open(thread: IOThread, options: BlockdevOptions): Promise<string> {
-    const { node, names } = await thread.call('node-add', { options, policy: this.#policy });
-    this.#names.set(thread, new Set(names));
+    const { node } = await this.#named(thread, thread.call('node-add', { options, policy: this.#policy }));
     return node;
   }
 
@@ -197,8 +205,7 @@ export class Nodes {
     if (threads.size > 1) throw new QmpError('The nodes are in different IOThreads');
     for (const thread of threads) {
       const resolved = withObjects(changes, this.#objects());
-      const { names } = await thread.call('node-reopen', { changes: resolved });
-      this.#names.set(thread, new Set(names));
+      await this.#named(thread, thread.call('node-reopen', { changes: resolved }));
     }
   }
 
@@ -230,11 +237,17 @@ export class Nodes {
     for (const child of subtrees(tree)) this.#assertNames(child);
   }
 
+  /** The same name, where one is given, which nobody has; `failed`: what its refusal begins with. */
+  checkedName(name: string | undefined, failed = ''): string | undefined {
+    if (name !== undefined) this.assertFree(name, failed);
+    return name;
+  }
+
   /** A node may be called so. */
-  assertFree(name: string): void {
-    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`Invalid node-name: '${name}'`);
-    if (name.length > 31) throw new QmpError('Node name too long');
-    if (this.find(name)) throw new QmpError(`Duplicate nodes with node-name='${name}'`);
+  assertFree(name: string, failed = ''): void {
+    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new QmpError(`${failed}Invalid node-name: '${name}'`);
+    if (name.length > 31) throw new QmpError(`${failed}Node name too long`);
+    if (this.find(name)) throw new QmpError(`${failed}Duplicate nodes with node-name='${name}'`);
   }
 
   /** Where the nodes are that it refers to. */

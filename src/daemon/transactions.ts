@@ -159,6 +159,7 @@ export class Transactions {
   async #backup(args: Backup): Promise<Planned> {
     const thread = await this.#nodes.together(args.device, args.target);
     const step = backupStep(args);
+    this.#nodes.checkedName(step.filterName, 'Could not create node: ');
     const { message, undo } = this.#jobs.reserve(thread, args);
     return { thread, step: { ...message, ...step }, undo };
   }
@@ -167,6 +168,7 @@ export class Transactions {
     const { device, sync } = args;
     const thread = this.#nodes.lookup(undefined, device);
     const step = backupStep({ ...args, target: '' });
+    this.#nodes.checkedName(step.filterName, 'Could not create node: ');
     const { message, undo } = this.#jobs.reserve(thread, args);
     try {
       const file = { path, format, mode, unmap: true, detectZeroes: 'unmap' } as const;

@@ -2,7 +2,7 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import { isRemoteUrl } from '../drivers/http/location.ts';
 import { blockdevOf } from '../lib/options.ts';
-import { isNbdUri } from '../lib/uri.ts';
+import { isNbdUri, olderNbdName } from '../lib/uri.ts';
 import type { FoundTree } from './tree.ts';
 
 /** Names in names in names. */
@@ -53,12 +53,8 @@ function byteNode(name: string, depth: number): FoundTree {
   return (tree.file as FoundTree | undefined) ?? tree;
 }
 
-/** `nbd:HOST:PORT[:exportname=NAME]`, `nbd:unix:PATH[:exportname=NAME]`: older than the URIs. */
 function nbdNode(name: string): FoundTree {
-  const [, location = '', exportName] = /^nbd:(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
-  const [, path] = /^unix:(.+)$/s.exec(location) ?? [];
-  const [, host, port] = /^([^:]*|\[[^\]]*\]):(\d+)$/.exec(location) ?? [];
-  if (path === undefined && port === undefined) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
-  const server = path === undefined ? { type: 'inet', host: host!, port: port! } : { type: 'unix', path };
-  return { driver: 'nbd', server, ...(exportName === undefined ? {} : { export: exportName }) };
+  const location = olderNbdName(name);
+  if (!location) throw new BlockError(Errno.EINVAL, `No valid URL specified`);
+  return { driver: 'nbd', ...location };
 }

@@ -5,16 +5,19 @@
 import { BlockError, Errno } from '../base/errors.ts';
 import type { Bytes } from '../base/units.ts';
 import type { BlockBackendOptions } from '../block/backend.ts';
-import { layerOf } from '../block/copy-up.ts';
-import { Perm } from '../block/driver.ts';
+import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
+import { type Driver, PERM_ALL, Perm } from '../block/driver.ts';
 import type { BlockNode } from '../block/node.ts';
 import { setReadOnly } from '../block/reopen.ts';
 import type { BlockJobOptions, ErrorPolicy } from './block-job.ts';
 import { type CommitChain, commitChain, commitGranularity } from './commit-job.ts';
 import { MirrorJob } from './mirror-job.ts';
+import { passFilter } from './pass-filter.ts';
 
 export interface ActiveCommitOptions extends BlockJobOptions {
   readonly onImageError?: ErrorPolicy | undefined;
+  /** Node-name of the filter over `root`. Default: one is made up. */
+  readonly filterName?: string | undefined;
   /** See MirrorJobOptions. */
   readonly alone?: ((step: () => Promise<void>) => Promise<void>) | undefined;
 }
@@ -37,6 +40,7 @@ export class ActiveCommitJob extends MirrorJob {
   /** `root`: what is used, and shows the chain. EINVAL, EBUSY, EPERM, before anything happens. */
   static async commit(root: BlockNode, base: BlockNode, options: ActiveCommitOptions): Promise<ActiveCommitJob> {
     const chain = commitChain(root, root, base);
+    assertNoOverlay(base, chain.edges);
     if (root.readOnly) throw new BlockError(Errno.EPERM, `Could not commit: node '${root.name}' is read-only`);
     const job = new ActiveCommitJob(root, base, chain, options);
     return MirrorJob.opened(job, [root, ...chain.layers, base, layerOf(base)]);
@@ -45,17 +49,23 @@ export class ActiveCommitJob extends MirrorJob {
   protected override async open(): Promise<void> {
     await setReadOnly(this.#base, false);
     await super.open();
+    await this.keepFromReaders(this.#chain.layers.slice(1));
   }
 
-  protected override targetPermissions(): Pick<BlockBackendOptions, 'perm' | 'allies'> {
-    return { perm: Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE, allies: this.#chain.edges };
+  protected override targetPermissions(): Pick<BlockBackendOptions, 'perm' | 'shared' | 'allies'> {
+    const perm = Perm.CONSISTENT_READ | Perm.WRITE | (this.#grows ? Perm.RESIZE : 0);
+    return { perm, shared: PERM_ALL, allies: this.#chain.edges };
+  }
+
+  protected override filterDriver(): Driver {
+    return passFilter('mirror_top', 'backing', Perm.CONSISTENT_READ);
   }
 
   protected override defaultGranularity(): Bytes {
     return commitGranularity(this.#chain.layers);
   }
 
-  /** A filter would lie between layers that it needs together. */
+  /** The filter does not know of the base, which the layers need for themselves. */
   protected override get followsWrites(): boolean {
     return false;
   }
@@ -64,9 +74,13 @@ export class ActiveCommitJob extends MirrorJob {
     return this.#chain.layers.length;
   }
 
+  get #grows(): boolean {
+    return this.#base.length < this.from.length;
+  }
+
   /** A base that is longer stays so. */
   protected override async prepareTarget(): Promise<void> {
-    if (this.to.length < this.from.length) await this.to.truncate(this.from.length);
+    if (this.#grows) await this.to.truncate(this.from.length);
   }
 
   protected override async prepare(): Promise<void> {

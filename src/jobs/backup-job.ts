@@ -6,17 +6,17 @@
  * concludes: jobs of one transaction that are made within one drained section are of one moment.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type Bytes, GiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { BlockChild } from '../block/child.ts';
 import { layerOf } from '../block/copy-up.ts';
 import type { DirtyBitmap, Thaw } from '../block/dirty-bitmap.ts';
 import { drain } from '../block/drain.ts';
 import { PERM_ALL, Perm, type PointInTime, RequestFlags } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
-import { openNode, releaseNode } from '../block/graph.ts';
+import { openNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { replaceNode } from '../block/replace-node.ts';
+import { usesDisk } from '../block/permissions.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy, statusOrData } from './dirty-copy.ts';
@@ -104,9 +104,8 @@ export class BackupJob extends BlockJob {
       ...{ file: this.#source.name, target: this.#target.name },
       ...{ 'on-cbw-error': onCbwError, 'cbw-timeout': cbwTimeoutSeconds },
     });
-    this.#filter.implicit = true;
     this.#kept = this.#filter.impl.pointInTime!;
-    if (this.#options.compress) this.#kept.writeFlags = RequestFlags.COMPRESSED;
+    if (this.#options.compress) this.#kept.writeFlags |= RequestFlags.COMPRESSED;
     using _drained = await drain(this.#source);
     if (bitmap !== undefined) {
       this.#bitmap = await this.#source.bitmaps.freeze(bitmap);
@@ -114,9 +113,7 @@ export class BackupJob extends BlockJob {
       if (this.#options.sync === 'bitmap') this.#kept.keepOnly((visit) => dirty.eachRange(visit));
     }
     this.beFairTo(this.#source);
-    await replaceNode(this.#source, this.#filter, (parent) => parent !== this.#from);
-    // With a user, it lets nobody write past it.
-    await this.use(this.#filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
+    await this.putOver(this.#source, this.#filter);
     this.#length = this.#source.length;
     this.#whole = this.#kept.remaining;
     this.#follow();
@@ -130,7 +127,7 @@ export class BackupJob extends BlockJob {
   protected async run(): Promise<void> {
     if (this.#options.sync === 'none') return this.#keepOn();
     if (this.#options.sync === 'top') await this.#leaveOutBelow();
-    await this.#leaveOutZeroes();
+    if (!this.#kept.overDisk) await this.#leaveOutZeroes();
     const copy = this.#newCopy();
     while (this.#kept.remaining > 0) {
       await copy.run();
@@ -230,36 +227,41 @@ export class BackupJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
-    const filter = this.#filter;
-    this.#filter = undefined;
-    if (filter !== undefined) {
-      using _drained = await drain(this.#source);
-      // The bitmap and the filter change at one moment.
-      this.#settleBitmap();
-      // Who reads the snapshot stays: what has been copied is in the target.
-      await replaceNode(
-        filter,
-        this.#source,
-        (parent) => !(parent instanceof BlockChild && parent.role === 'snapshot'),
-      );
-      if (this.#kept.remaining > 0) this.#kept.break(refusal('it has ended before all was copied', Errno.ECANCELED));
-      await releaseNode(filter);
-    } else this.#settleBitmap();
-    await this.letGo();
+    await everyStep(
+      () => this.#removeFilter(),
+      () => this.letGo(),
+    );
   }
 
-  #settleBitmap(): void {
+  async #removeFilter(): Promise<void> {
+    const filter = this.#filter;
+    this.#filter = undefined;
+    if (filter === undefined) return this.#settleBitmap();
+    // The bitmap and the filter change at one moment.
+    using _drained = await drain(this.#source);
+    await everyStep(
+      () => this.#settleBitmap(),
+      () => {
+        if (this.#kept.remaining > 0) this.#kept.break(refusal('it has ended before all was copied', Errno.ECANCELED));
+      },
+      // Who reads the snapshot stays: what has been copied is in the target.
+      () => this.takeAway(filter, this.#source, usesDisk),
+    );
+  }
+
+  async #settleBitmap(): Promise<void> {
+    const bitmap = this.#bitmap;
+    this.#bitmap = undefined;
     const { bitmapMode = 'on-success' } = this.#options;
     const well = this.error === undefined;
-    if (bitmapMode === 'never' || (bitmapMode === 'on-success' && !well)) this.#bitmap?.thaw();
+    if (bitmapMode === 'never' || (bitmapMode === 'on-success' && !well)) await bitmap?.thaw();
     else {
-      this.#bitmap?.thaw((visit) => {
+      await bitmap?.thaw((visit) => {
         const end = this.#from.length;
         let next = this.#kept.next(0, end);
         for (; next.length > 0; next = this.#kept.next(next.at + next.length, end)) visit(next.at, next.length);
       });
     }
-    this.#bitmap = undefined;
   }
 }
 

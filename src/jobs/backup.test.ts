@@ -6,9 +6,10 @@ import { Sim } from '../aio/sim/sim.ts';
 import { Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { drainAll } from '../block/drain.ts';
+import { Perm } from '../block/driver.ts';
 import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { allNodes, registerDriver } from '../block/registry.ts';
+import { allNodes, nodeByName, registerDriver } from '../block/registry.ts';
 import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
 import { copyBeforeWriteDriver } from '../drivers/copy-before-write/driver.ts';
 import { makeImage } from '../drivers/qcow2/testing.ts';
@@ -35,6 +36,7 @@ before(() => {
 
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
 const OLD = 0xee;
+const V2_OR_V3 = ['0.10', '1.1'] as const;
 
 interface World {
   readonly context: AioContext;
@@ -102,6 +104,27 @@ test('J4 a backup is of the moment it was made, and the guest stays where it is 
       assert.ok(Buffer.compare(await readAll(blk), model) === 0, `seed ${seed}, the disk`);
     });
   }
+});
+
+test('a snapshot that somebody reads stays what it is while a job works on the disk above its filter', async () => {
+  await inSim(6, async ({ context, model, blk, target }) => {
+    await blk.setPermissions(Perm.CONSISTENT_READ, 15);
+    testDisk('kept', SIZE);
+    const kept = { driver: 'memory', 'node-name': 'kept', disk: 'kept' };
+    const options = { driver: 'copy-before-write', 'node-name': 'keep', file: blk.root!.name, target: kept };
+    const keep = await openNode(context, options as NodeOptions);
+    const then = await BlockBackend.open(context, { driver: 'snapshot-access', file: 'keep' } as NodeOptions);
+    const guest = await BlockBackend.open(context, 'keep', { shared: 15 });
+    const moment = Uint8Array.from(model);
+    await useDisk(guest, model, 6, 3);
+    const backup = await BackupJob.create(keep, target, { id: 'backup', sync: 'full' });
+    assert.ok(Buffer.compare(await readAll(then), moment) === 0);
+    backup.cancel();
+    await backup.ended;
+    assert.ok(Buffer.compare(await readAll(then), moment) === 0);
+    for (const each of [then, guest]) await each.close();
+    await releaseNode(keep);
+  });
 });
 
 test('J4 bitmaps: what was written since the last backup is what the next one copies', async () => {
@@ -228,6 +251,40 @@ test('J4 snapshot-access reads the moment while the guest writes, also what has 
       await then.close();
       if (backup.status === 'running') backup.cancel();
       await backup.ended;
+    });
+  }
+});
+
+test('a target that lies over the disk shows the moment, where the disk had zeroes, and while it is read', async () => {
+  for (let seed = 1; seed <= 16; seed++) {
+    await inSim(seed, async ({ context, sim, model, blk }) => {
+      sim.writeDisk('/over', new Uint8Array(0));
+      await makeImage(context, { driver: 'file', filename: '/over' }, { size: SIZE, compat: V2_OR_V3[seed % 2]! });
+      const over = { driver: 'qcow2', 'node-name': 'over', file: { driver: 'file', filename: '/over' } };
+      const target = await openNode(context, { ...over, backing: 'top' } as NodeOptions);
+      const options = { id: 'b', sync: seed % 4 < 2 ? 'none' : 'full' } as const;
+      const backup = await BackupJob.create(nodeByName('top'), target, options);
+      const moment = Uint8Array.from(model);
+      const then = await BlockBackend.open(context, 'over', { readOnly: true, shared: 15 });
+      backup.start();
+      let ended = false;
+      const reading = async (): Promise<void> => {
+        while (!ended) {
+          for (let at = 0; at + 9000 <= SIZE; at += 9000) {
+            const found = await readAll(then, at, 9000);
+            assert.ok(Buffer.compare(found, moment.subarray(at, at + 9000)) === 0, `seed ${seed}: at ${at}`);
+          }
+        }
+      };
+      const using = useDisk(blk, model, seed, 8).finally(() => {
+        ended = true;
+      });
+      await Promise.all([using, reading(), reading()]);
+      assert.ok(Buffer.compare(await readAll(then), moment) === 0, `seed ${seed}, at the end`);
+      await then.close();
+      if (backup.status === 'running') backup.cancel();
+      await backup.ended;
+      await releaseNode(target);
     });
   }
 });

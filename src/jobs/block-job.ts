@@ -6,7 +6,11 @@ import type { Bytes, Nanoseconds } from '../base/units.ts';
 import { type BackendUser, BlockBackend, type BlockBackendOptions } from '../block/backend.ts';
 import { BlockChild } from '../block/child.ts';
 import { claim } from '../block/claims.ts';
-import type { BlockNode } from '../block/node.ts';
+import { PERM_ALL, Perm } from '../block/driver.ts';
+import { releaseNode } from '../block/graph.ts';
+import type { BlockNode, NodeParent } from '../block/node.ts';
+import { usesDisk } from '../block/permissions.ts';
+import { replaceNode } from '../block/replace-node.ts';
 import { GuestPace } from './guest-pace.ts';
 import { Job, type JobOptions } from './job.ts';
 
@@ -69,6 +73,8 @@ export abstract class BlockJob extends Job {
   readonly #onError: BlockJobOptions['onError'];
   readonly #blks: BlockBackend[] = [];
   readonly #claims: Disposable[] = [];
+  /** On nodes that are not to be read past its filter. */
+  readonly #barriers: BlockBackend[] = [];
   #retry = false;
   #guests: BlockNode | undefined;
   #guestRequests = 0;
@@ -100,9 +106,14 @@ export abstract class BlockJob extends Job {
   protected async use(node: BlockNode, options: Omit<BlockBackendOptions, 'name'>): Promise<BlockBackend> {
     const blk = new BlockBackend(this.context, { ...options, name: `job '${this.id}'` });
     await blk.insert(node);
-    this.#blks.push(blk);
+    this.own(blk);
     this.restWith(blk);
     return blk;
+  }
+
+  /** `blk` goes with the job. */
+  protected own(blk: BlockBackend): void {
+    this.#blks.push(blk);
   }
 
   /** It rests while `blk` is drained. Answers what ends that. */
@@ -120,6 +131,31 @@ export abstract class BlockJob extends Job {
       blk.users.delete(rest);
       rest.onDrainEnd();
     };
+  }
+
+  /** Has those who use `node` use `filter` from now on, until it is {@link takeAway taken away}: all but this job and
+   *  `own`, which works for it. */
+  protected async putOver(node: BlockNode, filter: BlockNode, own?: BlockBackend): Promise<void> {
+    filter.implicit = true;
+    this.claim([filter]);
+    const isOwn = (parent: NodeParent): boolean => parent === own || this.#blks.some((blk) => blk === parent);
+    await replaceNode(node, filter, (parent) => usesDisk(parent) && !isOwn(parent));
+    // It is in use, whoever else uses it.
+    await this.use(filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
+  }
+
+  /** Nobody begins to read these by themselves until the filter over them is taken away: what a layer shows where one
+   *  above it holds something changes while the job works. EPERM where somebody does. */
+  protected async keepFromReaders(nodes: readonly BlockNode[]): Promise<void> {
+    const shared = PERM_ALL & ~(Perm.CONSISTENT_READ | Perm.RESIZE);
+    for (const node of nodes) this.#barriers.push(await this.use(node, { readOnly: true, perm: 0, shared }));
+  }
+
+  /** The inverse of {@link putOver}; `moves`: which of the filter's users go along. Default: all. */
+  protected async takeAway(filter: BlockNode, node: BlockNode, moves?: typeof usesDisk): Promise<void> {
+    for (const blk of this.#barriers.splice(0)) await blk.setPermissions(0, PERM_ALL);
+    await replaceNode(filter, node, moves);
+    await releaseNode(filter);
   }
 
   /** Lets go of all that it works on. Rejects with the first failure, after all. */

@@ -11,13 +11,15 @@ import { BlockError, Errno } from '../base/errors.ts';
 import { type Bytes, KiB } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { BlockChild } from '../block/child.ts';
-import { layerNumber, layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerNumber, layerOf } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
+import { openNodeOf } from '../block/graph.ts';
 import type { BlockNode, NodeParent } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
 import { setReadOnly } from '../block/reopen.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy } from './dirty-copy.ts';
+import { passFilter } from './pass-filter.ts';
 
 /** Smaller ones cost more than they save. */
 const GRANULARITY_MIN: Bytes = 4 * KiB;
@@ -29,6 +31,8 @@ export interface CommitJobOptions extends BlockJobOptions {
   readonly top: BlockNode;
   /** Default report. */
   readonly onImageError?: ErrorPolicy | undefined;
+  /** Node-name of the filter over `top`. Default: one is made up. */
+  readonly filterName?: string | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone?: ((step: () => Promise<void>) => Promise<void>) | undefined;
 }
@@ -84,6 +88,8 @@ export class CommitJob extends BlockJob {
   readonly #policy: ErrorPolicy;
   readonly #alone: (step: () => Promise<void>) => Promise<void>;
   readonly #wasReadOnly: readonly BlockNode[];
+  readonly #filterName: string | undefined;
+  #filter: BlockNode | undefined;
   #source!: BlockBackend;
   #target!: BlockBackend;
 
@@ -93,6 +99,7 @@ export class CommitJob extends BlockJob {
     this.#chain = chain;
     this.#overlay = overlay;
     this.#policy = options.onImageError ?? 'report';
+    this.#filterName = options.filterName;
     this.#alone = options.alone ?? ((step) => step());
     this.#wasReadOnly = [overlay, options.base.node].filter(({ readOnly }) => readOnly);
   }
@@ -105,6 +112,7 @@ export class CommitJob extends BlockJob {
     if (chain.overlay === undefined) {
       throw new BlockError(Errno.EINVAL, `Could not commit: '${top.name}' is the active layer`);
     }
+    assertNoOverlay(base.node, chain.edges);
     const job = new CommitJob(chain.overlay, chain, options);
     try {
       job.claim([chain.overlay, ...chain.layers, base.node, layerOf(base.node)]);
@@ -121,13 +129,19 @@ export class CommitJob extends BlockJob {
     await setReadOnly(node, false);
     await setReadOnly(this.#overlay, false);
     assertRebasable(this.#overlay, true);
-    const [top] = this.#chain.layers;
-    this.#source = await this.use(top!, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
-    const perm = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE;
+    const top = this.#chain.layers[0]!;
+    this.#source = await this.use(top, { readOnly: true, perm: 0, shared: PERM_ALL });
+    const grows = node.length < top.length;
+    const perm = Perm.CONSISTENT_READ | Perm.WRITE | (grows ? Perm.RESIZE : 0);
     const shared = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     this.#target = await this.use(node, { perm, shared, readOnly: false, allies: this.#chain.edges });
     this.total = this.#source.length;
     this.beFairTo(this.#overlay);
+    const filter = passFilter('commit_top', 'backing', Perm.CONSISTENT_READ);
+    const name = this.#filterName === undefined ? {} : { 'node-name': this.#filterName };
+    this.#filter = await openNodeOf(this.context, filter, { ...name, backing: top.name, 'read-only': true });
+    await this.putOver(top, this.#filter);
+    await this.keepFromReaders(this.#chain.layers);
   }
 
   protected async run(): Promise<void> {
@@ -176,6 +190,8 @@ export class CommitJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
+    if (this.#filter !== undefined) await this.takeAway(this.#filter, this.#chain.layers[0]!);
+    this.#filter = undefined;
     await this.letGo();
     for (const node of this.#wasReadOnly) if (!node.closed) await setReadOnly(node, true);
   }

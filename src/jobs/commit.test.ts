@@ -9,8 +9,9 @@ import { Sim } from '../aio/sim/sim.ts';
 import { backends } from '../aio/testing.ts';
 import { Errno } from '../base/errors.ts';
 import { BlockBackend } from '../block/backend.ts';
-import type { NodeOptions } from '../block/graph.ts';
+import { type NodeOptions, openNode, releaseNode } from '../block/graph.ts';
 import { settle, until } from '../block/testing.ts';
+import { makeImage } from '../drivers/qcow2/testing.ts';
 import type { ErrorPolicy, JobErrorEvent } from './block-job.ts';
 import { baseNode, commitOf, completeWhenReady, type What } from './testing-commit.ts';
 import {
@@ -181,9 +182,9 @@ async function failing(
     const blk = await BlockBackend.open(context, chainOf(SIM_FILES, false));
     const events: JobErrorEvent[] = [];
     const onError = (_: unknown, event: JobErrorEvent): void => void events.push(event);
+    const root = blk.root!.name;
     const job = await commitOf(blk, SIM_FILES, what, { onImageError: policy, onError, ...completeWhenReady });
     sim.inject({ op, path, nth: 3, errno });
-    const root = blk.root!.name;
     job.start();
     let over = false;
     void job.ended.then(() => {
@@ -254,6 +255,22 @@ test('what stands against a commit is said before anything happens', async () =>
     const { ActiveCommitJob } = await import('./active-commit.ts');
     await assert.rejects(ActiveCommitJob.commit(root!, root!, { id: 'self' }), { code: 'EINVAL' });
     assert.equal(baseNode('top').readOnly, true);
+    await blk.close();
+  });
+});
+
+test('nothing is committed to a base that another overlay shows, too: it would read differently', async () => {
+  await inSim(14, async (context, sim) => {
+    await makeChain(context, SIM_FILES, 14);
+    sim.writeDisk('/other', new Uint8Array(0));
+    await makeImage(context, file('/other'), { size: SIZE, 'backing-file': '/base', 'backing-fmt': 'raw' });
+    const blk = await BlockBackend.open(context, chainOf(SIM_FILES, false));
+    const other = { driver: 'qcow2', 'node-name': 'other', file: file('/other'), backing: 'base' };
+    const over = await openNode(context, other as NodeOptions);
+    for (const what of ['middle', 'top'] as const) {
+      await assert.rejects(commitOf(blk, SIM_FILES, what), { code: 'EBUSY', message: /in use by node 'other'/ });
+    }
+    await releaseNode(over);
     await blk.close();
   });
 });

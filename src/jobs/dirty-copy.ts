@@ -17,7 +17,8 @@
  *
  * Bounds: as many pieces as fit into `bufferBytes`, 16 at most; their memory is one region.
  */
-import { Gate, type MaybePromise } from '../aio/op.ts';
+import { CoQueue } from '../aio/co-queue.ts';
+import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, ioError } from '../base/errors.ts';
 import type { Memory } from '../base/memory.ts';
 import { PagedBits } from '../base/paged-bits.ts';
@@ -67,7 +68,7 @@ export interface DirtyCopyOptions {
   /** Pieces at a time, and bytes of each, at most. Default 16, and 1 MiB. */
   readonly pieces?: number | undefined;
   readonly pieceBytes?: Bytes | undefined;
-  /** RequestFlags of writes of data. */
+  /** RequestFlags of writes. COMPRESSED is for data. */
   readonly writeFlags?: number | undefined;
   /** One piece at a time, for now. Default: as many as there is memory for. */
   readonly oneByOne?: (() => boolean) | undefined;
@@ -151,8 +152,8 @@ export class DirtyCopy implements BackendUser {
   /** Bytes that may still be begun. */
   #left: Bytes = 0;
   #failure: BlockError | undefined;
-  /** Opened when a piece has ended, or an exclusion. */
-  #waiting: Gate[] = [];
+  /** A piece has ended, or an exclusion. */
+  readonly #changed = new CoQueue();
 
   /** Copies the first `length` bytes, which both have. */
   constructor(source: BlockBackend, target: BlockBackend, length: Bytes, options: DirtyCopyOptions) {
@@ -223,7 +224,7 @@ export class DirtyCopy implements BackendUser {
   /** The target has failed for somebody else: the copy ends with that. */
   fail(error: BlockError): void {
     this.#failure ??= error;
-    this.#wake();
+    this.#changed.wakeAll();
   }
 
   /** No more is begun: what runs ends once what is under way has. */
@@ -241,7 +242,7 @@ export class DirtyCopy implements BackendUser {
         const goesOn = this.#left > 0 && this.#bits.count > 0;
         if (!goesOn && this.#busy === 0) break;
         const range = goesOn ? this.#next() : undefined;
-        if (range === undefined) await this.#wait();
+        if (range === undefined) await this.#changed.wait();
         else {
           await this.#options.before(Math.min(range.end - range.at, this.#most));
           await this.#begin();
@@ -251,7 +252,7 @@ export class DirtyCopy implements BackendUser {
       if (!(error instanceof BlockError)) throw error;
       this.#failure ??= error;
     }
-    while (this.#busy > 0 || this.#flush.busy) await this.#wait();
+    while (this.#busy > 0 || this.#flush.busy) await this.#changed.wait();
     for (const blk of [this.#source, this.#target]) blk.users.delete(this);
     const failure = this.#failure;
     this.#failure = undefined;
@@ -263,7 +264,7 @@ export class DirtyCopy implements BackendUser {
   async exclude(at: Offset, length: Bytes): Promise<Disposable> {
     const range = { at, end: at + length };
     this.#excluded.add(range);
-    while (this.#hasToWait(range)) await this.#wait();
+    while (this.#hasToWait(range)) await this.#changed.wait();
     return { [Symbol.dispose]: () => this.include(range) };
   }
 
@@ -277,7 +278,7 @@ export class DirtyCopy implements BackendUser {
   /** Ends an {@link excludeNow}. */
   include(range: Exclusion): void {
     this.#excluded.delete(range);
-    this.#wake();
+    this.#changed.wakeAll();
   }
 
   #hasToWait(range: Range): boolean {
@@ -392,8 +393,11 @@ export class DirtyCopy implements BackendUser {
   #submit(piece: Piece, blk: BlockBackend, kind: number): void {
     piece.kind = kind;
     const { unmap, writeFlags = 0 } = this.#options;
-    piece.flags =
-      kind === RequestKind.WRITE ? writeFlags : kind === RequestKind.ZERO && unmap ? RequestFlags.MAY_UNMAP : 0;
+    piece.flags = 0;
+    if (kind === RequestKind.WRITE) piece.flags = writeFlags;
+    else if (kind === RequestKind.ZERO) {
+      piece.flags = (writeFlags & ~RequestFlags.COMPRESSED) | (unmap ? RequestFlags.MAY_UNMAP : 0);
+    }
     piece.iov.reset();
     if (kind !== RequestKind.ZERO) piece.iov.push(this.#memory, piece.place, piece.length);
     blk.submit(piece, true);
@@ -419,7 +423,7 @@ export class DirtyCopy implements BackendUser {
       const operation = piece.kind === RequestKind.READ ? 'read' : 'write';
       if (!this.#options.onFailure(failure, operation)) this.#failure ??= failure;
     }
-    this.#wake();
+    this.#changed.wakeAll();
   }
 
   #written(length: Bytes): void {
@@ -439,19 +443,7 @@ export class DirtyCopy implements BackendUser {
       this.#failure ??=
         failure instanceof BlockError ? failure : ioError(error, 'Could not flush what was copied', { op: 'flush' });
     }
-    this.#wake();
-  }
-
-  #wake(): void {
-    const gates = this.#waiting;
-    this.#waiting = [];
-    for (const gate of gates) gate.open();
-  }
-
-  async #wait(): Promise<void> {
-    const gate = new Gate();
-    this.#waiting.push(gate);
-    await gate.promise;
+    this.#changed.wakeAll();
   }
 }
 

@@ -39,6 +39,11 @@ export class JobTransaction {
     if (index >= 0) this.#jobs.splice(index, 1);
   }
 
+  /** @internal The last steps have begun: nobody gives up any more. */
+  get ending(): boolean {
+    return this.#state === 'prepared' || this.#state === 'ended';
+  }
+
   /** @internal One of them has done its work. */
   done(): void {
     if (this.#state === 'failing') this.#endFailed();
@@ -89,7 +94,7 @@ export class JobTransaction {
   /** @internal One of them has failed, or was cancelled. */
   failed(job: Job, error: BlockError): void {
     // What has begun its last step goes on to its end.
-    if (this.#state === 'prepared' || this.#state === 'ended') return;
+    if (this.ending) return;
     job.abort(error);
     if (this.#state === 'working') this.#elsewhere?.failed();
     this.#fail();

@@ -281,6 +281,24 @@ test('J2 where one of a transaction fails or is cancelled, at whatever point, al
     }
   }));
 
+test('J2 one whose last step has begun is not cancelled any more: it ends well, and says so', () =>
+  inSim(async (context) => {
+    const notes: string[] = [];
+    const step = new Gate();
+    const job = new (class extends StepJob {
+      protected override async prepare(): Promise<void> {
+        await step.promise;
+      }
+    })(context, notes, [1], { id: 'a', autoDismiss: false });
+    job.start();
+    while (job.status !== 'pending') await context.yield();
+    await context.yield();
+    job.cancel(true);
+    step.open();
+    await job.ended;
+    assert.deepEqual([job.cancelled, job.error, notes], [false, undefined, ['clean a well']]);
+  }));
+
 test('making and amending are jobs of one step: done, failed, or cancelled before it begins', () =>
   inSim(async (context) => {
     let made = 0;

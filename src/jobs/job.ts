@@ -126,7 +126,8 @@ export abstract class Job {
       this.#hurry();
       return;
     }
-    if (this.#cancelled) return;
+    // Its last step has begun, and goes on to its end.
+    if (this.#cancelled || this.#transaction.ending) return;
     this.#cancelled = true;
     this.#wake();
     if (this.#status === 'created') this.#over(this.#cancellation());

@@ -1,8 +1,8 @@
 /**
- * The filter that a mirror in the mode write-blocking puts over its source: what a guest writes goes to the source and
- * to the target, and only then has the guest's write ended. What does not get to the target is dirty. Where all is
- * dirty anyway, it goes to the source only: it will be copied. Nobody can ask for it by name, so it is no driver of
- * src/drivers.
+ * The filter that a mirror puts over its source. In the mode background everything passes. In write-blocking what a
+ * guest writes goes to the source and to the target, and only then has the guest's write ended. What does not get to
+ * the target is dirty. Where all is dirty anyway, it goes to the source only: it will be copied. Nobody can ask for it
+ * by name, so it is no driver of src/drivers.
  */
 import type { AioOp } from '../aio/op.ts';
 import { BlockError, ioError } from '../base/errors.ts';
@@ -22,10 +22,18 @@ import {
 } from '../block/driver.ts';
 import type { DirtyCopy } from './dirty-copy.ts';
 
-export interface MirrorSide {
-  readonly copy: DirtyCopy;
+/** What the filter is told of its job. */
+export class MirrorSide {
+  /** There before anything is written. */
+  copy!: DirtyCopy;
+  /** What is written goes to the target, too. Changes while nothing is in flight. */
+  writesBoth = false;
   /** A write to the target has failed; the range is dirty again. */
   readonly onFailure: (error: BlockError) => void;
+
+  constructor(onFailure: (error: BlockError) => void) {
+    this.onFailure = onFailure;
+  }
 }
 
 /** A write that waits for nobody, to both at once. While it is in flight nobody else writes its range to the target. */
@@ -78,8 +86,13 @@ class MirrorFilterNode implements DriverNode {
     return this.#file.length;
   }
 
+  /** What passes is as stable as the disk makes it. */
+  get nativeFua(): boolean {
+    return !this.#side.writesBoth;
+  }
+
   map(at: Offset, want: Bytes, why: MapReason, out: Mapping): void {
-    if (why === 'write') out.other('opaque', want);
+    if (why === 'write' && this.#side.writesBoth) out.other('opaque', want);
     else out.data(want, this.#file, at);
   }
 
@@ -136,12 +149,9 @@ class MirrorFilterNode implements DriverNode {
   }
 
   async zero(at: Offset, length: Bytes, flags: number): Promise<Supported> {
-    await this.#both(
-      at,
-      length,
-      () => this.#file.writeZeroes(at, length, flags),
-      () => this.#target.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP),
-    );
+    const here = (): Promise<void> => this.#file.writeZeroes(at, length, flags);
+    const there = (): Promise<void> => this.#target.writeZeroes(at, length, flags & RequestFlags.MAY_UNMAP);
+    await (this.#side.writesBoth ? this.#both(at, length, here, there) : here());
     return 'done';
   }
 
@@ -150,10 +160,12 @@ class MirrorFilterNode implements DriverNode {
     try {
       await this.#file.discard(at, length);
     } finally {
-      this.#side.copy.mark(at, length);
+      if (this.#side.writesBoth) this.#side.copy.mark(at, length);
     }
     return 'done';
   }
+
+  grew(_end: Offset): void {}
 
   async #both(at: Offset, length: Bytes, here: () => Promise<void>, there: () => Promise<void>): Promise<void> {
     const { copy, onFailure } = this.#side;
@@ -186,12 +198,12 @@ export function mirrorFilter(side: MirrorSide): Driver {
   return {
     name: 'mirror_top',
     role: 'filter',
-    children: { file: 'filtered', target: 'target' },
+    children: { backing: 'filtered', target: 'target' },
     options: {},
     // What is written past it would not get to the target.
-    claims: (_options, used) => ({ perm: 0, unshared: used ? Perm.WRITE | Perm.RESIZE : 0 }),
+    claims: (_options, used) => ({ perm: 0, unshared: used && side.writesBoth ? Perm.WRITE | Perm.RESIZE : 0 }),
     async open(context): Promise<DriverNode> {
-      const file = await context.openChild('file', 'filtered');
+      const file = await context.openChild('backing', 'filtered');
       const target = await context.openChild('target', 'target');
       return new MirrorFilterNode(context, file!, target!, side);
     },

@@ -3,25 +3,28 @@
  * source's place (complete) or is left as it is at that moment (cancel once it is ready). The active layer is committed
  * in the same way, to a layer below it (active-commit.ts). See docs/JOBS.md.
  *
- * - `background`: what is written to the source is noted, and copied later. `write-blocking`: a filter writes it to
- *   both. The first becomes the second where more is written than is copied, so that it ends.
+ * - A filter lies over the source as long as the job lasts. `background`: what is written to the source is noted, and
+ *   copied later. `write-blocking`: the filter writes it to both. The first becomes the second where more is written
+ *   than is copied, so that it ends.
  * - The last step is taken with the source drained: what is left is copied, the target is flushed, then the users move.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { BITS_MAX } from '../base/paged-bits.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend, BlockBackendOptions } from '../block/backend.ts';
-import { assertNoOverlay, layerOf } from '../block/copy-up.ts';
+import { assertNoOverlay, layerNumber, layerOf } from '../block/copy-up.ts';
 import { type Drained, drain } from '../block/drain.ts';
-import { PERM_ALL, Perm } from '../block/driver.ts';
+import { type Driver, PERM_ALL, Perm } from '../block/driver.ts';
 import { flushNode } from '../block/flush.ts';
-import { openNodeOf, releaseNode } from '../block/graph.ts';
+import { openNodeOf } from '../block/graph.ts';
 import { withdrawLeases } from '../block/lease.ts';
 import type { BlockNode, DirtyHook } from '../block/node.ts';
+import { graphSection, PermChange, usesDisk } from '../block/permissions.ts';
 import { replaceNode } from '../block/replace-node.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy } from './dirty-copy.ts';
-import { type MirrorSide, mirrorFilter } from './mirror-filter.ts';
+import { MirrorSide, mirrorFilter } from './mirror-filter.ts';
 
 const GRANULARITY_MAX: Bytes = 64 * MiB;
 const BUFFER_MAX: Bytes = 256 * MiB;
@@ -49,6 +52,8 @@ export interface MirrorJobOptions extends BlockJobOptions {
   readonly onTargetError?: ErrorPolicy | undefined;
   /** The node in whose place the target comes at the end. Default: the source. */
   readonly replaces?: BlockNode | undefined;
+  /** Node-name of the filter. Default: one is made up. */
+  readonly filterName?: string | undefined;
   /** Zeroes may deallocate in the target. Default true. */
   readonly unmap?: boolean | undefined;
   /** The target reads as zeroes everywhere: nobody has to look. */
@@ -84,6 +89,7 @@ export class MirrorJob extends BlockJob {
   #copy!: DirtyCopy;
   #copyMode: CopyMode;
   #filter: BlockNode | undefined;
+  readonly #side: MirrorSide;
   /** While the guest waits for the end. */
   #drained: Drained | undefined;
   /** An error that did not end it has ended the last round. */
@@ -98,6 +104,9 @@ export class MirrorJob extends BlockJob {
     this.#options = options;
     this.#copyMode = options.copyMode ?? 'background';
     this.#bufferBytes = checkedBuffer(options.bufSize ?? 0);
+    this.#side = new MirrorSide((error) => {
+      if (!this.failed(options.onTargetError ?? 'report', 'write', error)) this.#copy.fail(error);
+    });
   }
 
   /** Throws what stands against it, before anything happens: EINVAL, EPERM, EBUSY. */
@@ -137,12 +146,18 @@ export class MirrorJob extends BlockJob {
   }
 
   protected async open(): Promise<void> {
-    const reads = { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL };
-    this.from = await this.use(this.#source, reads);
-    this.to = await this.use(this.#target, { readOnly: false, shared: PERM_ALL, ...this.targetPermissions() });
+    this.from = await this.use(this.#source, { readOnly: true, perm: 0, shared: PERM_ALL });
+    this.#filter = await this.#openFilter();
+    this.to = await this.use(this.#target, { readOnly: false, ...this.targetPermissions(this.#filter) });
     this.beFairTo(this.#source);
     this.total = this.from.length;
     const granularity = checkedGranularity(this.#options.granularity ?? this.defaultGranularity());
+    if (this.from.length / granularity > BITS_MAX) {
+      throw refusal(
+        `a disk of ${this.from.length} bytes has more than ${BITS_MAX} granules of ${granularity}`,
+        Errno.EFBIG,
+      );
+    }
     this.#copy = new DirtyCopy(this.from, this.to, this.from.length, {
       granularity,
       bufferBytes: Math.max(this.#bufferBytes, granularity),
@@ -156,11 +171,22 @@ export class MirrorJob extends BlockJob {
       },
       onFailure: (error, operation) => this.#onFailure(error, operation),
     });
+    this.#side.copy = this.#copy;
+    await this.putOver(this.#source, this.#filter);
   }
 
-  /** Only its own users write to the target meanwhile; the filter is one of them. */
-  protected targetPermissions(): Pick<BlockBackendOptions, 'perm' | 'allies'> {
-    return { perm: Perm.WRITE | Perm.CONSISTENT_READ };
+  /** Nobody but the filter sees the target meanwhile, which is nothing yet, or writes to it. */
+  protected targetPermissions(filter: BlockNode): Pick<BlockBackendOptions, 'perm' | 'shared' | 'allies'> {
+    const allies = new Set(filter.children);
+    // What lies over the source lets that be written to, and so must its users.
+    const isOver = layerNumber(this.#target, (node) => node === this.#source) > 0;
+    const shared = isOver ? PERM_ALL & ~Perm.CONSISTENT_READ : Perm.WRITE_UNCHANGED;
+    return { perm: Perm.WRITE | Perm.CONSISTENT_READ, shared, allies };
+  }
+
+  /** What lies over the source; its children are `backing`, the source, and `target`, where it needs that. */
+  protected filterDriver(side: MirrorSide): Driver {
+    return mirrorFilter(side);
   }
 
   protected defaultGranularity(): Bytes {
@@ -201,7 +227,7 @@ export class MirrorJob extends BlockJob {
 
   /** From here on nothing is written to the source that is not seen. */
   async #watch(): Promise<void> {
-    if (this.#copyMode === 'write-blocking') return this.#insertFilter();
+    if (this.#copyMode === 'write-blocking') return this.#writeBoth();
     this.#source.dirtyHooks.push(this.#hook);
     await withdrawLeases(this.#source);
     return undefined;
@@ -213,42 +239,40 @@ export class MirrorJob extends BlockJob {
     if (index >= 0) dirtyHooks.splice(index, 1);
   }
 
-  async #insertFilter(): Promise<void> {
-    const side = {
-      copy: this.#copy,
-      onFailure: (error: BlockError) => {
-        if (!this.failed(this.#options.onTargetError ?? 'report', 'write', error)) this.#copy.fail(error);
-      },
-    };
-    const filter = await this.#openFilter(side);
-    this.#filter = filter;
-    filter.implicit = true;
-    using _drained = await drain(this.#source);
-    await replaceNode(this.#source, filter, (parent) => parent !== this.from);
-    // With a user, it lets nobody write past it.
-    await this.use(filter, { readOnly: true, perm: Perm.CONSISTENT_READ, shared: PERM_ALL });
-    this.#unwatch();
+  async #openFilter(): Promise<BlockNode> {
+    const { filterName: name } = this.#options;
+    const driver = this.filterDriver(this.#side);
+    const places: Readonly<Record<string, BlockNode>> = { backing: this.#source, target: this.#target };
+    const children = Object.keys(driver.children!).map((child) => [child, places[child]!.name]);
+    return openNodeOf(this.context, driver, {
+      ...(name === undefined ? {} : { 'node-name': name }),
+      ...Object.fromEntries(children),
+      'read-only': this.#source.readOnly,
+    });
   }
 
-  async #openFilter(side: MirrorSide): Promise<BlockNode> {
-    const children = { file: this.#source.name, target: this.#target.name };
-    for (;;) {
-      await this.pausePoint(0);
-      try {
-        return await openNodeOf(this.context, mirrorFilter(side), children);
-      } catch (error) {
-        // All nodes are being drained: it rests until that is over.
-        if (!(error instanceof BlockError) || error.errno !== Errno.EBUSY) throw error;
-      }
+  /** From here on what is written goes to the target, too. EPERM where somebody writes past the filter. */
+  async #writeBoth(): Promise<void> {
+    const filter = this.#filter!;
+    using _drained = await drain(this.#source);
+    this.#side.writesBoth = true;
+    try {
+      // Those that have come since are on the source itself.
+      await replaceNode(this.#source, filter, (parent) => parent !== this.from && usesDisk(parent));
+      using _section = await graphSection();
+      await new PermChange().refresh(filter).apply();
+    } catch (error) {
+      this.#side.writesBoth = false;
+      throw error;
     }
+    this.#unwatch();
   }
 
   async #removeFilter(): Promise<void> {
     const filter = this.#filter;
     if (filter === undefined) return;
-    await replaceNode(filter, this.#source);
+    await this.takeAway(filter, this.#source);
     this.#filter = undefined;
-    await releaseNode(filter);
   }
 
   /** What has to be copied whether or not it is written to. */
@@ -313,16 +337,16 @@ export class MirrorJob extends BlockJob {
     this.#looked = { current, total };
     if (this.#copyMode === 'write-blocking' || written <= copied / 2) return;
     this.#followWrites();
-    if (this.#filterIsDue) this.#copy.endSoon();
+    if (this.#bothIsDue) this.#copy.endSoon();
   }
 
-  get #filterIsDue(): boolean {
-    return this.#copyMode === 'write-blocking' && this.#filter === undefined;
+  get #bothIsDue(): boolean {
+    return this.#copyMode === 'write-blocking' && !this.#side.writesBoth;
   }
 
   /** Copies once what is dirty now. */
   async #round(): Promise<void> {
-    if (this.#filterIsDue) await this.#insertFilter();
+    if (this.#bothIsDue) await this.#writeBoth();
     await this.pausePoint(0);
     this.#follow();
     this.#looked = { current: this.current, total: this.total };

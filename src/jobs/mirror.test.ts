@@ -9,8 +9,9 @@ import { BlockBackend } from '../block/backend.ts';
 import { drainAll } from '../block/drain.ts';
 import { openNode, releaseNode } from '../block/graph.ts';
 import type { BlockNode } from '../block/node.ts';
-import { allNodes, nodeByName } from '../block/registry.ts';
+import { allNodes, nodeByName, registerDriver } from '../block/registry.ts';
 import { registerTestDrivers, settle, testDisk, testIov, until } from '../block/testing.ts';
+import { nullDriver } from '../drivers/null-co/driver.ts';
 import type { JobErrorEvent } from './block-job.ts';
 import { DirtyCopy } from './dirty-copy.ts';
 import type { Job } from './job.ts';
@@ -28,6 +29,7 @@ import {
 before(() => {
   registerStreamDrivers();
   registerTestDrivers();
+  registerDriver(nullDriver);
 });
 
 const FILES: ChainFiles = { base: '/base', middle: '/middle', top: '/top' };
@@ -93,8 +95,8 @@ const complete = (job: Job): void => {
 test('J4 a guest goes on with the target, which holds all that it has written, in either mode [sim]', async () => {
   for (let seed = 1; seed <= 24; seed++) {
     await inSim(seed, async ({ context, model, blk, target, job }) => {
-      const mirror = await job({ copyMode: MODES[seed % 2], onStatus: complete });
       const source = blk.root!;
+      const mirror = await job({ copyMode: MODES[seed % 2], onStatus: complete });
       mirror.start();
       await useDisk(blk, model, seed, 12);
       await mirror.ended;
@@ -111,8 +113,8 @@ test('J4 a guest goes on with the target, which holds all that it has written, i
 test('J4 one that is cancelled when it is ready leaves the target as the disk is at that moment', async () => {
   for (let seed = 1; seed <= 12; seed++) {
     await inSim(seed, async ({ context, model, blk, target, job }) => {
-      const mirror = await job({ copyMode: MODES[seed % 2] });
       const source = blk.root!;
+      const mirror = await job({ copyMode: MODES[seed % 2] });
       let atEnd: Uint8Array | undefined;
       void mirror.ended.then(() => {
         atEnd = Uint8Array.from(model);
@@ -164,19 +166,28 @@ test('J4 top copies what the active layer holds, none what is written meanwhile'
 
 test('J4 from background to write-blocking while it runs, and not back', async () => {
   await inSim(6, async ({ context, model, blk, job }) => {
-    const mirror = await job({ sync: 'full' });
+    const source = blk.root!;
+    await blk.setPermissions(blk.perm, 15);
+    const mirror = await job({ sync: 'full', filterName: 'filter' });
+    const filter = blk.root!;
+    assert.deepEqual([filter.name, filter.filtered?.node], ['filter', source]);
+    // It comes past the filter as long as that may be.
+    const late = await BlockBackend.open(context, source.name, { readOnly: false, shared: 15 });
     mirror.start();
-    await useDisk(blk, model, 6, 2);
+    await useDisk(late, model, 6, 2);
+    assert.equal(late.root, source);
     mirror.setCopyMode('write-blocking');
-    await useDisk(blk, model, 7, 4);
+    await useDisk(late, model, 7, 4);
     await mirror.readyOrEnded;
-    await until(() => blk.root!.driver.name === 'mirror_top');
+    await until(() => late.root === filter);
+    await late.close();
     assert.throws(() => mirror.setCopyMode('background'), { errno: Errno.EINVAL });
     await useDisk(blk, model, 8, 4);
     mirror.complete();
     await mirror.ended;
     assert.equal(mirror.error, undefined);
     assert.equal(blk.root!.name, 'target');
+    assert.equal(filter.closed, true);
     assert.ok(Buffer.compare(await held(context, 'target'), model) === 0);
   });
 });
@@ -292,10 +303,20 @@ test('what stands against a mirror is said before anything happens', async () =>
     await assert.rejects(job({ bufSize: -1 }), { code: 'EINVAL', message: /buf-size/ });
     await assert.rejects(job({ speed: -1 }), { code: 'EINVAL' });
     await assert.rejects(MirrorJob.create(target, target, { id: 'm', sync: 'full' }), { code: 'EINVAL' });
+    const huge = { driver: 'null-co', size: 2 ** 45 };
+    const [from, to] = [await openNode(context, huge), await openNode(context, huge)];
+    const many = MirrorJob.create(from, to, { id: 'm', sync: 'full', granularity: 512 });
+    await assert.rejects(many, { code: 'EFBIG', message: /granules/ });
+    for (const node of [from, to]) await releaseNode(node);
     const user = await BlockBackend.open(context, 'target');
     await assert.rejects(job(), { code: 'EPERM', message: /does not share/ });
     await user.close();
+    for (const filterName of ['1', 'x'.repeat(32)]) await assert.rejects(job({ filterName }), { code: 'EINVAL' });
+    await assert.rejects(job({ filterName: 'top' }), { code: 'EEXIST' });
     const first = await job();
+    for (const readOnly of [true, false]) {
+      await assert.rejects(BlockBackend.open(context, 'target', { readOnly, shared: 15 }), { code: 'EPERM' });
+    }
     await assert.rejects(job(), { code: 'EBUSY', message: /in use by job 'mirror'/ });
     first.cancel();
     await first.ended;

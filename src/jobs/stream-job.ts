@@ -5,14 +5,17 @@
  * Bounds: `PIECES` pieces of `PIECE_BYTES` at a time; their memory is the block layer's.
  */
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { type Bytes, GiB, MiB, type Offset } from '../base/units.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { layerNumber, layerOf } from '../block/copy-up.ts';
+import { openNodeOf } from '../block/graph.ts';
 import { Joiner } from '../block/joiner.ts';
 import type { BlockNode } from '../block/node.ts';
 import { assertRebasable, type NewBacking, rebase } from '../block/rebase.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
+import { passFilter } from './pass-filter.ts';
 
 const PIECE_BYTES: Bytes = MiB;
 const PIECES = 8;
@@ -23,17 +26,25 @@ export interface StreamJobOptions extends BlockJobOptions {
   readonly onImageError?: ErrorPolicy | undefined;
   /** The layer that stays below, and what the image says of it then. Default: none stays. */
   readonly base?: NewBacking | undefined;
+  /** The disk is the job's own, and goes with it. Default: it stays open until the job has ended. */
+  readonly owned?: boolean | undefined;
+  /** A filter lies over the image as long as the job lasts, by that node-name or one that is made up. Default: none,
+   *  nothing needs it. Only for {@link StreamJob.create}. */
+  readonly filter?: { readonly name: string | undefined } | undefined;
   /** Runs the last step when nothing else changes the image as a whole. */
   readonly alone: (step: () => Promise<void>) => Promise<void>;
+  /** Comes at its end, once it does not need the disk any more. */
+  readonly release?: (() => Promise<void>) | undefined;
 }
 
-/** The disk stays open until it has ended. It rests while the disk is drained. */
+/** It rests while the disk is drained. */
 export class StreamJob extends BlockJob {
   readonly type = 'stream';
   readonly #blk: BlockBackend;
   readonly #root: BlockNode;
   readonly #base: NewBacking | undefined;
   readonly #alone: StreamJobOptions['alone'];
+  readonly #release: StreamJobOptions['release'];
   readonly #policy: ErrorPolicy;
   #ignored: BlockError | undefined;
   /** What has failed, and stopped the job: at most the pieces that were under way. */
@@ -41,6 +52,7 @@ export class StreamJob extends BlockJob {
   /** Number of the base among the layers; all those before it are copied from. */
   readonly #end: number;
   readonly #leave: () => void;
+  #filter: BlockNode | undefined;
 
   /** Throws what stands against it before anything happens: EINVAL, ENOTSUP, EPERM, EBUSY, ENOMEDIUM. */
   constructor(blk: BlockBackend, options: StreamJobOptions) {
@@ -53,6 +65,7 @@ export class StreamJob extends BlockJob {
     this.#root = root;
     this.#base = base;
     this.#alone = options.alone;
+    this.#release = options.release;
     this.#policy = options.onImageError ?? 'report';
     this.#end = base === undefined ? Number.POSITIVE_INFINITY : layerNumber(root, (node) => node === base.node);
     if (this.#end < 2) {
@@ -61,11 +74,31 @@ export class StreamJob extends BlockJob {
     this.#assertNothingHidden();
     this.total = blk.length;
     this.claim(this.#chain());
+    if (options.owned) this.own(blk);
     this.#leave = this.restWith(blk, {
       cannotMove: () => `job '${this.id}' copies into it`,
       // Another state of the disk would need what is below once more.
       cannotRevert: () => `job '${this.id}' takes away what snapshots need`,
     });
+  }
+
+  /** For a BlockBackend of the job's own. Throws as the constructor does, and what stands against a filter. */
+  static async create(blk: BlockBackend, options: StreamJobOptions): Promise<StreamJob> {
+    const job = new StreamJob(blk, options);
+    try {
+      if (options.filter) await job.#putFilter(options.filter.name);
+      return job;
+    } catch (error) {
+      await job.undo();
+      throw error;
+    }
+  }
+
+  async #putFilter(name: string | undefined): Promise<void> {
+    const given = name === undefined ? {} : { 'node-name': name };
+    const filter = passFilter('copy-on-read', 'file');
+    this.#filter = await openNodeOf(this.context, filter, { ...given, file: this.#root.name });
+    await this.putOver(this.#root, this.#filter, this.#blk);
   }
 
   /** The layers from the active one to the base. */
@@ -99,8 +132,14 @@ export class StreamJob extends BlockJob {
   }
 
   protected override async clean(): Promise<void> {
-    this.#leave();
-    await this.letGo();
+    const filter = this.#filter;
+    this.#filter = undefined;
+    await everyStep(
+      () => filter && this.takeAway(filter, this.#root),
+      () => this.#leave(),
+      () => this.letGo(),
+      () => this.#release?.(),
+    );
   }
 
   /** Copies what has to be from `from` to `to`, and answers `to`. */

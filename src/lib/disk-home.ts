@@ -27,6 +27,12 @@ export class DiskHome {
     return this.#thread;
   }
 
+  /** {@link thread}, once no move is under way. */
+  async settled(): Promise<IOThread> {
+    using _stays = await this.#lock.readLock();
+    return this.#thread;
+  }
+
   get nodeName(): string {
     return this.#nodeName;
   }

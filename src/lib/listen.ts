@@ -5,10 +5,11 @@ import { createConnection, isIP } from 'node:net';
 import { dirname, resolve } from 'node:path';
 import type { SocketAddress } from '../aio/backend.ts';
 import { Gate } from '../aio/op.ts';
+import { describeAddress, fitsUnixPath, isAbstract } from '../aio/socket-address.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
 
 export interface ListenTarget {
-  /** Path of a unix socket. */
+  /** Path of a unix socket; one that begins with NUL is a name in the abstract namespace of Linux. */
   readonly socket?: string | undefined;
   /** Mode of the unix socket's file; default 0o600. */
   readonly socketMode?: number | undefined;
@@ -23,8 +24,6 @@ export interface ListenTarget {
 export type Listen = SocketAddress | { readonly kind: 'fd'; readonly fd: number };
 
 const NBD_PORT = 10809;
-/** sizeof(sun_path) less the closing zero. */
-const SOCKET_PATH_MAX = 107;
 
 /** Empty when `target` names nothing. Throws EINVAL when it names several, or none that can be. */
 export async function listenOf(target: ListenTarget): Promise<readonly Listen[]> {
@@ -44,12 +43,14 @@ export async function listenOf(target: ListenTarget): Promise<readonly Listen[]>
 }
 
 async function unixAddress(socket: string): Promise<SocketAddress> {
-  const path = resolve(socket);
-  const bytes = new TextEncoder().encode(path).length;
-  if (socket === '' || bytes > SOCKET_PATH_MAX || socket.includes('\0')) {
-    const why = socket === '' ? 'the path is empty' : `its path has ${bytes} bytes; at most ${SOCKET_PATH_MAX} fit`;
-    throw new BlockError(Errno.EINVAL, `Could not listen on '${path}': ${why}`);
-  }
+  const abstract = isAbstract(socket);
+  const path = abstract ? socket : resolve(socket);
+  const refuse = (why: string): BlockError =>
+    new BlockError(Errno.EINVAL, `Could not listen on '${describeAddress({ kind: 'unix', path })}': ${why}`);
+  if (socket === '') throw refuse('the path is empty');
+  if (!fitsUnixPath(path)) throw refuse('the path is too long');
+  if (abstract) return { kind: 'unix', path };
+  if (socket.includes('\0')) throw refuse('there is a zero byte in it');
   const directory = await stat(dirname(path)).catch(() => undefined);
   if (!directory?.isDirectory()) {
     throw new BlockError(Errno.ENOENT, `Could not listen on '${path}': its directory does not exist`);

@@ -148,12 +148,18 @@ export interface ExportMessage {
 /** A client that has been greeted, for the server of its export's home ('hand-over'). */
 export interface NbdHandOverEvent extends NbdServiceMessage {
   readonly token: number;
-  /** Of the thread that tells of it: to be duplicated. */
+  /** Of the thread that tells of it, where it stays. */
   readonly fd: number;
   readonly handed: HandedOver;
 }
 
 export type NbdAdoptMessage = Omit<NbdHandOverEvent, 'token'>;
+
+export interface NbdOverMessage extends NbdServiceMessage {
+  readonly token: number;
+  /** What it goes on from; undefined: it has gone. */
+  readonly handed: HandedOver | undefined;
+}
 
 /** What a service tells of a client that has come or gone. */
 export interface NbdClientEvent extends NbdServiceMessage {
@@ -295,10 +301,10 @@ export interface Methods
   /** Listening sockets of the service once more, for a service in another thread, which they belong to. */
   'nbd-share'(args: NbdServiceMessage): NbdStartMessage['listen'];
   'nbd-add'(args: NbdAddMessage): void;
-  /** Serves a client that another thread's server has greeted; answers when it has gone. */
-  'nbd-adopt'(args: NbdAdoptMessage): void;
-  /** A client that was handed over has gone. */
-  'nbd-over'(args: NbdServiceMessage & { readonly token: number }): void;
+  /** Serves a client that another thread's server has greeted, to its end: see NbdServer.adopt. */
+  'nbd-adopt'(args: NbdAdoptMessage): HandedOver | undefined;
+  /** A client that was handed over has gone, or is handed back. */
+  'nbd-over'(args: NbdOverMessage): void;
   'nbd-remove'(args: NbdRemoveMessage): void;
   'nbd-stop'(args: NbdStopMessage): NbdStats;
   'nbd-stats'(args: NbdServiceMessage): NbdStats;

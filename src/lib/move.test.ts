@@ -5,171 +5,11 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { AioSocket } from '../aio/backend.ts';
 import { AioContext } from '../aio/context.ts';
-import { WaitOp } from '../aio/op.ts';
 import { Sim } from '../aio/sim/sim.ts';
-import { BlockError, Errno } from '../base/errors.ts';
-import { Iov, type Memory } from '../base/memory.ts';
-import { Prng } from '../base/prng.ts';
-import { requestBytes } from '../exports/nbd/raw-client.ts';
-import { Command, GREETING_SIZE, OPTION_REPLY_HEADER_SIZE, Option, OptionReply } from '../proto/nbd/constants.ts';
-import { decodeOptionReplyHeader, encodeClientFlags, encodeInfoRequest, encodeOption } from '../proto/nbd/option.ts';
-import type { Method, MethodArgs, MethodResult } from './messages.ts';
-import { type MoveThread, move as moveBetween } from './move.ts';
-import { NO_REFERENCES } from './reference-policy.ts';
-import { setup } from './worker.ts';
-
-const KiB = 1024;
-const DISK_BYTES = 256 * KiB;
-const BLOCK = 4 * KiB;
-const ADDRESS = { kind: 'unix', path: '/nbd' } as const;
-
-/** A thread of the simulated world. */
-class Home implements MoveThread {
-  readonly name: string;
-  readonly context: AioContext;
-  readonly #furnished: ReturnType<typeof setup>;
-  #stopping: Promise<void> | undefined;
-
-  constructor(sim: Sim, name: string) {
-    this.name = name;
-    this.context = new AioContext(sim.backend(name), { name });
-    this.#furnished = setup({ name, threadId: 0, context: this.context, emit: () => undefined });
-  }
-
-  call = async <M extends Method>(method: M, args: MethodArgs<M>): Promise<MethodResult<M>> => {
-    if (this.#stopping) throw new BlockError(Errno.ESHUTDOWN, `'${this.name}' is stopping`);
-    const handler = this.#furnished.handlers[method] as unknown as (args: MethodArgs<M>) => Promise<MethodResult<M>>;
-    return await handler(args);
-  };
-
-  /** Again: the same end. */
-  stop(): Promise<void> {
-    this.#stopping ??= this.#stop();
-    return this.#stopping;
-  }
-
-  async #stop(): Promise<void> {
-    await this.#furnished.stop?.();
-    await this.context.stop();
-  }
-}
-
-/** An NBD client that keeps four writes, or four reads, in flight. */
-class Client {
-  readonly #socket: AioSocket;
-  readonly #memory: Memory;
-  readonly #model = new Uint8Array(DISK_BYTES);
-  readonly #prng = new Prng(7);
-  /** Requests that were answered well, and those that failed. */
-  answers = 0;
-  errors = 0;
-  /** True once the server has ended the connection. */
-  gone = false;
-
-  constructor(context: AioContext, socket: AioSocket) {
-    this.#socket = socket;
-    this.#memory = context.backend.memory(new Uint8Array(new SharedArrayBuffer(64 * KiB)));
-  }
-
-  async run(rounds: number): Promise<void> {
-    try {
-      await this.#handshake();
-      for (let i = 0; i < rounds && !this.gone; i++) await this.#round();
-    } finally {
-      this.#socket.shutdown();
-      await this.#socket.close();
-    }
-  }
-
-  cut(): void {
-    this.#socket.shutdown();
-  }
-
-  async #handshake(): Promise<void> {
-    await this.#read(GREETING_SIZE);
-    await this.#write(encodeClientFlags(3), encodeOption(Option.GO, encodeInfoRequest('', [])));
-    for (;;) {
-      const head = await this.#read(OPTION_REPLY_HEADER_SIZE);
-      if (this.gone) return;
-      const reply = decodeOptionReplyHeader(new DataView(head.buffer, head.byteOffset), 0)!;
-      if (reply.length > 0) await this.#read(reply.length);
-      if (reply.type === OptionReply.ACK) return;
-      // Its export has just been removed.
-      if (reply.type === OptionReply.ERR_UNKNOWN) this.gone = true;
-      else assert.equal(reply.type, OptionReply.INFO);
-    }
-  }
-
-  async #round(): Promise<void> {
-    const places = Array.from({ length: 4 }, (_, i) => (i * 16 + this.#prng.below(15)) * BLOCK);
-    const requests: Uint8Array[] = [];
-    for (const [i, at] of places.entries()) {
-      const bytes = this.#prng.fill(new Uint8Array(BLOCK));
-      this.#model.set(bytes, at);
-      requests.push(requestBytes(Command.WRITE, at, BLOCK, i), bytes);
-    }
-    await this.#write(...requests);
-    await this.#answers(places, false);
-    await this.#write(requestBytes(Command.FLUSH, 0, 0, 0));
-    await this.#answers([0], false);
-    await this.#write(...places.map((at, i) => requestBytes(Command.READ, at, BLOCK, i)));
-    await this.#answers(places, true);
-  }
-
-  /** One answer to each of the requests, in any order. */
-  async #answers(places: readonly number[], withData: boolean): Promise<void> {
-    const open = new Set(places.keys());
-    while (open.size > 0) {
-      const head = Buffer.from(await this.#read(16));
-      if (this.gone) return;
-      const cookie = head.readUInt32BE(12);
-      assert.ok(open.delete(cookie), `an answer to request ${cookie}, which is not in flight`);
-      const error = head.readUInt32BE(4);
-      if (error !== 0) {
-        this.errors++;
-        continue;
-      }
-      this.answers++;
-      if (!withData) continue;
-      const at = places[cookie]!;
-      const bytes = await this.#read(BLOCK);
-      if (!this.gone) assert.deepEqual(bytes, this.#model.slice(at, at + BLOCK), `other bytes at ${at}`);
-    }
-  }
-
-  async #read(length: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(length);
-    for (let have = 0; have < length && !this.gone; ) {
-      const op = new WaitOp();
-      const ended = op.wait();
-      this.#socket.recv(op, this.#memory, 0, Math.min(length - have, 32 * KiB), false);
-      const got = await ended;
-      if (got <= 0) this.gone = true;
-      else bytes.set(this.#memory.bytes.subarray(0, got), have);
-      have += Math.max(got, 0);
-    }
-    return bytes;
-  }
-
-  /** In two pieces, so that a move may come in the middle of a payload. */
-  async #write(...parts: readonly Uint8Array[]): Promise<void> {
-    const bytes = Buffer.concat(parts);
-    this.#memory.bytes.set(bytes, 32 * KiB);
-    const middle = Math.floor(bytes.length / 3);
-    for (const [from, to] of [
-      [0, middle],
-      [middle, bytes.length],
-    ] as const) {
-      if (this.gone) return;
-      const op = new WaitOp();
-      const ended = op.wait();
-      this.#socket.send(op, Iov.of(this.#memory, 32 * KiB + from, to - from));
-      if ((await ended) < 0) this.gone = true;
-    }
-  }
-}
+import { BlockError } from '../base/errors.ts';
+import { move as moveBetween } from './move.ts';
+import { ADDRESS, Client, Home, openDisk } from './testing-homes.ts';
 
 interface Stage {
   readonly a: Home;
@@ -214,10 +54,7 @@ async function play(moment: number, act: Act, early = -1, before: Act = async ()
 
 /** Opens the disk in `home` and serves it there. */
 async function serve(sim: Sim, home: Home): Promise<{ readonly disk: number; readonly service: number }> {
-  sim.writeDisk('/disk', new Uint8Array(DISK_BYTES));
-  const file = { driver: 'file', filename: '/disk', locking: 'off' } as const;
-  const how = { name: 'disk', writethrough: false, probed: false, policy: NO_REFERENCES };
-  const { disk } = await home.call('open', { options: { driver: 'raw', file }, ...how });
+  const { disk } = await openDisk(sim, home);
   const exports = [
     { disk, name: '', description: '', writable: true, bitmaps: [], allocationDepth: true, multiConn: true },
   ];

@@ -5,6 +5,7 @@
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 import type { SocketAddress } from '../aio/backend.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import type { HandedOver } from '../exports/nbd/export-list.ts';
 import type { Disk } from './disk.ts';
 import type { IOThread } from './iothread.ts';
 import type { ExportMessage, NbdClientEvent, NbdHandOverEvent, NbdStartMessage, NbdStats } from './messages.ts';
@@ -112,16 +113,18 @@ export class NbdMembers {
     return member;
   }
 
-  /** To the server in the home of its disk; where that cannot have it, the client is left. */
+  /** To the server in the home of its disk, until that is another. Where it cannot be had there, the client is left. */
   async #handOver({ thread, service }: Member, { token, fd, handed }: NbdHandOverEvent): Promise<void> {
-    const home = this.#shown.get(handed.exportName)?.disk.iothread;
-    const to = this.#members.find((member) => member.inner && member.thread === home);
+    let onward: HandedOver | undefined;
     try {
-      await to?.thread.call('nbd-adopt', { service: to.service, fd, handed });
+      const home = await this.#shown.get(handed.exportName)?.disk.home.settled();
+      const to = this.#members.find((member) => member.inner && member.thread === home);
+      if (to) onward = await to.thread.call('nbd-adopt', { service: to.service, fd, handed });
+      else if (home === thread) onward = handed;
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
     } finally {
-      await thread.call('nbd-over', { service, token }).catch(() => undefined);
+      await thread.call('nbd-over', { service, token, handed: onward }).catch(() => undefined);
     }
   }
 

@@ -24,6 +24,7 @@ export async function nodeInfo(node: BlockNode, owned: boolean): Promise<NodeInf
     threshold: node.writeThreshold,
     // One that was refused may have been beyond the end.
     highestWrite: Math.min(node.highestWrite, node.length),
+    discards: node.discards,
     bitmaps: node.bitmaps.list().map(describeBitmap),
     snapshots: impl.snapshots?.list() ?? [],
     image: node.driver.role === 'format' ? ((await impl.info?.()) ?? {}) : {},

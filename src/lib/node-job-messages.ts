@@ -19,6 +19,7 @@ export interface NodeStreamMessage extends NodeJobMessage {
   readonly base: string | undefined;
   readonly bottom: string | undefined;
   readonly backingFile: string | undefined;
+  readonly filterName: string | undefined;
   readonly onError: ErrorPolicy;
 }
 
@@ -27,6 +28,7 @@ export interface NodeCommitMessage extends NodeJobMessage {
   readonly base: string | undefined;
   readonly top: string | undefined;
   readonly backingFile: string | undefined;
+  readonly filterName: string | undefined;
   readonly onError: ErrorPolicy;
 }
 
@@ -38,6 +40,7 @@ export interface NodeMirrorMessage extends NodeJobMessage {
   readonly copyMode: CopyMode;
   readonly granularity: Bytes | undefined;
   readonly bufSize: Bytes | undefined;
+  readonly filterName?: string | undefined;
   readonly unmap?: boolean;
   readonly onSourceError: ErrorPolicy;
   readonly onTargetError: ErrorPolicy;

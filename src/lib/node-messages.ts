@@ -1,6 +1,7 @@
 /** What crosses between a daemon and an IOThread about nodes by name: see worker-nodes.ts. */
 import type { Bytes, Offset } from '../base/units.ts';
 import type { SnapshotInfo } from '../block/driver.ts';
+import type { DiscardCounts } from '../block/node.ts';
 import type { Damage } from '../block/registry.ts';
 import type { BitmapInfo } from './bitmap-messages.ts';
 import type { OpenReply } from './messages.ts';
@@ -82,6 +83,7 @@ export interface NodeInfo {
   readonly threshold: Bytes;
   /** Where the write ended that went furthest. */
   readonly highestWrite: Offset;
+  readonly discards: DiscardCounts;
   readonly bitmaps: readonly BitmapInfo[];
   readonly snapshots: readonly SnapshotInfo[];
   /** What the driver says of the image, by QAPI's names. */

@@ -11,7 +11,7 @@ export class PidFile {
   constructor(path: string) {
     this.#path = path;
     try {
-      this.#fd = openSync(path, 'a+', 0o644);
+      this.#fd = openSync(path, 'a+', 0o600);
     } catch (error) {
       const why = errnoText(errnoOf(error));
       throw new BlockError(errnoOf(error), `cannot create PID file: Could not create '${path}': ${why}`);

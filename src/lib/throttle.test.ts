@@ -15,8 +15,8 @@ const limited = (id: string): BlockdevOptions => ({
 
 test('disks in two threads share a group, which stays while they are open', { timeout: 30_000 }, async () => {
   const objects = new ObjectStore();
-  // One request in 100 seconds, a hundred of them at first.
-  await addObject(objects, 'throttle-group,id=g,x-iops-total=1,x-iops-total-max=100');
+  // One request of 512 bytes in 512 seconds, a hundred of them at first.
+  await addObject(objects, 'throttle-group,id=g,x-iops-total=1,x-iops-total-max=51200,x-iops-size=1');
   const threads = [await IOThread.start({ aio: 'pool' }), await IOThread.start({ aio: 'pool' })];
   const [one, other] = [
     await open(limited('g'), { objects, iothread: threads[0]! }),
@@ -32,9 +32,9 @@ test('disks in two threads share a group, which stays while they are open', { ti
   for (let i = 0; i < 20; i++) await other!.flush();
   assert.equal(ended, false, 'what one disk has used up the other does not have');
   await assert.rejects(objects.remove('g'), { code: 'EBUSY' });
-  // Closing drains, and in a drained node nobody waits.
-  await Promise.all([other!.close(), waits]);
-  await one!.close();
+  await objects.setProperty('g', 'limits', { 'iops-total': 0, 'iops-total-max': 0, 'iops-size': 0 });
+  await waits;
+  for (const disk of [one!, other!]) await disk.close();
   await objects.remove('g');
   for (const thread of threads) await thread.stop();
 });

@@ -14,9 +14,26 @@ export interface NbdLocation extends TlsNodeOptions {
   readonly export: string;
 }
 
+/** Where a name leads that is older than the URIs. */
+export interface OlderNbdName {
+  readonly server: NbdServerAddress;
+  readonly export?: string;
+}
+
 /** True for what is written like an NBD URI, and so names no file. */
 export function isNbdUri(text: string): boolean {
   return /^nbds?(\+unix|\+vsock)?:\/\//i.test(text);
+}
+
+/** `nbd:HOST:PORT[:exportname=NAME]` and `nbd:unix:PATH[:exportname=NAME]`: older than the URIs, and in many guides.
+ *  Undefined for what is neither. */
+export function olderNbdName(name: string): OlderNbdName | undefined {
+  const [, place = '', exportName] = /^nbd:(?!\/\/)(.*?)(?::exportname=(.*))?$/s.exec(name) ?? [];
+  const [, path] = /^unix:(.+)$/s.exec(place) ?? [];
+  const [, ipv6, host = ipv6, port] = /^(?:\[([^\]]*)\]|([^:]*)):(\d+)$/.exec(place) ?? [];
+  const named = exportName === undefined ? {} : { export: exportName };
+  if (path !== undefined) return { server: { type: 'unix', path }, ...named };
+  return port === undefined ? undefined : { server: { type: 'inet', host: host!, port }, ...named };
 }
 
 /**

@@ -102,7 +102,7 @@ export class WorkerMoves {
     this.#servers = servers;
   }
 
-  /** A step of a move that the end of the thread waits for. */
+  /** A step of a move, or for one, that the end of the thread waits for. */
   async run<T>(step: () => Promise<T>): Promise<T> {
     const running = step();
     this.#running.add(running);

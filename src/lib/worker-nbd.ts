@@ -3,17 +3,17 @@ import type { AioSocket } from '../aio/backend.ts';
 import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { Gate } from '../aio/op.ts';
-import { BlockError, Errno, errnoText } from '../base/errors.ts';
+import { BlockError, Errno } from '../base/errors.ts';
 import { type ExportBitmaps, exportBitmaps } from '../exports/nbd/bitmaps.ts';
-import type { HandedOver } from '../exports/nbd/export-list.ts';
+import type { HandedOver, OtherHome } from '../exports/nbd/export-list.ts';
 import { answering, RemoteBitmaps } from '../exports/nbd/remote-bitmaps.ts';
 import { NbdServer, type NbdServerOptions, type ServerTls } from '../exports/nbd/server.ts';
-import { duplicate } from '../native/file.ts';
 import type {
   ExportMessage,
   NbdAdoptMessage,
   NbdClientEvent,
   NbdHandOverEvent,
+  NbdOverMessage,
   NbdStartMessage,
   NbdStartReply,
   NbdStats,
@@ -49,7 +49,7 @@ export class WorkerNbd {
   readonly services: ServiceTable<NbdServer>;
   #tokens = 0;
   /** Clients that the server of another thread serves, by service and token. */
-  readonly #handed = new Map<string, Gate>();
+  readonly #handed = new Map<string, Gate<HandedOver | undefined>>();
 
   /** `newId`: numbers that no other service of the thread has. */
   constructor(thread: SetupThread, disks: WorkerDisks, newId: () => number) {
@@ -92,10 +92,18 @@ export class WorkerNbd {
     const server = this.services.get(service);
     const common = { blk, writable, allocationDepth, multiConn };
     const bitmaps = this.#bitmaps(entry);
-    const elsewhere = (fd: number, handed: HandedOver): Promise<void> | undefined =>
-      this.#disks.guest(entry.disk) && this.#handOver(service, fd, handed);
-    const handOver = entry.atHome ? elsewhere : undefined;
-    server.addExport({ name, description, ...common, bitmaps, ...(handOver ? { handOver } : {}) });
+    const otherHome = entry.atHome ? this.#otherHome(service, entry.disk) : undefined;
+    server.addExport({ name, description, ...common, bitmaps, otherHome });
+  }
+
+  #otherHome(service: number, disk: number): OtherHome {
+    const disks = this.#disks;
+    return {
+      get elsewhere(): boolean {
+        return disks.guest(disk) !== undefined;
+      },
+      handOver: (fd, handed) => this.#handOver(service, fd, handed),
+    };
   }
 
   #bitmaps({ disk, bitmaps, bitmapPorts: ports = [], writable }: ExportMessage): ExportBitmaps | undefined {
@@ -110,26 +118,24 @@ export class WorkerNbd {
     throw new BlockError(Errno.EINVAL, `Could not export bitmaps of '${blk.name}': it is in another IOThread`);
   }
 
-  #handOver(service: number, fd: number, handed: HandedOver): Promise<void> {
+  #handOver(service: number, fd: number, handed: HandedOver): Promise<HandedOver | undefined> {
     const token = ++this.#tokens;
-    const gone = new Gate();
-    this.#handed.set(`${service} ${token}`, gone);
+    const over = new Gate<HandedOver | undefined>();
+    this.#handed.set(`${service} ${token}`, over);
     this.#thread.emit('hand-over', { service, token, fd, handed } satisfies NbdHandOverEvent);
-    return gone.promise;
+    return over.promise;
   }
 
-  /** A client that was handed over has gone. */
-  over(service: number, token: number): void {
+  /** See NbdOverMessage. */
+  over({ service, token, handed }: NbdOverMessage): void {
     const key = `${service} ${token}`;
-    this.#handed.get(key)?.open();
+    this.#handed.get(key)?.open(handed);
     this.#handed.delete(key);
   }
 
-  async adopt({ service, fd, handed }: NbdAdoptMessage): Promise<void> {
+  async adopt({ service, fd, handed }: NbdAdoptMessage): Promise<HandedOver | undefined> {
     const server = this.services.get(service);
-    const own = duplicate(fd);
-    if (own < 0) throw new BlockError(-own, `Could not take over a client: ${errnoText(-own)}`);
-    await server.adopt(await this.#thread.context.backend.adoptSocket(own), handed);
+    return server.adopt(await this.#thread.context.backend.adoptSocket(fd, true), handed);
   }
 
   share(service: number): NbdStartMessage['listen'] {

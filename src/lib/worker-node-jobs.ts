@@ -5,12 +5,15 @@ import type { AioContext } from '../aio/context.ts';
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import type { MaybePromise } from '../aio/op.ts';
 import { BlockError, Errno, errnoOf, errnoText } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { BlockBackend } from '../block/backend.ts';
+import { assertUnclaimed } from '../block/claims.ts';
 import { createImage } from '../block/control.ts';
 import { layerOf } from '../block/copy-up.ts';
 import { PERM_ALL, Perm } from '../block/driver.ts';
 import type { NodeOptions } from '../block/graph.ts';
 import { allNodes, nodeByName } from '../block/registry.ts';
+import { setReadOnly } from '../block/reopen.ts';
 import { BlockJob, type BlockJobOptions } from '../jobs/block-job.ts';
 import type { Job } from '../jobs/job.ts';
 import { VERBS } from '../jobs/job-states.ts';
@@ -72,32 +75,46 @@ export class WorkerNodeJobs {
     await Promise.all(all.map((job) => job.ended));
   }
 
-  async #stream({ node: name, base, bottom, backingFile, onError, ...settings }: NodeStreamMessage): Promise<void> {
+  async #stream(message: NodeStreamMessage): Promise<void> {
+    const { node: name, base, bottom, backingFile, filterName, onError, ...settings } = message;
     const { StreamJob } = await import('../jobs/stream-job.ts');
     const perm = Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED;
     const { context } = this.#thread;
-    const blk = await BlockBackend.open(context, name, { name: settings.id, perm, shared: PERM_ALL, readOnly: false });
+    const layer = layerOf(nodeByName(name));
+    assertUnclaimed(layer);
+    // A layer that others are above of, or that was opened to be read: it is written to for as long as the job lasts.
+    const wasReadOnly = layer.readOnly;
+    if (wasReadOnly) await setReadOnly(layer, false);
+    const release = async (): Promise<void> => {
+      if (wasReadOnly && !layer.closed && !layer.readOnly) await setReadOnly(layer, true);
+    };
+    let blk: BlockBackend | undefined;
     try {
-      const wanted = bottom === undefined ? base : layerByName(blk.root!, bottom).cow?.node.name;
-      const below = wanted === undefined ? undefined : baseOf(blk, wanted, backingFile);
-      const job = await this.#start(
-        settings,
-        (options) =>
-          new StreamJob(blk, { ...options, base: below, onImageError: onError, alone: (step) => this.#alone(step) }),
-      );
-      void job.ended.then(() => blk.close());
+      const access = { perm, shared: PERM_ALL, readOnly: false };
+      const disk = await BlockBackend.open(context, name, { name: settings.id, ...access });
+      blk = disk;
+      const wanted = bottom === undefined ? base : layerByName(disk.root!, bottom).cow?.node.name;
+      const below = wanted === undefined ? undefined : baseOf(disk, wanted, backingFile);
+      const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
+      const filter = { name: filterName };
+      const more = { base: below, onImageError: onError, owned: true, filter, alone, release };
+      await this.#start(settings, (options) => StreamJob.create(disk, { ...options, ...more }));
     } catch (error) {
-      await blk.close();
+      await everyStep(() => blk?.remove(), release).catch(() => undefined);
       throw error;
     }
   }
 
-  async #commit({ node: name, base, top, backingFile, onError, ...settings }: NodeCommitMessage): Promise<void> {
+  async #commit(message: NodeCommitMessage): Promise<void> {
+    const { node: name, base, top, backingFile, filterName, onError, ...settings } = message;
     const root = nodeByName(name);
     const alone = (step: () => Promise<void>): Promise<void> => this.#alone(step);
-    const more = { onImageError: onError, alone };
+    const more = { onImageError: onError, filterName, alone };
     const from = top === undefined ? root : layerByName(root, top);
     if (from === root || from === layerOf(root)) {
+      if (backingFile !== undefined) {
+        throw new BlockError(Errno.EINVAL, "Could not commit: 'backing-file' is for a layer that something lies over");
+      }
       const { ActiveCommitJob } = await import('../jobs/active-commit.ts');
       const target = base === undefined ? lowestLayer(root) : layerByName(root, base);
       await this.#start(settings, (options) => ActiveCommitJob.commit(root, target, { ...options, ...more }));

@@ -4,6 +4,7 @@
  */
 import type { SetupThread } from '../aio/iothread-worker.ts';
 import { BlockError, Errno } from '../base/errors.ts';
+import { everyStep } from '../base/every-step.ts';
 import { PagedBits } from '../base/paged-bits.ts';
 import { BlockBackend } from '../block/backend.ts';
 import { assertUnclaimed } from '../block/claims.ts';
@@ -31,6 +32,9 @@ import type { WorkerNodeJobs } from './worker-node-jobs.ts';
 /** How one step is taken back, and what is left of it for the end. */
 interface Taken {
   readonly undo?: () => unknown;
+  /** What cannot be taken back, and may fail: then the others are taken back. */
+  readonly last?: () => unknown;
+  /** Once nothing can fail any more. */
   readonly commit?: () => unknown;
 }
 
@@ -167,12 +171,35 @@ export class WorkerTransactions {
 
 async function end({ turn, drained, taken }: Part, well: boolean): Promise<void> {
   try {
-    if (well) for (const { commit } of taken) await commit?.();
-    else for (const { undo } of taken.reverse()) await undo?.();
+    if (well) await finish(taken);
+    else await takeBack(taken);
   } finally {
     drained[Symbol.dispose]();
     turn[Symbol.dispose]();
   }
+}
+
+async function finish(taken: readonly Taken[]): Promise<void> {
+  try {
+    for (const { last } of taken) await last?.();
+  } catch (error) {
+    // Why it has failed comes first.
+    await everyStep(
+      () => Promise.reject(error),
+      () => takeBack(taken),
+    );
+  }
+  for (const { commit } of taken) await commit?.();
+}
+
+async function takeBack(taken: readonly Taken[]): Promise<void> {
+  await everyStep(
+    ...taken.toReversed().map(
+      ({ undo }) =>
+        () =>
+          undo?.(),
+    ),
+  );
 }
 
 /** What is below an overlay is not written to any more. Where its driver cannot be told so, nobody does it anyway. */
@@ -199,9 +226,14 @@ async function takeBitmapStep(step: BitmapStep): Promise<Taken> {
       await bitmaps.add(name, { granularity, persistent, disabled });
       return { undo: () => bitmaps.remove(name) };
     }
-    case 'bitmap-remove':
-      bitmaps.assertChangeable(name);
-      return { commit: () => bitmaps.remove(name) };
+    case 'bitmap-remove': {
+      const release = bitmaps.reserve(name);
+      const last = (): Promise<void> => {
+        release();
+        return bitmaps.remove(name);
+      };
+      return { undo: release, last };
+    }
     case 'bitmap-clear': {
       const undo = restorer(sharedBitmap(bitmaps, name));
       await bitmaps.clear(name);

@@ -12,6 +12,11 @@ export class QmpError extends Error {
     super(message, cause === undefined ? undefined : { cause });
     this.errorClass = errorClass;
   }
+
+  /** Where an operation has failed, with which errno: 'ENOSPC'. */
+  get code(): string | undefined {
+    return this.cause instanceof BlockError ? this.cause.code : undefined;
+  }
 }
 
 /** What a client is told of `error`; undefined for our own mistakes, which are not for it to know. */

@@ -9,6 +9,8 @@ import type { Duplex } from 'node:stream';
 import { type TestContext, test } from 'node:test';
 import { connect as connectTls } from 'node:tls';
 import { ReadStream } from 'node:tty';
+import { unixPath } from '../../src/daemon/chardev/address.ts';
+import { abstractSocket } from '../../src/native/abstract-socket.ts';
 import { openPseudoTerminal } from '../../src/native/char-device.ts';
 import { nativeAbsence } from '../../src/native/lib.ts';
 import { MAIN, needs, peer, run, scratch } from '../harness.ts';
@@ -431,24 +433,60 @@ test('what goes out is written down where a log is wanted', WITH_QSD, async (t) 
     const socket = createConnection(join(directory, 's'));
     const line = Line.over(socket);
     const told = (await line.until(/"QMP".*\r\n/)) + (await line.ask(COMMAND, /^\{"return": \{\}\}\r\n/));
-    assert.equal(readFileSync(join(directory, 'log'), 'latin1'), told);
+    const log = (): string => readFileSync(join(directory, 'log'), 'latin1');
+    // It is written down once it has gone out.
+    while (log().length < told.length) await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(log(), told);
     socket.destroy();
   });
 });
 
 test('a device that connects comes back when it is told to', WITH_QSD, async (t) => {
-  const server = createServer().listen(0, '127.0.0.1');
-  t.after(() => server.close());
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  const connections = on(server, 'connection');
-  const args = ['--chardev', `socket,id=n,host=127.0.0.1,port=${port},reconnect=1`, '--monitor', 'n'];
-  await withBoth(t, args, async (daemon) => {
+  for (const command of [THEIRS, OURS]) {
+    // Each has a server of its own: it may come once more before it ends.
+    const server = createServer().listen(0, '127.0.0.1');
+    t.after(() => server.close());
+    server.on('connection', (socket) => t.after(() => socket.destroy()));
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    const connections = on(server, 'connection');
+    const args = ['--chardev', `socket,id=n,host=127.0.0.1,port=${port},reconnect=1`, '--monitor', 'n'];
+    const daemon = await Peer.start(t, scratch(t), command, args);
     for (let time = 0; time < 2; time++) {
       const [socket] = (await connections.next()).value as [Socket];
       await Line.over(socket).until(/"QMP".*\r\n/);
       assert.match(await filenameOf(daemon, 'n'), new RegExp(`^tcp:127\\.0\\.0\\.1:\\d+ <-> 127\\.0\\.0\\.1:${port}$`));
       socket.destroy();
     }
-  });
+    assert.equal(await daemon.quit(), 0, command.at(-1));
+  }
 });
+
+for (const tight of [true, false]) {
+  test(`a socket has a name in the abstract namespace, ${tight ? 'as long as it is' : 'filled up'}: both sides of it`, {
+    ...NATIVE,
+    skip: WITH_QSD.skip || NATIVE.skip,
+  }, async (t) => {
+    const [here, there] = ['a', 'b'].map((name) => join(scratch(t), name)) as [string, string];
+    const name = (path: string) => unixPath({ path, abstract: true, tight });
+    const server = createServer().listen({ fd: abstractSocket(name(there), 'server')! });
+    t.after(() => server.close());
+    const how = `abstract=on,tight=${tight ? 'on' : 'off'}`;
+    const args = [
+      ...['--chardev', `socket,id=a,path=${here},${how},server=on,wait=off`, '--monitor', 'a'],
+      ...['--chardev', `socket,id=b,path=${there},${how}`, '--monitor', 'b'],
+    ];
+    const came = on(server, 'connection');
+    await withBoth(t, args, async () => {
+      const fd = abstractSocket(name(here), 'client')!;
+      assert.ok(fd >= 0, String(fd));
+      const { value } = await came.next();
+      for (const socket of [new Socket({ fd, readable: true, writable: true }), value[0] as Socket]) {
+        const line = Line.over(socket);
+        await line.until(/\{"QMP": .*\r\n/);
+        await line.ask(COMMAND, '{"return": {}}');
+        socket.destroy();
+      }
+    });
+  });
+}

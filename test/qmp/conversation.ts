@@ -10,7 +10,7 @@ import { createConnection, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
-import { MAIN, scratch } from '../harness.ts';
+import { MAIN, scratch, wasTooCoarse } from '../harness.ts';
 
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [name: string]: Json };
 export type Fields = { readonly [name: string]: Json };
@@ -31,6 +31,10 @@ export interface Step {
   readonly event?: string;
   /** Wait until both have told that a job has this status. */
   readonly until?: string;
+  /** Of each of these jobs, not of any. */
+  readonly jobs?: readonly string[];
+  /** The job measures how quick its machine is at passphrases: see wasTooCoarse(). */
+  readonly measures?: boolean;
 }
 
 /** `$DIR` in arguments is the daemon's own directory. */
@@ -44,7 +48,10 @@ export function line(text: string): Step {
 }
 
 /** What somebody else does meanwhile, in the directory of each. */
-export function meanwhile(act: (directory: string) => Promise<unknown>, how: Pick<Step, 'event' | 'until'> = {}): Step {
+export function meanwhile(
+  act: (directory: string) => Promise<unknown>,
+  how: Pick<Step, 'event' | 'until' | 'jobs'> = {},
+): Step {
   return { command: '', args: {}, act, ...how };
 }
 
@@ -266,8 +273,9 @@ export async function hold(t: TestContext, talk: Talk, compared: Compared): Prom
   const { theirs, ours } = await pair(t, talk.args, talk.prepare, talk.fresh);
   const different: string[] = [];
   const seen = async (one: Step, before: readonly number[]): Promise<void> => {
-    const wanted = seenOf(one);
-    if (wanted) await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+    for (const wanted of seenOf(one)) {
+      await Promise.all([theirs, ours].map((each, i) => each.told(before[i]!, wanted)));
+    }
   };
   for (const [i, one] of talk.steps.entries()) {
     const before = [theirs.events.length, ours.events.length];
@@ -284,9 +292,15 @@ export async function hold(t: TestContext, talk: Talk, compared: Compared): Prom
       compared.add(one, reply);
     }
     one.expect?.(own);
+    // What was refused is not waited for.
+    const refused = [reply, own].filter(({ error }) => error !== undefined);
+    if (refused.length > 0 && seenOf(one).length > 0) assert.fail([...different, JSON.stringify(refused)].join('\n'));
     await seen(one, before);
+    if (one.measures) await insist(theirs, one, before[0]!);
   }
   assert.equal(different.join('\n'), '');
+  // What has happened by now was told before the answer.
+  for (const each of [theirs, ours]) await each.execute('query-version', {});
   const [told, own] = [theirs, ours].map(({ events, directory }) =>
     events.map((event) => alike(event, directory, { words: true })),
   );
@@ -295,6 +309,18 @@ export async function hold(t: TestContext, talk: Talk, compared: Compared): Prom
   assert.deepEqual(await Promise.all([ours.quit(), theirs.quit()]), [0, 0]);
   compared.add(step('quit'), {});
   await talk.after?.(ours.directory, theirs.directory);
+}
+
+/** Begins a job of theirs again that the clock was too coarse for; of the lives before nothing is told. */
+async function insist(theirs: Peer, one: Step, from: number): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    const [job] = (await theirs.execute('query-jobs', {})).return as readonly Fields[];
+    if (!wasTooCoarse(String(job?.error), tries)) return;
+    await theirs.execute('job-dismiss', { id: job!.id! });
+    theirs.events.length = from;
+    await theirs.tell(one);
+    for (const wanted of seenOf(one)) await theirs.told(from, wanted);
+  }
 }
 
 /** Where two values differ: paths, and what stands there. */
@@ -310,9 +336,11 @@ function differences(ours: Json, theirs: Json, path = ''): string[] {
   return [...names].flatMap((name) => differences(at(ours, name), at(theirs, name), `${path}.${name}`));
 }
 
-function seenOf({ event, until }: Step): ((event: Fields) => boolean) | undefined {
-  if (until !== undefined) return ({ data }) => (data as Fields).status === until;
-  return event === undefined ? undefined : (one) => one.event === event;
+/** All that a step waits to be told of. */
+function seenOf({ event, until, jobs }: Step): readonly ((event: Fields) => boolean)[] {
+  const has = ({ data }: Fields): boolean => (data as Fields).status === until;
+  if (until !== undefined) return jobs?.map((id) => (one) => has(one) && (one.data as Fields).id === id) ?? [has];
+  return event === undefined ? [] : [(one) => one.event === event];
 }
 
 /**

@@ -5,6 +5,7 @@ import { SCHEMA } from '../../src/qmp/schema/schema.ts';
 import { needs } from '../harness.ts';
 import { Compared, type Conversation, hold } from './conversation.ts';
 import * as bitmaps from './conversations/bitmaps.ts';
+import * as chains from './conversations/chains.ts';
 import * as change from './conversations/change.ts';
 import * as control from './conversations/control.ts';
 import * as deprecated from './conversations/deprecated.ts';
@@ -12,14 +13,17 @@ import * as drive from './conversations/drive.ts';
 import * as events from './conversations/events.ts';
 import * as exports from './conversations/exports.ts';
 import * as fleecing from './conversations/fleecing.ts';
+import * as incremental from './conversations/incremental.ts';
 import * as jobs from './conversations/jobs.ts';
+import * as manual from './conversations/manual.ts';
 import * as nodes from './conversations/nodes.ts';
 import * as objects from './conversations/objects.ts';
 import * as reopen from './conversations/reopen.ts';
 import * as snapshots from './conversations/snapshots.ts';
 
 const ALL: readonly Conversation[] = [
-  ...[bitmaps, change, control, deprecated, drive, events, exports, fleecing, jobs, nodes, objects, reopen, snapshots],
+  ...[bitmaps, chains, change, control, deprecated, drive, events, exports, fleecing, incremental, jobs],
+  ...[manual, nodes, objects, reopen, snapshots],
 ].flatMap((one) => Object.values(one));
 
 const WITH = needs('qemu-storage-daemon', 'qemu-img', 'qemu-io');

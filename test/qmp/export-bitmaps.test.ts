@@ -40,6 +40,12 @@ class Side {
     assert.ok('return' in reply, `${command} ${JSON.stringify(args)}: ${JSON.stringify(reply)}`);
   }
 
+  /** Takes an export away with its clients, of whose end the server may not know yet, and waits until it is gone. */
+  async unexport(id: string): Promise<void> {
+    await this.must('block-export-del', { id, mode: 'hard' });
+    await this.peer.told(0, ({ event, data }) => event === 'BLOCK_EXPORT_DELETED' && (data as Fields).id === id);
+  }
+
   #uri(name: string): string {
     const { directory } = this.peer;
     const socket = `socket=${directory}/nbd`;
@@ -121,7 +127,7 @@ for (const iothread of [false, true]) {
 
       await must('block-export-add', { ...EXPORT, id: 'w', 'node-name': 'base' });
       await Promise.all(sides.map((side) => side.write('base', '4k 4k', '1M 1M')));
-      await must('block-export-del', { id: 'w', mode: 'hard' });
+      await Promise.all(sides.map((side) => side.unexport('w')));
 
       const refused = { ...EXPORT, writable: false };
       await says('block-export-add', { ...EXPORT, bitmaps: [{ node: 'nowhere', name: 't' }] });
@@ -156,8 +162,7 @@ for (const iothread of [false, true]) {
         const busy = await says('block-dirty-bitmap-remove', { node, name }, true);
         assert.match(JSON.stringify(busy), /error/);
       }
-      await says('block-export-del', { id: 'f', mode: 'hard' });
-      await says('block-export-del', { id: 'e', mode: 'hard' });
+      for (const id of ['f', 'e']) await Promise.all(sides.map((side) => side.unexport(id)));
       for (const [node, name] of [
         ['top', 't'],
         ['base', 'b'],

@@ -38,7 +38,7 @@ async function stage(t: TestContext): Promise<Stage> {
     const filename = join(directory, `${name}.raw`);
     writeFileSync(filename, pattern(MIB, i + 1));
     await daemon.run('object-add', { 'qom-type': 'iothread', id: `io${i}` });
-    await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file: { driver: 'file', filename } } as never);
+    await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file: { driver: 'file', filename } });
     await daemon.run('x-blockdev-set-iothread', { 'node-name': name, iothread: `io${i}` });
     await show(name);
     assert.equal(daemon.nodes.find(name)!.name, `io${i}`);
@@ -144,7 +144,8 @@ test('1,000 clients that come and go leave no descriptor and no memory behind', 
   await come(500);
   const [files, memory] = [descriptors(), process.memoryUsage().rss];
   await come(500);
-  assert.ok(descriptors() <= files + 2, `${descriptors() - files} more descriptors`);
+  // Those of the last clients are closed when their thread comes to it.
+  while (descriptors() > files + 2) await new Promise((resolve) => setImmediate(resolve));
   const grown = (process.memoryUsage().rss - memory) / MIB;
   assert.ok(grown < 32, `${grown.toFixed(1)} MiB more`);
 });

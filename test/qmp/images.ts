@@ -1,6 +1,7 @@
 /** Images that conversations begin with, and a client of their exports. */
+import assert from 'node:assert/strict';
 import { peer } from '../harness.ts';
-import { step } from './conversation.ts';
+import { step, type Talk } from './conversation.ts';
 
 /** base <- top, each with a MiB of its own; targets that are there. */
 export async function images(directory: string): Promise<void> {
@@ -23,4 +24,19 @@ export const SERVER = step('nbd-server-start', { addr: { type: 'unix', data: { p
 export function client(...commands: string[]): (directory: string) => Promise<string> {
   const steps = commands.flatMap((one) => ['-c', one]);
   return (directory) => peer('qemu-io', '-f', 'raw', ...steps, `nbd+unix:///x?socket=${directory}/nbd`);
+}
+
+/** Compares the images of these names that both have left. */
+export function sameImages(names: readonly string[]): NonNullable<Talk['after']> {
+  const info = async (directory: string, name: string): Promise<unknown> => {
+    const text = await peer('qemu-img', 'info', '--output=json', `${directory}/${name}`);
+    const { 'virtual-size': size, format, 'backing-filename': below } = JSON.parse(text) as Record<string, string>;
+    return [size, format, below?.replace(directory, '')];
+  };
+  return async (ours, theirs) => {
+    for (const name of names) {
+      assert.deepEqual(await info(ours, name), await info(theirs, name), name);
+      await peer('qemu-img', 'compare', '-q', `${ours}/${name}`, `${theirs}/${name}`);
+    }
+  };
 }

@@ -1,10 +1,11 @@
 /** The daemon in a program, and the client of monitors. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { Daemon, QmpClient, QmpError } from '../../src/daemon/index.ts';
+import { Daemon, type NamedNode, QmpClient, QmpError } from '../../src/daemon/index.ts';
+import { connected } from '../daemon-process.ts';
 import { MAIN, needs, peer, scratch } from '../harness.ts';
 
 test('a program adds nodes, exports them and watches jobs by typed calls', needs('qemu-img', 'qemu-io'), async (t) => {
@@ -12,7 +13,7 @@ test('a program adds nodes, exports them and watches jobs by typed calls', needs
   for (const name of ['a', 'b'])
     await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/${name}.qcow2`, '4M');
   await using daemon = await Daemon.start();
-  const node = (name: string) => ({
+  const node = (name: string): NamedNode => ({
     ...{ driver: 'qcow2', 'node-name': name },
     file: { driver: 'file', filename: `${directory}/${name}.qcow2` },
   });
@@ -39,7 +40,8 @@ test('a program adds nodes, exports them and watches jobs by typed calls', needs
   const actions = [{ type: 'blockdev-backup', data } as const, { type: 'abort', data: {} } as const];
   await assert.rejects(daemon.run('transaction', { actions }), /Transaction aborted using Abort action/);
   assert.deepEqual(await daemon.run('query-jobs', {}), []);
-  await daemon.run('block-export-del', { id: 'e' });
+  // The server may not know yet that its client has ended.
+  await daemon.run('block-export-del', { id: 'e', mode: 'hard' });
   for (const name of ['a', 'b']) await daemon.run('blockdev-del', { 'node-name': name });
   await peer('qemu-img', 'compare', `${directory}/a.qcow2`, `${directory}/b.qcow2`);
 });
@@ -63,7 +65,8 @@ test('a node goes to the thread that its export asks for, and back', needs('qemu
   await peer('qemu-io', '-f', 'raw', '-c', 'write -P 7 0 1M', '-c', 'read -P 7 0 1M', `nbd+unix:///a?socket=${path}`);
   await assert.rejects(daemon.run('object-del', { id: 'io1' }), /in use/);
   await assert.rejects(daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: null }), /in use/);
-  await daemon.run('block-export-del', { id: 'e' });
+  // The server may not know yet that its client has ended.
+  await daemon.run('block-export-del', { id: 'e', mode: 'hard' });
   await daemon.run('x-blockdev-set-iothread', { 'node-name': 'a', iothread: null });
   assert.equal(daemon.nodes.find('a')?.name, 'main-loop');
   await daemon.run('object-del', { id: 'io1' });
@@ -75,8 +78,7 @@ async function drive(t: TestContext, command: readonly string[]): Promise<void> 
   const chardev = ['--chardev', `socket,id=c,path=${path},server=on,wait=off`, '--monitor', 'c'];
   const child = spawn(program!, [...first, ...chardev], { stdio: 'ignore' });
   t.after(() => child.kill('SIGKILL'));
-  while (!existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 20));
-  await using qmp = await QmpClient.connect({ path });
+  await using qmp = await connected(path);
   assert.ok(qmp.version.qemu.major >= 7);
   await qmp.execute('blockdev-add', { driver: 'null-co', 'node-name': 'n0', size: 1048576 });
   const nodes = await qmp.execute('query-named-block-nodes', { flat: true });

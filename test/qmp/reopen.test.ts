@@ -176,3 +176,21 @@ async function toggleUnderLoad(t: TestContext, format: string, filename: string,
   await disk.close();
   await daemon.close();
 }
+
+test('after a move to another thread nodes are still known as those that were opened with their parents', async () => {
+  await using daemon = await Daemon.start();
+  const { graph } = daemon;
+  const over = (its: object) =>
+    ({ driver: 'raw', 'node-name': 'r', file: { driver: 'raw', file: { driver: 'null-co', ...its } } }) as const;
+  const detecting = async () =>
+    (await graph.list()).filter((node) => node.detect_zeroes === 'on').map((node) => node.drv);
+  await graph.add(over({}));
+  await daemon.run('object-add', { 'qom-type': 'iothread', id: 'io' });
+  for (const iothread of ['io', null]) {
+    await daemon.run('x-blockdev-set-iothread', { 'node-name': 'r', iothread });
+    await graph.reopen(over({ 'detect-zeroes': 'on' }));
+    assert.deepEqual(await detecting(), ['null-co']);
+    await graph.reopen(over({}));
+    assert.deepEqual(await detecting(), []);
+  }
+});

@@ -32,8 +32,8 @@ async function world(t: TestContext): Promise<World> {
     await daemon.run('object-add', { 'qom-type': 'iothread', id: `io${i}` });
     for (const name of [disk, `${disk}-target`]) {
       writeFileSync(path(name), Buffer.alloc(SIZE, name === disk ? i + 1 : 0));
-      const file = { driver: 'file', filename: path(name) };
-      await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file } as never);
+      const file = { driver: 'file', filename: path(name) } as const;
+      await daemon.run('blockdev-add', { driver: 'raw', 'node-name': name, file });
       await daemon.run('x-blockdev-set-iothread', { 'node-name': name, iothread: `io${i}` });
     }
     await daemon.run('block-export-add', { type: 'nbd', id: disk, 'node-name': disk, writable: true });
@@ -108,7 +108,7 @@ test('a target in another thread comes to where its source is', { timeout: 60_00
   assert.equal(daemon.nodes.find('a-target'), daemon.nodes.find('a'));
   // Whatever uses it goes along, but for a job.
   await daemon.run('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'b-target', writable: true });
-  await daemon.run('blockdev-mirror', { 'job-id': 'm', device: 'a', target: 'b-target', sync: 'full', speed: 1 });
+  await daemon.run('blockdev-backup', { 'job-id': 'm', device: 'a', target: 'b-target', sync: 'full', speed: 1 });
   assert.equal(daemon.nodes.find('b-target'), daemon.nodes.find('a'));
   await assert.rejects(
     daemon.run('blockdev-mirror', { 'job-id': 'n', device: 'b', target: 'a', sync: 'full' }),
@@ -175,8 +175,8 @@ test('where a job of one thread fails or is cancelled, that of the other is give
   told.length = 0;
   // A target that has no room: writes behind its end fail.
   writeFileSync(path('rules'), '[inject-error]\nevent = "write_aio"\nerrno = "28"\n');
-  const file = { driver: 'blkdebug', config: path('rules'), image: 'b-target' };
-  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'b-full', file } as never);
+  const file = { driver: 'blkdebug', config: path('rules'), image: 'b-target' } as const;
+  await daemon.run('blockdev-add', { driver: 'raw', 'node-name': 'b-full', file });
   await daemon.run('transaction', {
     actions: [backup('a', more), backup('b', { ...more, target: 'b-full' })],
     properties: GROUPED,

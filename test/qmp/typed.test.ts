@@ -86,3 +86,74 @@ test('a job is given up by a signal, and where its block is left', needs('qemu-i
   await daemon.graph.add({ driver: 'copy-before-write', 'node-name': 'c', file: 'a', target: 'b' });
   await daemon.graph.add({ driver: 'snapshot-access', 'node-name': 's', file: 'c' });
 });
+
+test('jobs of a transaction are followed, each by itself and together', needs('qemu-img', 'qemu-io'), async (t) => {
+  const { daemon, directory } = await withDisks(t);
+  const target = async (name: string): Promise<void> => {
+    const filename = join(directory, `${name}.qcow2`);
+    await peer('qemu-img', 'create', '-q', '-f', 'qcow2', filename, '8M');
+    await daemon.graph.add({ driver: 'qcow2', 'node-name': name, file: { driver: 'file', filename } });
+  };
+  for (const name of ['x', 'y']) await target(name);
+  const backup = (id: string, device: string, target: string, more = {}) =>
+    ({ type: 'blockdev-backup', data: { 'job-id': id, device, target, sync: 'full', ...more } }) as const;
+  const added = (node: string) => ({ type: 'block-dirty-bitmap-add', data: { node, name: 'since' } }) as const;
+  assert.deepEqual(await daemon.transaction([added('b')]), []);
+  const jobs = await daemon.transaction([added('a'), backup('j', 'a', 'x'), backup('k', 'b', 'y')], { grouped: true });
+  assert.deepEqual(
+    jobs.map(({ id }) => id),
+    ['j', 'k'],
+  );
+  for (const job of jobs) {
+    let last = '';
+    for await (const { status } of job) last = status;
+    assert.equal(last, 'concluded');
+  }
+  assert.deepEqual(await daemon.run('query-jobs'), []);
+  // One that is given up takes the others with it.
+  const giving = new AbortController();
+  const steps = [backup('j', 'a', 'x', { speed: 1 }), backup('k', 'b', 'y', { speed: 1 })];
+  const given = await daemon.transaction(steps, { grouped: true, signal: giving.signal });
+  giving.abort(new Error('enough'));
+  for (const { ended } of given) await assert.rejects(ended, /enough/);
+  assert.deepEqual(await daemon.run('query-jobs'), []);
+  // All of it, or nothing.
+  await assert.rejects(daemon.transaction([backup('j', 'a', 'x'), added('a')]), /Bitmap already exists: since/);
+  assert.deepEqual(await daemon.run('query-jobs'), []);
+  await assert.rejects(daemon.graph.remove('a-file'), { name: 'QmpError', code: undefined });
+  await daemon.graph.add({ driver: 'raw', 'node-name': 'over', file: 'a' });
+  await assert.rejects(daemon.graph.remove('a'), { name: 'QmpError', code: 'EBUSY' });
+});
+
+test('what a node takes is known when a program is compiled, by its driver', async () => {
+  await using daemon = await Daemon.start();
+  const { graph } = daemon;
+  await daemon.run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 4096, active: true });
+  const over = { driver: 'raw', 'node-name': 'r', file: { driver: 'null-co', 'node-name': 'm' } } as const;
+  await graph.add(over);
+  await daemon.run('blockdev-reopen', { options: [{ ...over, offset: 512 }] });
+  await assert.rejects(
+    graph.add({
+      driver: 'qcow2',
+      'node-name': 'q',
+      encrypt: { format: 'luks', 'key-secret': 'nobody' },
+      file: { driver: 'file', filename: '/nowhere/x' },
+    }),
+    /nobody/,
+  );
+  type Taken = Parameters<typeof daemon.run<'blockdev-add'>>[1];
+  type Takes<T> = T & { readonly 'node-name': 'x' } extends Taken ? true : false;
+  const taken = [
+    true satisfies Takes<{ driver: 'null-co'; size: number }>,
+    true satisfies Takes<{ driver: 'raw'; file: 'n' }>,
+    true satisfies Takes<{ driver: 'qcow2'; encrypt: { format: 'luks' }; file: { driver: 'file'; filename: '/x' } }>,
+    false satisfies Takes<{ driver: 'nothing' }>,
+    false satisfies Takes<{ driver: 'null-co'; size: string }>,
+    false satisfies Takes<{ driver: 'raw' }>,
+    false satisfies Takes<{ driver: 'raw'; file: { driver: 'file' } }>,
+    false satisfies Takes<{ driver: 'qcow2'; encrypt: 'luks'; file: 'n' }>,
+    false satisfies Takes<{ size: number }>,
+    false satisfies { driver: 'null-co' } extends Taken ? true : false,
+  ];
+  assert.equal(taken.filter((one) => one).length, 3);
+});

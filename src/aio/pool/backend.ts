@@ -104,9 +104,9 @@ export class PoolBackend implements AioBackend {
     return connectPool(this.#loop, address);
   }
 
-  async adoptSocket(fd: number): Promise<AioSocket> {
+  async adoptSocket(fd: number, shared = false): Promise<AioSocket> {
     this.#assertRunning();
-    return adoptPoolSocket(this.#loop, fd);
+    return adoptPoolSocket(this.#loop, fd, shared);
   }
 
   async adoptListener(fd: number): Promise<AioListener> {

@@ -7,7 +7,7 @@ import { Fifo } from '../../base/fifo.ts';
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../backend.ts';
 import { type AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
-import { describeAddress } from '../socket-address.ts';
+import { describeAddress, isAbstract } from '../socket-address.ts';
 import type { PoolLoop, PoolResource } from './loop.ts';
 import { nodeErrno, nodeError } from './node-errors.ts';
 import { PoolSocket, READ_AHEAD } from './socket.ts';
@@ -24,11 +24,11 @@ export function listenPool(loop: PoolLoop, address: SocketAddress, options: List
   const server = newServer();
   const { mode } = options;
   const setMode = (): void => {
-    if (address.kind === 'unix' && mode !== undefined) chmodSync(address.path, mode);
+    if (address.kind === 'unix' && !isAbstract(address.path) && mode !== undefined) chmodSync(address.path, mode);
   };
   const start = (): void => {
     if (address.kind === 'unix') server.listen({ path: address.path, backlog });
-    else server.listen({ host: address.host, port: address.port, backlog });
+    else server.listen({ host: address.host, port: address.port, ipv6Only: address.only6 ?? false, backlog });
     // node binds and listens inside this call: the mode is set before anything else can run in this thread.
     if (server.listening) setMode();
   };

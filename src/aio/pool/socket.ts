@@ -5,9 +5,10 @@
  */
 import * as net from 'node:net';
 import { assert } from '../../base/assert.ts';
-import { Errno } from '../../base/errors.ts';
+import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import { forCopying, type Iov, type Memory } from '../../base/memory.ts';
 import type { Bytes } from '../../base/units.ts';
+import { duplicate } from '../../native/file.ts';
 import type { AioSocket, SocketAddress } from '../backend.ts';
 import { AioOp, Gate } from '../op.ts';
 import type { OpOwner } from '../op-table.ts';
@@ -50,7 +51,9 @@ export function connectPool(loop: PoolLoop, address: SocketAddress): Promise<Aio
   return gate.promise;
 }
 
-export function adoptPoolSocket(loop: PoolLoop, fd: number): AioSocket {
+export function adoptPoolSocket(loop: PoolLoop, given: number, shared: boolean): AioSocket {
+  const fd = shared ? duplicate(given) : given;
+  if (fd < 0) throw new BlockError(fd, `Could not take over socket ${given}: ${errnoText(fd)}`);
   try {
     const socket = new net.Socket({ fd, readable: true, writable: true, allowHalfOpen: true, ...readAhead() });
     socket.setNoDelay(true);

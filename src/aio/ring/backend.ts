@@ -287,7 +287,7 @@ export class RingBackend implements AioBackend {
     return connectRing(this, address);
   }
 
-  readonly adoptSocket = async (fd: number): Promise<AioSocket> => adoptRingSocket(this, fd);
+  readonly adoptSocket = async (fd: number, shared = false): Promise<AioSocket> => adoptRingSocket(this, fd, shared);
   readonly adoptListener = async (fd: number): Promise<AioListener> => adoptRingListener(this, fd);
 
   // The loop.

@@ -10,7 +10,7 @@ import * as net from '../../native/socket.ts';
 import { Op } from '../../native/uring.ts';
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../backend.ts';
 import { AioOp, WaitOp } from '../op.ts';
-import { describeAddress } from '../socket-address.ts';
+import { describeAddress, isAbstract } from '../socket-address.ts';
 import type { RingBackend } from './backend.ts';
 import { IOV_MAX } from './iov-table.ts';
 
@@ -272,9 +272,12 @@ export async function listenRing(
   const what = `Could not listen on '${describeAddress(address)}'`;
   const fd = check(net.socket(address), what);
   try {
-    if (address.kind === 'inet') net.setsockopt(fd, 'reuseaddr', 1);
+    if (address.kind === 'inet') {
+      net.setsockopt(fd, 'reuseaddr', 1);
+      if (address.only6) net.setsockopt(fd, 'v6only', 1);
+    }
     check(net.bind(fd, address), what);
-    const own = address.kind === 'unix' && !address.path.startsWith('\0') ? address.path : '';
+    const own = address.kind === 'unix' && !isAbstract(address.path) ? address.path : '';
     // Nobody can connect before listen(), so the mode is in place in time.
     if (own !== '' && options.mode !== undefined) chmodSync(own, options.mode);
     check(net.listen(fd, options.backlog ?? 128), what);
@@ -305,8 +308,8 @@ export async function connectRing(backend: RingBackend, address: SocketAddress):
   return adopt(backend, fd);
 }
 
-export function adoptRingSocket(backend: RingBackend, fd: number): AioSocket {
-  return adopt(backend, fd);
+export function adoptRingSocket(backend: RingBackend, fd: number, shared: boolean): AioSocket {
+  return adopt(backend, shared ? check(duplicate(fd), 'Could not take over a connection') : fd);
 }
 
 export function adoptRingListener(backend: RingBackend, fd: number): AioListener {

@@ -126,7 +126,8 @@ export class SimBackend implements AioBackend {
     return this.sim.network.connect(this, address);
   }
 
-  async adoptSocket(fd: number): Promise<AioSocket> {
+  async adoptSocket(fd: number, shared = false): Promise<AioSocket> {
+    if (shared) return this.sim.network.share(this, fd);
     throw new BlockError(Errno.ENOTSUP, `Could not take over socket ${fd}: a simulated world has no descriptors`);
   }
 

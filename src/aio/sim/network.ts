@@ -10,7 +10,7 @@ import { type AioOp, Gate } from '../op.ts';
 import { describeAddress } from '../socket-address.ts';
 import type { SimBackend, SimOwner } from './backend.ts';
 import type { Sim } from './sim.ts';
-import { SimSocket } from './socket.ts';
+import { SharedSocket, SimSocket } from './socket.ts';
 
 const BACKLOG = 128;
 const FIRST_FREE_PORT = 40_000;
@@ -18,6 +18,9 @@ const FIRST_FREE_PORT = 40_000;
 export class SimNetwork {
   readonly #sim: Sim;
   readonly #listeners = new Map<string, SimListener>();
+  /** By what stands for their descriptors. */
+  readonly #sockets = new Map<number, SimSocket>();
+  #fds = 0;
   #port = FIRST_FREE_PORT;
 
   constructor(sim: Sim) {
@@ -32,6 +35,22 @@ export class SimNetwork {
     const listener = new SimListener(backend, filled, options.backlog ?? BACKLOG, () => this.#listeners.delete(key));
     this.#listeners.set(key, listener);
     return listener;
+  }
+
+  /** The descriptor of a new socket, until `forget`. */
+  number(socket: SimSocket): number {
+    this.#sockets.set(++this.#fds, socket);
+    return this.#fds;
+  }
+
+  forget(fd: number): void {
+    this.#sockets.delete(fd);
+  }
+
+  share(backend: SimBackend, fd: number): AioSocket {
+    const socket = this.#sockets.get(fd);
+    assert(socket, `there is no socket ${fd}`);
+    return new SharedSocket(backend, socket);
   }
 
   connect(backend: SimBackend, address: SocketAddress): Promise<AioSocket> {

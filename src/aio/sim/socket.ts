@@ -13,6 +13,7 @@ const LARGEST_BUFFER = 256 * KiB;
 
 export class SimSocket implements AioSocket, SimOwner {
   readonly peer: string;
+  readonly fd: number;
   readonly #backend: SimBackend;
   readonly #capacity: Bytes;
   readonly #inbox = new Fifo<Uint8Array>();
@@ -21,6 +22,8 @@ export class SimSocket implements AioSocket, SimOwner {
   /** Negative errno once the connection is broken. */
   #broken = 0;
   #shut = false;
+  /** How many have it: it ends with the last of them. */
+  #holders = 1;
   #closed = false;
   /** The other end will send no more. */
   #ended = false;
@@ -28,6 +31,9 @@ export class SimSocket implements AioSocket, SimOwner {
   #delivering = false;
 
   #receiver: AioOp | undefined;
+  /** Of whoever receives, or sends. */
+  #receiving: SimBackend;
+  #sending: SimBackend;
   #memory: Memory | undefined;
   #at = 0;
   #wanted = 0;
@@ -40,7 +46,10 @@ export class SimSocket implements AioSocket, SimOwner {
 
   constructor(backend: SimBackend, peer: string) {
     this.#backend = backend;
+    this.#receiving = backend;
+    this.#sending = backend;
     this.peer = peer;
+    this.fd = backend.sim.network.number(this);
     this.#capacity = backend.sim.prng.between(SMALLEST_BUFFER, LARGEST_BUFFER);
   }
 
@@ -50,9 +59,16 @@ export class SimSocket implements AioSocket, SimOwner {
   }
 
   recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
-    assert(!this.#receiver && !this.#closed, 'a socket has one recv at a time, and none after it was closed');
-    if (!this.#backend.begin(op, this)) return;
+    assert(!this.#closed, 'a socket has no recv after it was closed');
+    this.recvIn(this.#backend, op, memory, at, length, all);
+  }
+
+  /** @internal */
+  recvIn(backend: SimBackend, op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
+    assert(!this.#receiver, 'a socket has one recv at a time');
+    if (!backend.begin(op, this)) return;
     this.#receiver = op;
+    this.#receiving = backend;
     this.#memory = memory;
     this.#at = at;
     this.#wanted = length;
@@ -62,9 +78,16 @@ export class SimSocket implements AioSocket, SimOwner {
   }
 
   send(op: AioOp, iov: Iov): void {
-    assert(!this.#sender && !this.#closed, 'a socket has one send at a time, and none after it was closed');
-    if (!this.#backend.begin(op, this)) return;
+    assert(!this.#closed, 'a socket has no send after it was closed');
+    this.sendIn(this.#backend, op, iov);
+  }
+
+  /** @internal */
+  sendIn(backend: SimBackend, op: AioOp, iov: Iov): void {
+    assert(!this.#sender, 'a socket has one send at a time');
+    if (!backend.begin(op, this)) return;
     this.#sender = op;
+    this.#sending = backend;
     this.#iov = iov;
     this.#sent = 0;
     this.#moveIn(this.#fate('send'));
@@ -109,8 +132,22 @@ export class SimSocket implements AioSocket, SimOwner {
   }
 
   async close(): Promise<void> {
-    assert(!this.#receiver && !this.#sender, 'a socket was closed with operations in flight');
+    if (this.#closed) return;
     this.#closed = true;
+    this.letGo(this.#backend);
+  }
+
+  /** @internal One more has it. */
+  hold(): void {
+    this.#holders++;
+  }
+
+  /** @internal */
+  letGo(backend: SimBackend): void {
+    const busy = (this.#receiver && this.#receiving === backend) || (this.#sender && this.#sending === backend);
+    assert(!busy, 'a socket was closed with operations in flight');
+    if (--this.#holders > 0) return;
+    this.#backend.sim.network.forget(this.fd);
     this.shutdown();
   }
 
@@ -217,7 +254,7 @@ export class SimSocket implements AioSocket, SimOwner {
     this.#receiver = undefined;
     this.#memory = undefined;
     this.#received = 0;
-    this.#backend.end(op, result);
+    this.#receiving.end(op, result);
   }
 
   #endSend(result: number): void {
@@ -225,6 +262,47 @@ export class SimSocket implements AioSocket, SimOwner {
     if (!op) return;
     this.#sender = undefined;
     this.#iov = undefined;
-    this.#backend.end(op, result);
+    this.#sending.end(op, result);
+  }
+}
+
+/** One more descriptor of a socket, in whichever context. */
+export class SharedSocket implements AioSocket {
+  readonly peer: string;
+  readonly fd: number;
+  readonly #backend: SimBackend;
+  readonly #socket: SimSocket;
+  #closed = false;
+
+  constructor(backend: SimBackend, socket: SimSocket) {
+    this.#backend = backend;
+    this.#socket = socket;
+    this.peer = socket.peer;
+    this.fd = socket.fd;
+    socket.hold();
+  }
+
+  recv(op: AioOp, memory: Memory, at: number, length: number, all: boolean): void {
+    assert(!this.#closed, 'a socket has no recv after it was closed');
+    this.#socket.recvIn(this.#backend, op, memory, at, length, all);
+  }
+
+  send(op: AioOp, iov: Iov): void {
+    assert(!this.#closed, 'a socket has no send after it was closed');
+    this.#socket.sendIn(this.#backend, op, iov);
+  }
+
+  sendAfter(): boolean {
+    return false;
+  }
+
+  shutdown(): void {
+    this.#socket.shutdown();
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#socket.letGo(this.#backend);
   }
 }

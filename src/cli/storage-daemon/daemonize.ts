@@ -13,6 +13,12 @@ export function startedBy(environment: NodeJS.ProcessEnv): boolean {
   return environment[VARIABLE] === '1';
 }
 
+/** In the background nobody else is to read what it makes, and nobody may be there who reads its messages. */
+export function becomeBackground(): void {
+  process.umask(0o027);
+  process.stderr.on('error', () => undefined);
+}
+
 /** Answers the exit code of this process. */
 export async function daemonize(argv: readonly string[]): Promise<number> {
   // Not under the name it was called, which may be a link and a program's.

@@ -12,7 +12,7 @@ Options take effect in their order. Values are KEY=VALUE,... or JSON.
 
   -h, --help             show this help and exit
   -V, --version          show the version and exit
-  -T, --trace SPEC       accepted and of no effect
+  -T, --trace SPEC       there are no trace events to switch on
 
   --blockdev DRIVER[,node-name=N][,read-only=on|off][,auto-read-only=on|off]
              [,force-share=on|off][,discard=ignore|unmap]
@@ -35,8 +35,10 @@ Options take effect in their order. Values are KEY=VALUE,... or JSON.
   --monitor CHARDEV[,pretty=on|off]
                          a QMP monitor on a character device
 
-  --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT
+  --nbd-server addr.type=inet,addr.host=HOST,addr.port=PORT[,addr.to=PORT]
+               [,addr.ipv4=on|off][,addr.ipv6=on|off]
   --nbd-server addr.type=unix,addr.path=PATH
+               [,addr.abstract=on|off][,addr.tight=on|off]
   --nbd-server addr.type=fd,addr.str=FD
                [,max-connections=COUNT][,handshake-max-seconds=SECONDS]
                [,tls-creds=ID][,tls-authz=ID]

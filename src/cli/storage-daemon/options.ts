@@ -1,11 +1,12 @@
 /** The options of the storage daemon. Each takes effect before the next is looked at. */
 import type { Daemon } from '../../daemon/daemon.ts';
+import type { GivenHere } from '../../daemon/node-options.ts';
 import { objectHelp } from '../../lib/objects/text.ts';
 import type { BlockdevOptions } from '../../lib/options.ts';
 import { Checker } from '../../qmp/check.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { JsonObject } from '../../qmp/json.ts';
-import type { Arguments, CommandName, Qapi } from '../../qmp/schema/schema.ts';
+import type { CommandName, Qapi } from '../../qmp/schema/schema.ts';
 import type { Schema } from '../../qmp/schema/types.ts';
 import type { OptionDef } from '../getopt.ts';
 import { type ChardevOption, chardevHelp, chardevOption } from './chardev.ts';
@@ -33,6 +34,7 @@ export const OPTIONS: readonly Option[] = [
 export class StorageDaemon implements AsyncDisposable {
   onQuit: (() => void) | undefined;
   #daemon: Promise<Daemon> | undefined;
+  #release: (() => void) | undefined;
 
   /** True where the option only asked for help, which was printed. */
   async apply({ long }: Option, value: string): Promise<boolean> {
@@ -65,14 +67,15 @@ export class StorageDaemon implements AsyncDisposable {
       case 'object':
         return this.#object(value);
       default:
-        // Looked at before, or of no effect here: there is nothing to trace.
+        // Looked at before.
         return false;
     }
   }
 
-  /** Everything runs. */
+  /** Everything runs: who has come before is answered from here on. */
   async ready(): Promise<void> {
     await this.daemon();
+    this.#release?.();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -87,6 +90,7 @@ export class StorageDaemon implements AsyncDisposable {
   async #start(): Promise<Daemon> {
     const { Daemon } = await import('../../daemon/daemon.ts');
     const daemon = await Daemon.start();
+    this.#release = daemon.hold();
     daemon.onQuit = () => this.onQuit?.();
     return daemon;
   }
@@ -96,8 +100,8 @@ export class StorageDaemon implements AsyncDisposable {
     return (await import('../../daemon/schema.ts')).builtinSchema();
   }
 
-  async #run<N extends CommandName>(command: N, args: Arguments<N>): Promise<void> {
-    await (await this.daemon()).run(command, args);
+  async #run<N extends CommandName>(command: N, ...args: GivenHere<N>): Promise<void> {
+    await (await this.daemon()).run(command, ...args);
   }
 
   async #options(type: string, text: string, implied?: string): Promise<unknown> {

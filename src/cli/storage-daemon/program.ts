@@ -3,11 +3,12 @@
 import { Gate } from '../../aio/op.ts';
 import { PidFile } from '../../lib/pid-file.ts';
 import { notifyServiceManager } from '../../lib/service-manager.ts';
-import { OptionError, readCommandLine } from '../getopt.ts';
+import { type GivenOption, OptionError, readCommandLine } from '../getopt.ts';
 import type { Program } from '../programs.ts';
-import { daemonize, startedBy } from './daemonize.ts';
+import { becomeBackground, daemonize, startedBy } from './daemonize.ts';
 import { helpText, versionText } from './help.ts';
 import { OPTIONS, type Option, StorageDaemon } from './options.ts';
+import { applyTrace } from './trace.ts';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
@@ -21,7 +22,7 @@ async function run(name: string, argv: readonly string[]): Promise<number> {
     process.stderr.write(`${name}: ${error instanceof Error ? error.message : String(error)}\n`);
     return 1;
   };
-  let options: readonly { readonly def: Option; readonly value: string | undefined }[];
+  let options: readonly GivenOption<Option>[];
   try {
     const line = readCommandLine(argv, OPTIONS);
     const [operand] = line.operands;
@@ -40,34 +41,52 @@ async function run(name: string, argv: readonly string[]): Promise<number> {
     process.stdout.write(versionText(name));
     return 0;
   }
-  if (given('daemonize') && !startedBy(process.env)) return daemonize(argv);
+  if (given('daemonize')) {
+    if (!startedBy(process.env)) return daemonize(argv);
+    becomeBackground();
+  }
+  let pidFile: PidFile | undefined;
+  const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
+  const started = (): void => {
+    if (path === undefined) return;
+    pidFile = new PidFile(path);
+    pidFile.write(process.pid);
+  };
   try {
-    return await serve(options, fail);
+    return await serve(name, options, started, fail);
   } catch (error) {
     return fail(error);
+  } finally {
+    // Whoever waits for it to go finds that all is closed.
+    pidFile?.remove();
   }
 }
 
+/** `started`: everything is there. */
 async function serve(
-  options: readonly { readonly def: Option; readonly value: string | undefined }[],
+  name: string,
+  options: readonly GivenOption<Option>[],
+  started: () => void,
   fail: (error: unknown) => number,
 ): Promise<number> {
   await using storage = new StorageDaemon();
   const ended = endOf(storage);
-  let pidFile: PidFile | undefined;
   try {
-    for (const { def, value } of options) {
+    for (const { def, value, spelled } of options) {
       try {
+        const unknown = (event: string, where?: string): void => {
+          const place = where === undefined ? ` ${spelled}` : where;
+          process.stderr.write(`${name}:${place}: warning: trace event '${event}' does not exist\n`);
+        };
+        if (def.long === 'trace' && applyTrace(value ?? '', unknown)) return 0;
         // What waits for a first client may be told to end before one comes.
         if (await Promise.race([storage.apply(def, value ?? ''), ended.promise.then(() => true)])) return 0;
       } catch (error) {
         if (!(error instanceof Error)) throw error;
-        throw new Error(`--${def.long} ${value ?? ''}: ${error.message}`, { cause: error });
+        throw new Error(`${spelled}: ${error.message}`, { cause: error });
       }
     }
-    const path = options.findLast(({ def }) => def.long === 'pidfile')?.value;
-    if (path !== undefined) pidFile = new PidFile(path);
-    pidFile?.write(process.pid);
+    started();
     await storage.ready();
     notifyServiceManager(process.env, 'READY=1');
     process.send?.('ready', () => process.disconnect?.());
@@ -78,7 +97,6 @@ async function serve(
     return fail(error);
   } finally {
     ended.release();
-    pidFile?.remove();
   }
 }
 

@@ -13,6 +13,7 @@ const CHARDEVS_MAX = 256;
 export class ChardevFailure extends QmpError {}
 
 interface Entry {
+  kind: ChardevBackend['type'];
   device: Chardev;
   log: CharLog | undefined;
   /** Monitors that have it, and what is on top of it. */
@@ -34,7 +35,7 @@ export class Chardevs {
     if (this.#byId.has(id)) throw new QmpError(`Chardev with id '${id}' already exists`);
     if (this.#byId.size >= CHARDEVS_MAX) throw new QmpError(`there are ${CHARDEVS_MAX} already`);
     const base = backend.type === 'mux' ? this.#free(backend.data.chardev) : undefined;
-    const entry = { ...(await this.#open(backend)), users: 0 };
+    const entry = { ...(await this.#open(backend)), kind: backend.type, users: 0 };
     this.#byId.set(id, entry);
     if (base && entry.device instanceof MuxChardev) {
       base.mux = entry;
@@ -61,7 +62,7 @@ export class Chardevs {
     if (entry.users > 0) throw new QmpError('Chardev user does not support chardev hotswap');
     const { device, log } = await this.#open(backend);
     close(entry);
-    Object.assign(entry, { device, log });
+    Object.assign(entry, { kind: backend.type, device, log });
     return told(device);
   }
 
@@ -82,6 +83,11 @@ export class Chardevs {
     if (!entry) throw new QmpError(`Device '${id}' not found`);
     if (entry.device instanceof RingbufChardev) return entry.device;
     throw new QmpError(`${id} is not a ringbuf device`);
+  }
+
+  /** What each one is made of. */
+  kinds(): readonly { readonly id: string; readonly kind: ChardevBackend['type'] }[] {
+    return [...this.#byId].map(([id, { kind }]) => ({ id, kind }));
   }
 
   list(): Qapi<'ChardevInfo'>[] {

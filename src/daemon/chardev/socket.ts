@@ -1,13 +1,13 @@
 /** Socket devices: one client at a time, or one server that is connected to. */
 
-import { existsSync, unlinkSync } from 'node:fs';
+import { unlinkSync } from 'node:fs';
 import { createConnection, createServer, type ListenOptions, type Server, Socket } from 'node:net';
-import { dirname } from 'node:path';
 import { Gate } from '../../aio/op.ts';
-import { Errno, errnoOf, errnoText } from '../../base/errors.ts';
+import { BlockError, errnoOf, errnoText } from '../../base/errors.ts';
 import type { TlsSide } from '../../lib/objects/tls.ts';
+import { abstractSocket } from '../../native/abstract-socket.ts';
 import { QmpError } from '../../qmp/errors.ts';
-import { addressText, hostText, portOf, resolveHost, socketOf, unixPath } from './address.ts';
+import { addressText, bindFailure, hostText, portOf, portsOf, resolveHost, socketOf, unixPath } from './address.ts';
 import type { Chardev, CharFrontend, SocketAddress } from './chardev.ts';
 import type { Framing } from './framing.ts';
 import { StreamLink } from './stream.ts';
@@ -185,7 +185,7 @@ function refused(socket: Socket, error: unknown): void {
 
 async function listening(addr: SocketAddress, accept: (socket: Socket) => void): Promise<Server> {
   const first = await listenOptions(addr);
-  const last = addr.type === 'inet' ? (addr.to ?? first.port!) : 0;
+  const last = addr.type === 'inet' ? portsOf(addr)[1] : 0;
   for (let port = first.port ?? 0; ; port++) {
     const server = createServer({ pauseOnConnect: true, allowHalfOpen: false }, accept);
     const outcome = new Gate<NodeJS.ErrnoException | undefined>();
@@ -197,19 +197,39 @@ async function listening(addr: SocketAddress, accept: (socket: Socket) => void):
   }
 }
 
-async function listenOptions(addr: SocketAddress): Promise<ListenOptions & { fd?: number }> {
+type Role = 'server' | 'client';
+
+async function listenOptions(addr: SocketAddress, role: Role = 'server'): Promise<ListenOptions & { fd?: number }> {
   switch (addr.type) {
     case 'inet': {
       const { address, only6 } = await resolveHost(addr, true);
       return { host: address, port: portOf(addr.port), ipv6Only: only6 };
     }
     case 'unix':
-      return { path: unixPath(addr) };
+      return addr.abstract ? abstractOptions(addr, role) : { path: unixPath(addr) };
     case 'fd':
       return { fd: socketOf(addr.str) };
     default:
       throw new QmpError('socket address family AF_VSOCK unsupported');
   }
+}
+
+/** Node.js itself would fill the name up. */
+function abstractOptions(
+  addr: Extract<SocketAddress, { readonly type: 'unix' }>,
+  role: Role,
+): { path?: string; fd?: number } {
+  const path = unixPath(addr);
+  const fd = abstractSocket(path, role);
+  if (fd === undefined) return { path };
+  if (fd >= 0) return { fd };
+  const error = new BlockError(fd, errnoText(fd));
+  throw role === 'server' ? bindFailure(addr, error) : connectFailure(addr, error);
+}
+
+function connectFailure(addr: SocketAddress, error: NodeJS.ErrnoException | BlockError): QmpError {
+  const where = addr.type === 'unix' ? addr.path : addressText(addr).replace('tcp:', '');
+  return new QmpError(`Failed to connect to '${where}': ${errnoText(errnoOf(error))}`, 'GenericError', error);
 }
 
 async function connected(addr: SocketAddress): Promise<Socket> {
@@ -221,21 +241,12 @@ async function connected(addr: SocketAddress): Promise<Socket> {
   socket.once('connect', () => outcome.open(undefined));
   const error = await outcome.promise;
   if (!error) return socket;
-  const where = addr.type === 'unix' ? addr.path : addressText(addr).replace('tcp:', '');
-  throw new QmpError(`Failed to connect to '${where}': ${errnoText(errnoOf(error))}`, 'GenericError', error);
+  throw connectFailure(addr, error);
 }
 
 async function connectOptions(addr: SocketAddress): Promise<ListenOptions & { fd?: number }> {
-  if (addr.type !== 'inet') return listenOptions(addr);
+  if (addr.type !== 'inet') return listenOptions(addr, 'client');
   return { host: (await resolveHost(addr, false)).address, port: portOf(addr.port) };
-}
-
-function bindFailure(addr: SocketAddress, error: NodeJS.ErrnoException): QmpError {
-  // Node says EACCES where there is no directory.
-  const missing = addr.type === 'unix' && !addr.abstract && !existsSync(dirname(addr.path));
-  const why = errnoText(missing ? Errno.ENOENT : errnoOf(error));
-  const what = addr.type === 'unix' ? `Failed to bind socket to ${addr.path}` : 'Failed to find an available port';
-  return new QmpError(`${what}: ${why}`, 'GenericError', error);
 }
 
 /** As QEMU does: a path is taken over, whoever made it. */

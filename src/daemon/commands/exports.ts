@@ -1,3 +1,4 @@
+import { everyStep } from '../../base/every-step.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import { flatAddress } from '../chardev/address.ts';
 import type { Daemon } from '../daemon.ts';
@@ -8,8 +9,10 @@ export function exportCommands({ exports, nbd, nodes }: Daemon): Handlers {
     'nbd-server-start': ({ addr, ...options }) => nbd.start({ addr: flatAddress(addr), ...options }),
     'nbd-server-stop': async () => {
       nbd.assertRunning();
-      await exports.deleteAll('nbd');
-      await nbd.stop();
+      await everyStep(
+        () => exports.deleteAll('nbd'),
+        () => nbd.stop(),
+      );
     },
     'nbd-server-add': ({ device, name = device, bitmap, ...options }) => {
       nodes.lookup(undefined, device);

@@ -25,6 +25,7 @@ export function jobCommands(daemon: Daemon): Handlers {
     'block-job-finalize': ({ id }) => jobs.do(id, 'finalize', 'block-job'),
     'block-job-change': ({ id, ...change }) => jobs.change(id, change),
     ...copyingCommands(daemon),
+    ...formatCommands(daemon),
   };
 }
 
@@ -38,18 +39,23 @@ function ungrouped(options: Readonly<Record<string, unknown>>): Readonly<Record<
   return Object.fromEntries(entries);
 }
 
-function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
+function copyingCommands({ jobs, nodes }: Daemon): Handlers {
   return {
     'block-stream': async (args) => {
       const { device: node, base, bottom, 'base-node': baseNode, 'backing-file': backingFile } = args;
       const thread = nodes.lookup(undefined, node);
-      const layers = [base, baseNode, bottom].filter((layer) => layer !== undefined);
-      if (layers.length > 1) throw new QmpError("'base' and 'base-node' cannot be specified at the same time");
+      const [first, second] = (['base', 'base-node', 'bottom'] as const).filter((name) => args[name] !== undefined);
+      if (second !== undefined) throw new QmpError(`'${first}' and '${second}' cannot be specified at the same time`);
+      if (backingFile !== undefined && first === undefined) {
+        throw new QmpError('backing file specified, but streaming the entire chain');
+      }
       if (baseNode !== undefined) nodes.lookup(baseNode);
       if (bottom !== undefined) nodes.lookup(bottom);
+      const filterName = nodes.checkedName(args['filter-node-name'], 'Could not create node: ');
       const onError = errorPolicy(args['on-error']);
+      const layer = { base: base ?? baseNode, bottom };
       await jobs.start(thread, args, (settings) =>
-        thread.call('node-job-stream', { ...settings, node, base: base ?? baseNode, bottom, backingFile, onError }),
+        thread.call('node-job-stream', { ...settings, ...layer, node, backingFile, filterName, onError }),
       );
     },
     'block-commit': async (args) => {
@@ -64,10 +70,17 @@ function copyingCommands({ jobs, nodes, objects }: Daemon): Handlers {
         base: base ?? baseNode,
         top: top ?? topNode,
         backingFile,
+        filterName: nodes.checkedName(args['filter-node-name']),
         onError: errorPolicy(args['on-error']),
       };
       await jobs.start(thread, args, (settings) => thread.call('node-job-commit', { ...settings, node, ...layers }));
     },
+  };
+}
+
+/** Jobs that make an image, or change what it is. */
+function formatCommands({ jobs, nodes, objects }: Daemon): Handlers {
+  return {
     'x-blockdev-amend': async ({ 'job-id': id, 'node-name': node, options }) => {
       const { driver, version, ...rest } = options as Readonly<Record<string, unknown>>;
       const thread = nodes.lookup(node);

@@ -16,7 +16,7 @@ export function mirrorCommands({ jobs, nodes }: Daemon): Handlers {
   return {
     'blockdev-mirror': async (args) => {
       const thread = await nodes.together(args.device, args.target);
-      const settings = settingsOf(args);
+      const settings = { ...settingsOf(args), filterName: nodes.checkedName(args['filter-node-name']) };
       await jobs.start(thread, args, (message) =>
         thread.call('node-job-mirror', { ...message, ...settings, target: args.target }),
       );

@@ -4,8 +4,8 @@ import type { Daemon } from '../daemon.ts';
 import { Qom } from '../objects/qom.ts';
 import type { Handlers } from './table.ts';
 
-export function objectCommands({ objects }: Daemon): Handlers {
-  const qom = new Qom(objects);
+export function objectCommands({ chardevs, objects }: Daemon): Handlers {
+  const qom = new Qom(objects, chardevs);
   return {
     'object-add': async (options) => {
       try {

@@ -29,10 +29,16 @@ function graphOf(list: readonly NodeInfo[]): Graph {
   return new Map(list.map((node) => [node.name, node]));
 }
 
-/** What is below a node that it falls back on. */
+/** What is below a node that it falls back on, or that it shows. */
 function backingOf(node: NodeInfo, graph: Graph): NodeInfo | undefined {
-  const edge = node.children.find(({ name }) => name === 'backing');
+  const place = isFilter(node) ? ['backing', 'file', 'image'] : ['backing'];
+  const edge = node.children.find(({ name }) => place.includes(name));
   return edge && graph.get(edge.node);
+}
+
+/** For clients `raw` is a format. */
+function isFilter({ name, layer, driver }: NodeInfo): boolean {
+  return layer !== name && driver !== 'raw';
 }
 
 function deviceInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'BlockDeviceInfo'> {
@@ -42,7 +48,7 @@ function deviceInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'BlockDev
     file: node.filename,
     ro: node.readOnly,
     drv: node.driver,
-    ...(backing ? { backing_file: backing.filename } : {}),
+    ...(backing && !isFilter(node) ? { backing_file: backing.filename } : {}),
     backing_file_depth: flat ? 0 : depthOf(node, graph),
     encrypted: node.image.encrypted === true,
     detect_zeroes: node.detectZeroes,
@@ -83,13 +89,13 @@ function imageInfo(node: NodeInfo, graph: Graph, flat: boolean): Qapi<'ImageInfo
 }
 
 /** What a filter says of the image that it shows. */
-function ofShown({ name, layer, driver }: NodeInfo, graph: Graph): Pick<Qapi<'ImageInfo'>, 'cluster-size'> {
-  const { image } = (layer === name || driver === 'raw' ? undefined : graph.get(layer)) ?? { image: {} };
+function ofShown(node: NodeInfo, graph: Graph): Pick<Qapi<'ImageInfo'>, 'cluster-size'> {
+  const { image } = (isFilter(node) ? graph.get(node.layer) : undefined) ?? { image: {} };
   const told = ['cluster-size', 'dirty-flag'].filter((one) => Object.hasOwn(image, one));
   return Object.fromEntries(told.map((one) => [one, (image as Readonly<Record<string, unknown>>)[one]]));
 }
 
-/** Drivers of files, which are never dirty. */
+/** Drivers of files. */
 const FILES = new Set(['file', 'host_device']);
 
 function fullName(image: string, name: string): string {
@@ -129,8 +135,14 @@ function nodeStats(node: NodeInfo, graph: Graph): Qapi<'BlockStats'> {
   return {
     'node-name': node.name,
     stats: { ...NO_STATS, wr_highest_offset: node.highestWrite },
+    ...(FILES.has(node.driver) ? { 'driver-specific': fileStats(node) } : {}),
     ...(below ? { parent: nodeStats(below, graph) } : {}),
   };
+}
+
+function fileStats({ driver, discards }: NodeInfo) {
+  const { done, failed, bytes } = discards;
+  return { driver, 'discard-nb-ok': done, 'discard-nb-failed': failed, 'discard-bytes-ok': bytes };
 }
 
 const NO_STATS: Qapi<'BlockDeviceStats'> = {

@@ -40,6 +40,7 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
     },
     async create(options, _objects, id) {
       const given = options as IOThreadOptions;
+      for (const [property, value] of Object.entries(given)) assertCount(property, value);
       const thread = await IOThread.start({
         name: id,
         aio,
@@ -52,7 +53,7 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
     },
     async set(thread, property, to) {
       if (typeof to !== 'number') throw new QmpError(`Invalid parameter type for '${property}', expected: integer`);
-      if (to < 0) throw new QmpError(`${property} value must be in range [0, 9223372036854775807]`);
+      assertCount(property, to);
       const option = POLLING[property];
       if (option !== undefined) await thread.call('polling', { [option]: to });
     },
@@ -64,6 +65,11 @@ export function iothreadType(nodes: Nodes, aio: 'ring' | 'pool' | undefined): Ob
       await thread.stop();
     },
   };
+}
+
+function assertCount(property: string, value: unknown): void {
+  if (typeof value !== 'number' || value >= 0) return;
+  throw new QmpError(`${property} value must be in range [0, 9223372036854775807]`);
 }
 
 /** The thread of that name; undefined where there is none. */

@@ -3,6 +3,7 @@ import type { ObjectOption, ObjectType } from '../../lib/objects/object-type.ts'
 import type { ObjectInfo, ObjectStore } from '../../lib/objects/store.ts';
 import { QmpError } from '../../qmp/errors.ts';
 import type { Qapi } from '../../qmp/schema/schema.ts';
+import type { Chardevs } from '../chardev/chardevs.ts';
 
 type Property = Qapi<'ObjectPropertyInfo'>;
 
@@ -10,9 +11,11 @@ const TYPE: Property = { name: 'type', type: 'string' };
 
 export class Qom {
   readonly #objects: ObjectStore;
+  readonly #chardevs: Pick<Chardevs, 'kinds'>;
 
-  constructor(objects: ObjectStore) {
+  constructor(objects: ObjectStore, chardevs: Pick<Chardevs, 'kinds'>) {
     this.#objects = objects;
+    this.#chardevs = chardevs;
   }
 
   list(path: string): Property[] {
@@ -22,7 +25,9 @@ export class Qom {
     if (path === '/objects') {
       return [TYPE, ...this.#objects.list().map(({ id, type }) => ({ name: id, type: `child<${type}>` }))];
     }
-    if (path === '/chardevs') return [TYPE];
+    if (path === '/chardevs') {
+      return [TYPE, ...this.#chardevs.kinds().map(({ id, kind }) => ({ name: id, type: `child<chardev-${kind}>` }))];
+    }
     return this.properties(this.#find(path).type);
   }
 

@@ -8,6 +8,7 @@ import type { AioContext } from '../../aio/context.ts';
 import type { AioOp } from '../../aio/op.ts';
 import { BlockError, Errno } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
+import { BITS_MAX } from '../../base/paged-bits.ts';
 import { type Bytes, isPowerOfTwo, KiB, MiB, type Offset } from '../../base/units.ts';
 import {
   type Child,
@@ -118,8 +119,8 @@ class CopyBeforeWriteNode implements DriverNode {
   }
 }
 
-function refusal(why: string): BlockError {
-  return new BlockError(Errno.EINVAL, `Could not open a 'copy-before-write' node: ${why}`);
+function refusal(why: string, errno: number = Errno.EINVAL): BlockError {
+  return new BlockError(errno, `Could not open a 'copy-before-write' node: ${why}`);
 }
 
 function unitOf(target: Child, least: Bytes): Bytes {
@@ -174,6 +175,9 @@ export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
       throw refusal(`the target has ${target.length} bytes, and ${file.length} may have to be kept`);
     }
     const unit = unitOf(target, options['min-cluster-size'] ?? 0);
+    if (file.length / unit > BITS_MAX) {
+      throw refusal(`a disk of ${file.length} bytes has more than ${BITS_MAX} clusters of ${unit}`, Errno.EFBIG);
+    }
     const snapshot = new Snapshot(context.aio, file, target, unit, context.quiet);
     await lookAtTarget(target, snapshot, file.length);
     if (node !== undefined) snapshot.keepOnly((visit) => context.dirtyRanges(node, name!, visit));

@@ -10,6 +10,8 @@
  *
  * Bounds: copies that a guest waits for share 16 clusters; a backup's have memory of their own.
  */
+
+import { CoQueue } from '../../aio/co-queue.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { Gate } from '../../aio/op.ts';
 import { BlockError, Errno, ioError } from '../../base/errors.ts';
@@ -103,6 +105,7 @@ class Slots {
 
 export class Snapshot implements PointInTime {
   readonly unit: Bytes;
+  readonly overDisk: boolean;
   writeFlags = 0;
   readonly #file: Child;
   readonly #target: Child;
@@ -121,7 +124,7 @@ export class Snapshot implements PointInTime {
   readonly #slots: Slots;
   #copyingBytes = 0;
   #broken: BlockError | undefined;
-  #waiting: Gate[] = [];
+  readonly #changed = new CoQueue();
 
   /** `quiet`: called when nothing is being copied any more. */
   constructor(aio: AioContext, file: Child, target: Child, unit: Bytes, quiet: () => void) {
@@ -130,6 +133,9 @@ export class Snapshot implements PointInTime {
     this.unit = unit;
     this.#quiet = quiet;
     this.#length = file.length;
+    this.overDisk = target.isOver(file);
+    // Who reads the target, and falls back on the disk, has it as it was: the copy waits for him, and the write for it.
+    if (this.overDisk) this.writeFlags = RequestFlags.SERIALISING | RequestFlags.OWN;
     const count = Math.ceil(this.#length / unit);
     this.#pending = new PagedBits(count);
     this.#kept = new PagedBits(count);
@@ -161,7 +167,7 @@ export class Snapshot implements PointInTime {
   break(error: BlockError): void {
     this.#broken ??= error;
     this.#pending.clear();
-    this.#wake();
+    this.#changed.wakeAll();
   }
 
   keepOnly(each: (visit: (at: Offset, length: Bytes) => void) => void): void {
@@ -217,7 +223,7 @@ export class Snapshot implements PointInTime {
   }
 
   async settled(): Promise<void> {
-    while (this.busy) await this.#wait();
+    while (this.busy) await this.#changed.wait();
   }
 
   /** True where a write has to wait for nothing. */
@@ -232,7 +238,7 @@ export class Snapshot implements PointInTime {
     const failure = await this.#copy(at, length);
     if (failure !== undefined) return failure;
     // What is read of the disk for the snapshot was pending when it began, so nobody begins any more.
-    while (overlapping(this.#reading, at, at + length)) await this.#wait();
+    while (overlapping(this.#reading, at, at + length)) await this.#changed.wait();
     return undefined;
   }
 
@@ -242,7 +248,7 @@ export class Snapshot implements PointInTime {
     const { unit } = this;
     const first = alignDown(at, unit);
     const end = Math.min(first + unit, this.#length);
-    // What goes compressed is for whole clusters, and slow anyway.
+    // What goes compressed, or has to wait for readers, is slow anyway.
     if (at + length > end || this.writeFlags !== 0 || this.#broken !== undefined) return undefined;
     if (!this.#isPending(at, length) || overlapping(this.#reading, first, end)) return undefined;
     const place = this.#slots.takeNow();
@@ -282,7 +288,7 @@ export class Snapshot implements PointInTime {
       if (next.length > 0 && next.at < end) {
         const failure = await this.#copyRun(next.at, Math.min(next.length, alignUp(end, this.unit) - next.at));
         if (failure !== undefined) return failure;
-      } else if (overlapping(this.#copying, alignDown(at, this.unit), end)) await this.#wait();
+      } else if (overlapping(this.#copying, alignDown(at, this.unit), end)) await this.#changed.wait();
       else return undefined;
     }
     return undefined;
@@ -336,11 +342,13 @@ export class Snapshot implements PointInTime {
 
   /** Of the target, what does not read as zeroes already. */
   async #zero(from: Offset, length: Bytes): Promise<void> {
+    if (this.overDisk) return this.#target.writeZeroes(from, length, RequestFlags.MAY_UNMAP | this.writeFlags);
     for (let at = from; at < from + length; ) {
       const zeroes = await this.#target.zeroes(at, from + length - at);
       if (zeroes < 0) await this.#target.writeZeroes(at, -zeroes, RequestFlags.MAY_UNMAP);
       at += Math.abs(zeroes);
     }
+    return undefined;
   }
 
   #claim(at: Offset, length: Bytes): Range {
@@ -361,7 +369,7 @@ export class Snapshot implements PointInTime {
     if (from < range.end && this.#broken === undefined) {
       this.#pending.set(from / this.unit, Math.ceil(range.end / this.unit) - 1);
     }
-    this.#wake();
+    this.#changed.wakeAll();
     if (!this.busy) this.#quiet();
   }
 
@@ -384,7 +392,7 @@ export class Snapshot implements PointInTime {
           await this.#file.read(at, part);
         } finally {
           this.#reading.delete(range);
-          this.#wake();
+          this.#changed.wakeAll();
         }
         return length;
       }
@@ -392,7 +400,7 @@ export class Snapshot implements PointInTime {
         await this.#target.read(at, part);
         return length;
       }
-      await this.#wait();
+      await this.#changed.wait();
     }
   }
 
@@ -414,18 +422,6 @@ export class Snapshot implements PointInTime {
   status(at: Offset, want: Bytes, out: BlockStatus): MaybePromise<void> {
     const { pending, length } = this.#place(at, want);
     return (pending ? this.#file : this.#target).status(at, length, out);
-  }
-
-  #wake(): void {
-    const gates = this.#waiting;
-    this.#waiting = [];
-    for (const gate of gates) gate.open();
-  }
-
-  async #wait(): Promise<void> {
-    const gate = new Gate();
-    this.#waiting.push(gate);
-    await gate.promise;
   }
 }
 

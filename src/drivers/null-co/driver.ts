@@ -15,13 +15,16 @@ export interface NullOptions {
 class NullNode implements DriverNode {
   length: Bytes;
   readonly nativeFua = true;
+  /** The length that its options say. */
+  readonly #given: Bytes;
   readonly #aio: AioContext;
   readonly #zeroes: boolean;
   readonly #latency: Nanoseconds;
 
   constructor(aio: AioContext, options: NullOptions) {
     this.#aio = aio;
-    this.length = options.size ?? GiB;
+    this.#given = options.size ?? GiB;
+    this.length = this.#given;
     this.#zeroes = options['read-zeroes'] ?? false;
     this.#latency = options['latency-ns'] ?? 0;
     if (this.#latency < 0) {
@@ -66,7 +69,7 @@ class NullNode implements DriverNode {
   }
 
   inactivate(): Record<string, unknown> {
-    return { size: this.length };
+    return this.length === this.#given ? {} : { size: this.length };
   }
 
   #end(op: AioOp, result: number): void {

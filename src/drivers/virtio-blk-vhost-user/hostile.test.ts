@@ -71,7 +71,9 @@ for (const [what, message, request, answer] of ANSWERS) {
   onFake(`an answer ${what} is an error`, async ({ fake, open }) => {
     fake.protocol |= 1;
     fake.answers.set(request, answer);
-    await assert.rejects(open({ 'request-timeout': 0.3 }), { message });
+    // Those that come are not to be late, however slow the machine is.
+    const late = answer() === undefined;
+    await assert.rejects(open(late ? { 'request-timeout': 0.3 } : {}), { message });
   });
 }
 
@@ -99,7 +101,7 @@ onFake('an answer that nobody has asked for ends the connection', async ({ fake,
 /** One read to a back-end that does `wrong`, and one to the next, or to the same where that was just an error. */
 function onRead(title: string, wrong: (fake: FakeBackEnd, head: number) => void, leaves = true): void {
   onFake(`${title}: the request fails, and the next one does not`, async ({ fake, open }) => {
-    const blk = await open({ 'request-timeout': 0.4 });
+    const blk = await open({ 'request-timeout': 2 });
     const memory = memoryOf(new Uint8Array(new SharedArrayBuffer(4096)));
     const failed = assert.rejects(blk.read(0, Iov.of(memory)), { code: 'EIO' });
     await until(() => fake.available === 1);

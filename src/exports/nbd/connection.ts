@@ -5,6 +5,9 @@
  *
  * Back-pressure is one rule: while there is a reason to pause (requests or bytes at their limit, all receive chunks in
  * use, a drained export, a stop), nothing is parsed and nothing is received, and the client's socket fills up.
+ *
+ * A connection whose client is to be served elsewhere (docs/CHANNELS.md, "NBD connections follow") parses no request
+ * either, and ends between two of them, with what it has received of the next.
  */
 import type { AioSocket } from '../../aio/backend.ts';
 import type { BottomHalf } from '../../aio/bottom-half.ts';
@@ -19,6 +22,7 @@ import { decodeExtendedRequest, decodeRequest, RequestHeader } from '../../proto
 import { blockStatus, STATUS_BYTES } from './block-status.ts';
 import type { ByteBudget } from './budget.ts';
 import { checkCommand } from './command.ts';
+import type { HandedOver } from './export-list.ts';
 import type { Negotiated } from './handshake.ts';
 import type { ConnectionHooks, NbdLimits } from './limits.ts';
 import { CHUNK_BYTES, CHUNK_PAYLOAD_MAX, CHUNKS, ReceiveBuffer } from './receive-buffer.ts';
@@ -26,17 +30,10 @@ import { ReplyQueue } from './reply.ts';
 import { HEADER_ROOM, NbdRequest, type RequestOwner } from './request.ts';
 import { BudgetShare } from './share.ts';
 
-/** Serves one client from the end of its handshake; resolves when it has gone and nothing of its is in flight. */
-export async function transmit(
-  context: AioContext,
-  socket: AioSocket,
-  negotiated: Negotiated,
-  limits: NbdLimits,
-  budget: ByteBudget,
-  hooks: ConnectionHooks,
-): Promise<void> {
-  const connection = new Connection(context, socket, negotiated, limits, budget, hooks);
-  await connection.run();
+/** Serves one client in the transmission phase; resolves when nothing of its is in flight: to undefined when it has
+ *  gone, or to what another server goes on from (StopSignal.leaving), with the socket as it was. */
+export function transmit(...of: ConstructorParameters<typeof Connection>): Promise<HandedOver | undefined> {
+  return new Connection(...of).run();
 }
 
 class ReceiveOp extends AioOp {
@@ -59,6 +56,7 @@ const Expect = { HEADER: 0, PAYLOAD: 1, SKIP: 2, BLOCK: 3 } as const;
 export class Connection implements RequestOwner {
   readonly negotiated: Negotiated;
   readonly budget: ByteBudget;
+  readonly #context: AioContext;
   readonly #socket: AioSocket;
   readonly #limits: NbdLimits;
   readonly #hooks: ConnectionHooks;
@@ -80,6 +78,8 @@ export class Connection implements RequestOwner {
   #missing = 0;
   #skip = 0;
   #receiving = false;
+  /** The receive under way was taken back. */
+  #cancelled = false;
   #parsing = false;
   /** The read that was parsed last, in this call; the only request in flight when the client waits for each answer. */
   #lone: NbdRequest | null = null;
@@ -100,6 +100,7 @@ export class Connection implements RequestOwner {
     budget: ByteBudget,
     hooks: ConnectionHooks,
   ) {
+    this.#context = context;
     this.#socket = socket;
     this.negotiated = negotiated;
     this.#limits = limits;
@@ -120,9 +121,10 @@ export class Connection implements RequestOwner {
     this.#replyBh = context.bottomHalf(() => this.#replies.flush(), 'nbd replies');
   }
 
-  async run(): Promise<void> {
+  async run(): Promise<HandedOver | undefined> {
     const { stop } = this.#hooks;
     stop.onRaise = () => this.#close();
+    stop.onLeaving = () => this.#advance();
     stop.onResume = () => this.#advance();
     stop.onCut = () => this.#fail();
     stop.onStarved = () => this.#yieldMemory();
@@ -131,12 +133,12 @@ export class Connection implements RequestOwner {
     this.#advance();
     await this.#ended.promise;
     this.#share.close();
-    stop.onRaise = undefined;
-    stop.onResume = undefined;
-    stop.onCut = undefined;
-    stop.onStarved = undefined;
+    stop.forget();
     this.#replyBh.delete();
+    const { export: _, ...agreed } = this.negotiated;
+    const onward = this.#closing ? undefined : { ...agreed, buffered: this.#buffer.takeRest() };
     this.budget.giveReceiveMemory(this.#memory);
+    return onward;
   }
 
   /** True while the export is drained: nothing is read (SEMANTICS D4). */
@@ -148,13 +150,15 @@ export class Connection implements RequestOwner {
 
   received(result: number): void {
     this.#receiving = false;
+    const cancelled = this.#cancelled && result === -Errno.ECANCELED;
+    this.#cancelled = false;
     if (this.#dead) {
       // What came in with the end is of no use: there is nobody to answer.
       this.#lost();
       return;
     }
     if (result <= 0) {
-      if (result === -Errno.EINTR || result === -Errno.EAGAIN) this.#advance();
+      if (cancelled || result === -Errno.EINTR || result === -Errno.EAGAIN) this.#advance();
       else this.#lost();
       return;
     }
@@ -176,7 +180,7 @@ export class Connection implements RequestOwner {
 
   /** Level-triggered: parses what can be parsed, receives when there is room, ends when all is done. */
   #advance(): void {
-    if (this.#parsing) return;
+    if (this.#parsing || this.#ended.opened) return;
     this.#parsing = true;
     this.#lone = null;
     while (!this.#dead && this.#parseOne()) {
@@ -192,6 +196,7 @@ export class Connection implements RequestOwner {
   #wantsInput(): boolean {
     if (this.#share.waiting) return false;
     if (this.#expect === Expect.PAYLOAD || this.#expect === Expect.BLOCK) return true;
+    if (this.#hooks.stop.leaving && this.#expect === Expect.HEADER) return false;
     return !this.#closing && !this.#paused && this.#busy < this.#limits.maxRequests;
   }
 
@@ -237,7 +242,7 @@ export class Connection implements RequestOwner {
   #takeHeader(): boolean {
     const buffer = this.#buffer;
     if (buffer.available < this.#headerSize || this.#closing || this.#paused || this.#share.waiting) return false;
-    if (this.#busy >= this.#limits.maxRequests) return false;
+    if (this.#busy >= this.#limits.maxRequests || this.#hooks.stop.leaving) return false;
     const header = this.#header;
     const decode = this.negotiated.extended ? decodeExtendedRequest : decodeRequest;
     if (!decode(buffer.memory.view, buffer.pos, header)) {
@@ -476,13 +481,15 @@ export class Connection implements RequestOwner {
   }
 
   #endIfDone(): void {
-    if (!this.#closing || this.#parsing || this.#ended.opened) return;
+    const leaving = this.#hooks.stop.leaving && this.#expect === Expect.HEADER;
+    if (!(this.#closing || leaving) || this.#parsing || this.#ended.opened) return;
     if (this.#busy > 0 || !this.#replies.idle) return;
-    if (this.#receiving) {
-      // The last reply has gone out; a receive that is still waiting for the client ends with the socket.
-      this.#socket.shutdown();
-      return;
+    if (!this.#receiving) this.#ended.open();
+    // The last reply has gone out; a receive that is still waiting for the client ends with the socket.
+    else if (this.#closing) this.#socket.shutdown();
+    else if (!this.#cancelled) {
+      this.#cancelled = true;
+      this.#context.backend.cancel(this.#receive);
     }
-    this.#ended.open();
   }
 }

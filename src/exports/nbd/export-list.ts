@@ -22,12 +22,20 @@ export interface NbdExport {
   readonly multiConn: boolean;
   /** Offer `qemu:dirty-bitmap:NAME` of these; the server releases them. */
   readonly bitmaps?: ExportBitmaps | undefined;
+  /** Where its clients are served while its disk is in another thread; absent where all of them are served here. */
+  readonly otherHome?: OtherHome | undefined;
+}
+
+/** The server of an export in whichever thread is its disk's home: see docs/CHANNELS.md, "NBD connections follow". */
+export interface OtherHome {
+  /** False while this thread is it: clients are served here. */
+  readonly elsewhere: boolean;
   /**
-   * Has the server of another thread, the disk's home, serve a client from the end of its handshake on: see
-   * NbdServer.adopt. Resolves when that is over; the descriptor stays open until then. Does not reject. Undefined where
-   * the client is to be served here.
+   * Has it serve a client in the transmission phase: see NbdServer.adopt. Resolves when that is over; the descriptor
+   * stays open until then. Answers what to go on from where the disk has moved on meanwhile, else undefined: the client
+   * has gone. Does not reject.
    */
-  readonly handOver?: (fd: number, handed: HandedOver) => Promise<void> | undefined;
+  handOver(fd: number, handed: HandedOver): Promise<HandedOver | undefined>;
 }
 
 /** What has been agreed on with a client; survives structured clone. */
@@ -38,7 +46,8 @@ export interface HandedOver {
   /** 32-byte headers. */
   readonly extended: boolean;
   readonly contexts: ActiveContexts;
-  /** What the client has sent already after the handshake: the start of the transmission phase. */
+  /** What the client has sent in the transmission phase and nobody has parsed, from the start of a request on. At most
+   *  a receive chunk. */
   readonly buffered: Uint8Array;
 }
 

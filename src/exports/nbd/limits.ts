@@ -66,8 +66,13 @@ export function resolveLimits(changes: Partial<NbdLimits> = {}): NbdLimits {
 export class StopSignal {
   /** True once {@link raise} was called. */
   raised = false;
+  /** True while the connection is to end as soon as all that it has begun is answered, since its client is to be served
+   *  elsewhere. */
+  leaving = false;
   /** Set by the connection: called once, at the time of raise(). */
   onRaise: (() => void) | undefined;
+  /** Set by the connection: called when {@link leaving} has changed. */
+  onLeaving: (() => void) | undefined;
   /** Set by the connection: called when its export is not drained any more. */
   onResume: (() => void) | undefined;
   /** Set by the connection: called when the client is cut off, so that it ends even while it waits for nothing of the
@@ -80,6 +85,21 @@ export class StopSignal {
     if (this.raised) return;
     this.raised = true;
     this.onRaise?.();
+  }
+
+  /** The connection has ended. */
+  forget(): void {
+    this.onRaise = undefined;
+    this.onLeaving = undefined;
+    this.onResume = undefined;
+    this.onCut = undefined;
+    this.onStarved = undefined;
+  }
+
+  leave(leaving: boolean): void {
+    if (this.leaving === leaving) return;
+    this.leaving = leaving;
+    this.onLeaving?.();
   }
 }
 

@@ -68,6 +68,11 @@ export class ReceiveBuffer {
     this.fill += bytes.length;
   }
 
+  /** A copy of what waits to be parsed. */
+  takeRest(): Uint8Array {
+    return this.memory.bytes.slice(this.pos, this.fill);
+  }
+
   // Goes on in a chunk that nobody uses, taking along what is not parsed.
   #next(need: Bytes): boolean {
     const rest = this.available;

@@ -77,15 +77,13 @@ inContext('2024-7409 clients beyond the limit wait outside until one leaves', as
   });
 });
 
-inContext('row 14: half-open handshakes at the limit make room for a new client within a second', async (context) => {
-  await withServer(context, { maxConnections: 3 }, async ({ server, path, ends }) => {
+inContext('row 14: half-open handshakes at the limit make room for a new client', async (context) => {
+  await withServer(context, { maxConnections: 3, handshakeNs: 3600e9 }, async ({ server, path, ends }) => {
     const slow: RawClient[] = [];
     for (let i = 0; i < 3; i++) slow.push(await RawClient.connect(path));
     await until(() => server.clients.length === 3);
-    const start = performance.now();
     const client = await RawClient.connect(path);
     await client.go('disk');
-    assert.ok(performance.now() - start < 1500, 'served in time');
     assert.equal(server.stats.evicted, 1);
     await slow[0]!.closed;
     assert.match(ends[0]!, /others waited/);
@@ -114,9 +112,8 @@ inContext('2024-7409 a server stops at once with clients in every state, and may
     await until(() => server.clients.length === 4);
     // The fifth is held at the door.
     clients.push(await RawClient.connect(path));
-    const start = performance.now();
-    await Promise.all([server.stop(10_000), server.stop()]);
-    assert.ok(performance.now() - start < 2000, 'stopped in time');
+    // None of them has anything under way that it could wait for.
+    await Promise.all([server.stop(3_600_000), server.stop()]);
     assert.deepEqual([server.clients.length, server.addresses.length], [0, 0]);
     for (const client of clients) await client.destroy();
     await assert.rejects(RawClient.connect(path), { code: 'ENOENT' });

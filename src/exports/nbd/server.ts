@@ -5,6 +5,7 @@
 import type { AioListener, AioSocket, ListenOptions, SocketAddress } from '../../aio/backend.ts';
 import type { AioContext } from '../../aio/context.ts';
 import { Gate, WaitOp } from '../../aio/op.ts';
+import type { Timer } from '../../aio/timers.ts';
 import { BlockError, Errno, errnoText } from '../../base/errors.ts';
 import type { Memory } from '../../base/memory.ts';
 import type { Nanoseconds } from '../../base/units.ts';
@@ -28,6 +29,13 @@ const ACCEPT_PAUSE_NS: Nanoseconds = 100e6;
 /** When there is no room, a handshake of this age makes room for the next client: half-open connections keep nobody
  *  out. Handshakes take milliseconds. */
 const EVICT_AFTER_NS: Nanoseconds = 500e6;
+/**
+ * How long a client waits at most for its connection to be handed over, before it is served through a channel, and how
+ * long it is until that is tried again. What is in the way as a rule are requests under way, of milliseconds; a client
+ * that does not read its replies must not stop for long what it writes.
+ */
+const LEAVE_NS: Nanoseconds = 100e6;
+const STAY_NS: Nanoseconds = 1e9;
 /** Handshake buffers that are kept for the next client. */
 const SPARE_MEMORIES = 16;
 
@@ -74,6 +82,8 @@ class Client {
   readonly since: Nanoseconds;
   readonly stop = new StopSignal();
   export: NbdExport | undefined;
+  /** A connection serves it in this thread. */
+  served = false;
   evicted = false;
   /** Another server has greeted it, and counts it. */
   adopted = false;
@@ -83,6 +93,11 @@ class Client {
     this.socket = socket;
     this.since = since;
     this.tls = tls;
+  }
+
+  /** Its disk's home is another thread, where it can be served. */
+  get elsewhere(): boolean {
+    return this.socket.fd !== undefined && this.export?.otherHome?.elsewhere === true;
   }
 
   /** Ends it without regard to what is under way. */
@@ -109,6 +124,8 @@ export class NbdServer {
   /** What hears of drains, of each export. */
   readonly #users = new Map<NbdExport, BackendUser>();
   readonly #memories: Memory[] = [];
+  /** Clients that follow their disk are on their way, or are asked to be. */
+  readonly #departing: Timer;
   #acceptLoops = 0;
   #stopping: Promise<void> | undefined;
   /** Opens, and is replaced, whenever something changes that somebody may wait for. */
@@ -122,6 +139,7 @@ export class NbdServer {
     this.budget.onStarved = () => {
       for (const client of this.#clients) client.stop.onStarved?.();
     };
+    this.#departing = context.timer(() => this.#sendOn(!this.#leaving), 'nbd clients that leave');
     this.#exports = new ExportList(this.limits.maxExports);
     this.#onClientEnd = options.onClientEnd ?? (() => {});
     this.#tls = options.tls;
@@ -164,13 +182,18 @@ export class NbdServer {
   }
 
   /**
-   * Takes an export away. `safe` refuses with EBUSY while clients use it; `hard` cuts them off. Resolves once no
-   * request of theirs is in flight. Rejects with ENOENT for a name that is not there.
+   * Takes an export away. `safe` refuses with EBUSY while clients use it, but for those that are about to leave for its
+   * disk's home; `hard` cuts them off. Resolves once no request of theirs is in flight. Rejects with ENOENT for a name
+   * that is not there.
    */
   async removeExport(name: string, mode: 'safe' | 'hard' = 'safe'): Promise<void> {
-    const entry = this.#exports.find(name);
+    const users = (): Client[] => [...this.#clients].filter((client) => entry && client.export === entry);
+    let entry = this.#exports.find(name);
+    while (mode === 'safe' && users().some(({ stop }) => stop.leaving)) {
+      await this.#changed.promise;
+      entry = this.#exports.find(name);
+    }
     if (!entry) throw new BlockError(Errno.ENOENT, `Could not remove NBD export '${name}': there is none`);
-    const users = (): Client[] => [...this.#clients].filter((client) => client.export === entry);
     if (mode === 'safe' && users().length > 0) {
       throw new BlockError(Errno.EBUSY, `Could not remove NBD export '${name}': ${users().length} clients use it`);
     }
@@ -186,15 +209,31 @@ export class NbdServer {
   }
 
   /** Exports of `from` go on with `to`, which shows the same disk, from their next request on. Those under way end
-   *  where they are. */
+   *  where they are. Clients whose disk is elsewhere then follow it. */
   rehome(from: BlockBackend, to: BlockBackend): void {
-    for (const [entry, user] of this.#users) {
-      if (entry.blk !== from) continue;
+    const changed = [...this.#users].filter(([{ blk }]) => blk === from);
+    for (const [entry, user] of changed) {
       from.users.delete(user);
       entry.blk = to;
       to.users.add(user);
-      if (to.quiesce === 0) user.onDrainEnd?.();
     }
+    // First of all: what they begin from here on goes through a channel.
+    if (changed.length > 0) this.#sendOn(true);
+    for (const [, user] of changed) if (to.quiesce === 0) user.onDrainEnd?.();
+  }
+
+  get #leaving(): boolean {
+    return [...this.#clients].some(({ stop }) => stop.leaving);
+  }
+
+  /** Has the connections of clients whose disk is elsewhere end, or go on here for a while. */
+  #sendOn(leave: boolean): void {
+    this.#departing.cancel();
+    for (const { served, elsewhere, stop } of this.#clients) {
+      stop.leave(leave && served && elsewhere);
+      if (served && elsewhere) this.#departing.armIn(leave ? LEAVE_NS : STAY_NS);
+    }
+    this.#notify();
   }
 
   /** Begins to accept clients there; resolves to where it really listens. */
@@ -232,22 +271,30 @@ export class NbdServer {
     const client = this.#client(socket);
     this.#clients.add(client);
     const why = this.#stopping ? 'the server is stopping' : await this.#converse(client);
+    socket.shutdown();
     await this.#end(client);
     this.#onClientEnd(socket.peer, client.evicted ? 'it was too slow and others waited' : why);
   }
 
-  /** Serves a client whose handshake was the business of another thread's server (NbdExport.handOver) to its end. */
-  async adopt(socket: AioSocket, handed: HandedOver): Promise<void> {
+  /**
+   * Serves a client that another thread's server has greeted (NbdExport.otherHome), to its end, or until the disk has
+   * gone elsewhere: then it answers what the next server goes on from. One that cannot be served here is answered as it
+   * came.
+   */
+  async adopt(socket: AioSocket, handed: HandedOver): Promise<HandedOver | undefined> {
     const client = new Client(socket, this.context.now(), undefined);
     client.adopted = true;
+    client.export = this.#exports.find(handed.exportName);
     this.#clients.add(client);
-    const entry = this.#exports.find(handed.exportName);
-    if (entry && !this.#stopping) await this.#transmission(client, { ...handed, export: entry });
+    const { export: entry } = client;
+    const here = entry && !client.elsewhere && !this.#stopping;
+    const onward = here ? await this.#transmission(client, { ...handed, export: entry }) : handed;
+    if (!onward) socket.shutdown();
     await this.#end(client);
+    return onward;
   }
 
   async #end(client: Client): Promise<void> {
-    client.socket.shutdown();
     await client.socket.close();
     this.#clients.delete(client);
     this.#notify();
@@ -303,6 +350,7 @@ export class NbdServer {
     await Promise.all(closing);
     while (this.#acceptLoops > 0 || this.#clients.size > 0) await this.#changed.promise;
     deadline.cancel();
+    this.#departing.cancel();
     for (const entry of this.#exports.list()) this.#letGo(entry);
     this.budget.close();
     this.#memories.length = 0;
@@ -364,24 +412,33 @@ export class NbdServer {
       return result.ended;
     }
     this.stats.handshakes++;
-    // Both may have come since the handshake looked.
-    if (this.#stopping) return 'the server is stopping';
-    if (this.#exports.find(result.exportName) !== result.export) return 'its export was removed';
-    const { export: entry, buffered, ...handed } = result;
-    const { fd } = client.socket;
+    const { export: entry, ...agreed } = result;
     // The memory is the next client's.
-    const over = fd === undefined ? undefined : entry.handOver?.(fd, { ...handed, buffered: buffered.slice() });
-    if (!over) return this.#transmission(client, result);
-    client.export = entry;
-    await over;
+    return this.#serve(client, entry, { ...agreed, buffered: agreed.buffered.slice() });
+  }
+
+  /** Serves a greeted client here or in its disk's home, wherever that goes. Returns why it ended. */
+  async #serve(client: Client, entry: NbdExport, agreed: HandedOver): Promise<string> {
+    const { fd } = client.socket;
+    for (let handed: HandedOver | undefined = agreed; handed; ) {
+      // Both may have come since somebody looked.
+      if (this.#stopping) return 'the server is stopping';
+      if (this.#exports.find(entry.name) !== entry) return 'its export was removed';
+      client.export = entry;
+      handed = client.elsewhere
+        ? await entry.otherHome!.handOver(fd!, handed)
+        : await this.#transmission(client, { ...handed, export: entry });
+    }
     return 'the transmission has ended';
   }
 
-  async #transmission(client: Client, negotiated: Negotiated): Promise<string> {
-    client.export = negotiated.export;
+  async #transmission(client: Client, negotiated: Negotiated): Promise<HandedOver | undefined> {
     const hooks = { stop: client.stop, traffic: this.traffic };
-    await transmit(this.context, client.socket, negotiated, this.limits, this.budget, hooks);
-    return 'the transmission has ended';
+    client.served = true;
+    const onward = await transmit(this.context, client.socket, negotiated, this.limits, this.budget, hooks);
+    client.served = false;
+    client.stop.leaving = false;
+    return onward;
   }
 
   #newMemory(): Memory {

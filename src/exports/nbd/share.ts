@@ -79,6 +79,7 @@ export class BudgetShare implements BudgetWaiter {
 
   /** The connection has ended and holds nothing. */
   close(): void {
+    this.forget();
     this.#budget.giveLifeline(this.#lifelineAt);
   }
 }

@@ -326,7 +326,7 @@ onServer('messages that say what cannot be are refused, and cost no descriptor (
     const given = fds < 0 ? [eventfds[0]!] : new Array<number>(fds).fill(front.memfd);
     assert.equal(await front.acked(request, payload(front), given), 1, what);
     // The ring lets go of a descriptor a little later.
-    await until(() => count() === before, what);
+    await until(() => count() <= before, what);
   }
   // What follows a table that was refused has no memory; one that is good has it again.
   assert.equal(await front.acked(R.SET_MEM_TABLE, encodeMemoryTable([front.region]), [front.memfd]), 0);
@@ -347,7 +347,7 @@ onServer('descriptors that nobody asked for are closed (2022-0669)', async ({ se
     for (const fd of reply!.fds) close(fd);
     await front.acked(R.SET_FEATURES, encodeU64(0), new Array<number>(8).fill(front.memfd));
   }
-  assert.equal(count(), before);
+  await until(() => count() <= before, 'descriptors to be gone');
   await front.close();
 });
 

@@ -315,5 +315,6 @@ onServer('front-ends and memory tables come and go without descriptors or mappin
   await once();
   const before = count();
   for (let i = 0; i < 10; i++) await once();
-  assert.deepEqual(count(), before);
+  // The ring lets go of descriptors a little later.
+  await until(() => count().every((some, i) => some <= before[i]!), 'descriptors and mappings to be gone');
 });

@@ -1,7 +1,5 @@
-import assert from 'node:assert/strict';
-import { peer } from '../../harness.ts';
-import { conversation, type Fields, type Step, step, type Talk } from '../conversation.ts';
-import { images } from '../images.ts';
+import { conversation, type Fields, type Step, step } from '../conversation.ts';
+import { images, sameImages } from '../images.ts';
 
 function node(name: string, backing?: Fields): Fields {
   const file = { driver: 'file', filename: `$DIR/${name}.qcow2` };
@@ -15,21 +13,6 @@ const graph = step('x-debug-query-block-graph');
 function drive(command: 'drive-mirror' | 'drive-backup') {
   return (more: Fields, how: Omit<Step, 'command' | 'args'> = {}) =>
     step(command, { 'job-id': 'j', device: 'top', sync: 'full', target: '$DIR/new', ...more }, how);
-}
-
-/** Compares the images of these names that both have left. */
-function sameImages(names: readonly string[]): NonNullable<Talk['after']> {
-  const info = async (directory: string, name: string): Promise<unknown> => {
-    const text = await peer('qemu-img', 'info', '--output=json', `${directory}/${name}`);
-    const { 'virtual-size': size, format, 'backing-filename': below } = JSON.parse(text) as Record<string, string>;
-    return [size, format, below?.replace(directory, '')];
-  };
-  return async (ours, theirs) => {
-    for (const name of names) {
-      assert.deepEqual(await info(ours, name), await info(theirs, name), name);
-      await peer('qemu-img', 'compare', '-q', `${ours}/${name}`, `${theirs}/${name}`);
-    }
-  };
 }
 
 export const driveMirror = conversation('drive-mirror makes, opens and leaves its target', () => {

@@ -15,7 +15,8 @@ const throttle = (over: string): Fields => ({
 const reopen = (over: string, how = {}) => step('blockdev-reopen', { options: [throttle(over)] }, how);
 const exported = (id: string, node: string, writable: boolean, how = {}) =>
   step('block-export-add', { type: 'nbd', id, 'node-name': node, name: id, writable }, how);
-const unexported = (id: string) => step('block-export-del', { id }, { event: 'BLOCK_EXPORT_DELETED' });
+/** The server may not know yet that its clients have ended. */
+const unexported = (id: string) => step('block-export-del', { id, mode: 'hard' }, { event: 'BLOCK_EXPORT_DELETED' });
 const del = (name: string, how = {}) => step('blockdev-del', { 'node-name': name }, how);
 
 function reads(...commands: string[]): (directory: string) => Promise<void> {

@@ -134,6 +134,39 @@ export const commitAndMirror = conversation('commit and mirror become ready, com
   };
 });
 
+export const filterNames = conversation('the filter of a job has a name that no other node has', () => {
+  const jobs: readonly (readonly [command: string, args: Fields])[] = [
+    ['block-stream', { device: 'top' }],
+    ['block-commit', { device: 'top' }],
+    ['block-commit', { device: 'top', 'top-node': 'mid' }],
+    ['blockdev-mirror', { device: 'top', target: 'new', sync: 'full' }],
+    ['blockdev-backup', { device: 'top', target: 'new', sync: 'full' }],
+  ];
+  const begin = ([command, args]: (typeof jobs)[number], name: string, how = {}) =>
+    step(command, { ...args, 'job-id': 'j', speed: SLOW, 'filter-node-name': name }, how);
+  return {
+    steps: [
+      step('blockdev-add', CHAIN),
+      step('blockdev-add', node('new')),
+      ...['', '1', 'a b', '#block000', 'x'.repeat(32), 'top', 'base-file'].flatMap((name) =>
+        jobs.map((job) => begin(job, name)),
+      ),
+      ...jobs.flatMap((job) => [
+        begin(job, 'f'),
+        step('blockdev-add', { driver: 'null-co', 'node-name': 'f' }),
+        step('block-job-cancel', { device: 'j', force: true }, { until: 'null' }),
+        step('blockdev-add', { driver: 'null-co', 'node-name': 'f' }),
+        begin(job, 'f'),
+        step('blockdev-del', { 'node-name': 'f' }),
+      ]),
+    ],
+    prepare: async (directory) => {
+      await chain(directory);
+      await peer('qemu-img', 'create', '-q', '-f', 'qcow2', `${directory}/new.qcow2`, '16M');
+    },
+  };
+});
+
 async function allocated(directory: string): Promise<void> {
   const { size, blocks } = statSync(`${directory}/full`);
   assert.deepEqual([size, blocks * 512 >= 65536], [65536, true]);

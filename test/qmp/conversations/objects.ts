@@ -74,7 +74,7 @@ export const encryptedImages = conversation('an encrypted image opens with the s
       create({ ...encrypted, encrypt: { format: 'luks', nonsense: 1 } }),
       create(
         { ...encrypted, encrypt: { format: 'luks', 'key-secret': 's0', 'iter-time': 10 } },
-        { until: 'concluded' },
+        { until: 'concluded', measures: true },
       ),
       step('query-jobs'),
       dismiss,
