@@ -2,7 +2,7 @@
 import { relative } from 'node:path';
 
 /** What a failed test says of why: this many characters at most. */
-const REASON_MAX = 1200;
+const REASON_MAX = 600;
 
 export default async function* failures(events) {
   for await (const { type, data } of events) {

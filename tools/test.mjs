@@ -15,6 +15,8 @@ const FILE_TIMEOUT_MS = LONG ? 15 * 60_000 : 300_000;
 /** A tier that hangs is ended. */
 const TIER_TIMEOUT_MS = LONG ? 60 * 60_000 : 20 * 60_000;
 const SMOKE_TIMEOUT_MS = 5 * 60_000;
+/** Characters about the failures of a tier at the end. */
+const FAILURES_MAX = 6000;
 /** Tests of the engine choose their backends themselves; these take what there is, and run once more on the pool. */
 const ON_POOL = /^dist\/(src\/lib|test)\//;
 /** Not even then: commands and what they print, not I/O. */
@@ -143,7 +145,7 @@ async function suite(name, files, { node = process.execPath, aio, flags = [] } =
   if (code !== 0 && counts.fail === 0) counts.fail = 1;
   record(name, began, counts, counts.note);
   if (existsSync(times)) tiers.at(-1).slowest = readFileSync(times, 'utf8').trim().split('\n').slice(0, 8);
-  if (existsSync(failures)) tiers.at(-1).failures = readFileSync(failures, 'utf8').trim();
+  if (existsSync(failures)) tiers.at(-1).failures = readFileSync(failures, 'utf8').slice(0, FAILURES_MAX).trim();
 }
 
 function lint() {
