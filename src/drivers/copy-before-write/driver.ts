@@ -35,7 +35,7 @@ export interface CopyBeforeWriteOptions {
   readonly 'min-cluster-size'?: Bytes;
 }
 
-const UNIT_MIN: Bytes = Number(process.env.UNIT ?? 16) * KiB;
+const UNIT_MIN: Bytes = 64 * KiB;
 const UNIT_MAX: Bytes = 16 * MiB;
 const TIMEOUT_MAX = 2 ** 32 - 1;
 /** Extents of a target that are looked at: a new one has few, and one that is far away is not to be waited for long. */
