@@ -20,6 +20,7 @@ import { usesDisk } from '../block/permissions.ts';
 import { BlockStatus } from '../block/status.ts';
 import { BlockJob, type BlockJobOptions, type ErrorPolicy } from './block-job.ts';
 import { BUFFER_DEFAULT, DirtyCopy, statusOrData } from './dirty-copy.ts';
+import { Glances } from './glances.ts';
 
 const STATUS_BYTES: Bytes = GiB;
 const WORKERS_DEFAULT = 64;
@@ -177,9 +178,10 @@ export class BackupJob extends BlockJob {
    *  it is pending, so what was seen there holds. */
   async #leaveOutZeroes(): Promise<void> {
     const status = new BlockStatus();
+    const glances = new Glances();
     for (let next = this.#kept.next(0, STATUS_BYTES); next.length > 0; ) {
       const end = next.at + next.length;
-      for (let at = next.at; at < end; at += status.length) {
+      for (let at = next.at; at < end; at += glances.over(status.length)) {
         await this.lookPoint();
         await statusOrData(this.#from, at, end - at, status);
         if (status.zero && status.length >= this.#kept.unit) await this.#settleZeroes(at, status.length);

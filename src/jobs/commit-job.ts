@@ -165,6 +165,7 @@ export class CommitJob extends BlockJob {
     await copy.markWhere(
       ({ depth }) => depth >= 1 && depth <= layers.length,
       () => this.lookPoint(),
+      true,
     );
     this.current = Math.max(0, length - copy.remaining);
     await copy.run();

@@ -283,10 +283,12 @@ export class MirrorJob extends BlockJob {
       if (layers !== undefined) return depth >= 1 && depth <= layers;
       return zero ? this.#markZero(at, length).then(() => false) : true;
     };
-    await this.#copy.markWhere(wanted, async () => {
+    const before = async (): Promise<void> => {
       this.#follow();
       await this.lookPoint();
-    });
+    };
+    // What lower layers hold is not copied, however little it is.
+    await this.#copy.markWhere(wanted, before, layers !== undefined);
   }
 
   /** How many layers from the source down are copied; undefined for all. */

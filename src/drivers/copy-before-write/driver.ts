@@ -38,6 +38,8 @@ export interface CopyBeforeWriteOptions {
 const UNIT_MIN: Bytes = 64 * KiB;
 const UNIT_MAX: Bytes = 16 * MiB;
 const TIMEOUT_MAX = 2 ** 32 - 1;
+/** Extents of a target that are looked at: a new one has few, and one that is far away is not to be waited for long. */
+const LOOKS_MAX = 256;
 
 class CopyBeforeWriteNode implements DriverNode {
   readonly pointInTime: Snapshot;
@@ -128,6 +130,20 @@ function unitOf(target: Child, least: Bytes): Bytes {
   return unit;
 }
 
+/** Tells the snapshot where the target has nothing but zeroes, so far as that is soon known. */
+async function lookAtTarget(target: Child, snapshot: Snapshot, length: Bytes): Promise<void> {
+  try {
+    for (let at = 0, looks = 0; at < length && looks < LOOKS_MAX; looks++) {
+      const zeroes = await target.zeroes(at, length - at);
+      if (zeroes > 0) snapshot.isBlank(at, zeroes);
+      at += Math.abs(zeroes);
+    }
+  } catch (error) {
+    // What is wrong with it will show when it is written to.
+    if (!(error instanceof BlockError)) throw error;
+  }
+}
+
 export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
   name: 'copy-before-write',
   role: 'filter',
@@ -163,6 +179,7 @@ export const copyBeforeWriteDriver: Driver<CopyBeforeWriteOptions> = {
       throw refusal(`a disk of ${file.length} bytes has more than ${BITS_MAX} clusters of ${unit}`, Errno.EFBIG);
     }
     const snapshot = new Snapshot(context.aio, file, target, unit, context.quiet);
+    await lookAtTarget(target, snapshot, file.length);
     if (node !== undefined) snapshot.keepOnly((visit) => context.dirtyRanges(node, name!, visit));
     return new CopyBeforeWriteNode(context, file, target, snapshot, options);
   },

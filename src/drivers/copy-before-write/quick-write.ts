@@ -2,11 +2,11 @@
  * A guest's write to one cluster that has to be kept, and that nobody is at: the cluster is read and written to the
  * target, and then comes the guest's write, without a coroutine. All else goes the way of {@link Snapshot.beforeWrite}.
  */
-import type { AioOp } from '../../aio/op.ts';
+import { type AioOp, spawn } from '../../aio/op.ts';
 import { BlockError, ioError } from '../../base/errors.ts';
 import type { Iov } from '../../base/memory.ts';
 import type { Offset } from '../../base/units.ts';
-import type { Child, ChildRequest, OpenContext } from '../../block/driver.ts';
+import { type Child, type ChildRequest, type OpenContext, RequestFlags } from '../../block/driver.ts';
 import type { Claim, Snapshot } from './snapshot.ts';
 
 const Step = { READ: 0, KEEP: 1, WRITE: 2 } as const;
@@ -55,12 +55,9 @@ export class QuickWrites {
     write.data = iov;
     write.at = at;
     write.claim = claim;
-    if (claim.length === 0) this.#write(write, true);
-    else {
-      write.step = Step.READ;
-      this.#snapshot.fill(write.iov, claim);
-      write.request.read(this.#file, claim.from);
-    }
+    write.step = Step.READ;
+    this.#snapshot.fill(write.iov, claim);
+    write.request.read(this.#file, claim.range.at);
     return true;
   }
 
@@ -70,11 +67,30 @@ export class QuickWrites {
       this.#end(write, error, write.request.failure);
       return;
     }
-    if (error !== 0) this.#notKept(write, error);
-    else if (write.step === Step.READ) {
-      write.step = Step.KEEP;
-      write.request.write(this.#target, write.claim!.from);
-    } else this.#write(write, true);
+    if (error !== 0) this.#notKept(write, error, write.request.failure);
+    else if (write.step === Step.READ) this.#keep(write);
+    else this.#write(write, true);
+  }
+
+  #keep(write: QuickWrite): void {
+    const at = this.#snapshot.fillKept(write.iov, write.claim!);
+    write.step = Step.KEEP;
+    if (write.iov.length > 0) write.request.write(this.#target, at);
+    else if (write.claim!.blank) this.#write(write, true);
+    else spawn(this.#keepZeroes(write));
+  }
+
+  /** The target has something else there. */
+  async #keepZeroes(write: QuickWrite): Promise<void> {
+    const { at, end } = write.claim!.range;
+    try {
+      await this.#target.writeZeroes(at, end - at, RequestFlags.MAY_UNMAP);
+    } catch (failure) {
+      if (!(failure instanceof BlockError)) throw failure;
+      this.#notKept(write, -failure.errno, failure);
+      return;
+    }
+    this.#write(write, true);
   }
 
   #write(write: QuickWrite, kept: boolean): void {
@@ -84,14 +100,14 @@ export class QuickWrites {
     write.request.write(this.#file, write.at);
   }
 
-  #notKept(write: QuickWrite, error: number): void {
-    const { from, length } = write.claim!;
+  #notKept(write: QuickWrite, error: number, failure: unknown): void {
+    const { at, end } = write.claim!.range;
+    const length = end - at;
     const what = write.step === Step.READ ? 'read' : 'write';
-    const { failure } = write.request;
     const why =
       failure instanceof BlockError
         ? failure
-        : ioError(error, `Could not ${what} ${length} bytes at ${from}`, { op: what, at: from, length });
+        : ioError(error, `Could not ${what} ${length} bytes at ${at}`, { op: what, at, length });
     if (this.#breaksSnapshot) {
       this.#snapshot.break(why);
       this.#write(write, false);

@@ -31,7 +31,10 @@ import {
 const FRAGMENT_BYTES: Bytes = 256 * KiB;
 /** A page of the system's cache: less costs as much. */
 const BLOCK: Bytes = 4 * KiB;
-const GUEST_SLOTS = 16;
+/** As many as a queue is long as a rule, in so many bytes; where clusters are large, at least the fewer. */
+const SLOTS_MAX = 64;
+const SLOTS_BYTES: Bytes = 4 * MiB;
+const SLOTS_MIN = 16;
 /** Zeroes need no memory. */
 const ZERO_BYTES: Bytes = 64 * MiB;
 
@@ -40,24 +43,26 @@ interface Range {
   readonly end: Offset;
 }
 
-/** A cluster that somebody copies, and what of it has to be written to the target; nothing where the length is 0. */
+/** A cluster that somebody copies, the slot for its bytes, and whether the target has nothing but zeroes there. */
 export interface Claim {
   readonly range: Range;
   readonly place: Offset;
-  readonly from: Offset;
-  readonly length: Bytes;
+  readonly blank: boolean;
 }
 
 /** Slots of one size; who finds none waits in order. */
 class Slots {
   readonly bytes: Bytes;
   readonly #memory: Memory;
+  readonly #words: Int32Array;
   readonly #free: Offset[] = [];
   readonly #waiting: Gate<Offset>[] = [];
 
   constructor(aio: AioContext, bytes: Bytes, count: number) {
     this.bytes = bytes;
-    this.#memory = aio.backend.memory(new Uint8Array(new SharedArrayBuffer(bytes * count)));
+    const memory = new Uint8Array(new SharedArrayBuffer(bytes * count));
+    this.#memory = aio.backend.memory(memory);
+    this.#words = new Int32Array(memory.buffer);
     for (let i = 0; i < count; i++) this.#free.push(i * bytes);
   }
 
@@ -75,6 +80,25 @@ class Slots {
 
   fill(iov: Iov, place: Offset, length: Bytes): Iov {
     return iov.reset().push(this.#memory, place, length);
+  }
+
+  /** Has `iov` leave out the zeroes at both ends of what is there, in whole blocks; answers where it begins now. */
+  trim(iov: Iov, place: Offset, length: Bytes, block: Bytes): Bytes {
+    const words = this.#words;
+    const end = Math.ceil((place + length) / 4);
+    let first = place / 4;
+    // Sixteen bytes at a time: mostly it is a hole that is passed over.
+    while (first + 4 <= end && (words[first]! | words[first + 1]! | words[first + 2]! | words[first + 3]!) === 0)
+      first += 4;
+    while (first < end && words[first] === 0) first++;
+    let last = end;
+    while (last - 4 >= first && (words[last - 1]! | words[last - 2]! | words[last - 3]! | words[last - 4]!) === 0)
+      last -= 4;
+    while (last > first && words[last - 1] === 0) last--;
+    const from = first === end ? length : alignDown(first * 4 - place, block);
+    const to = Math.min(alignUp(last * 4 - place, block), length);
+    this.fill(iov, place + from, Math.max(to - from, 0));
+    return from;
   }
 
   give(place: Offset): void {
@@ -95,8 +119,10 @@ export class Snapshot implements PointInTime {
   readonly #pending: PagedBits;
   /** What is kept, whether or not it has been copied. */
   readonly #kept: PagedBits;
+  /** Where the target has nothing but zeroes, and nobody has begun to write. */
+  readonly #blank: PagedBits;
   /** Of parts of a cluster. */
-  readonly #alignment: Bytes;
+  readonly #block: Bytes;
   readonly #copying = new Set<Range>();
   readonly #reading = new Set<Range>();
   readonly #quiet: () => void;
@@ -118,12 +144,13 @@ export class Snapshot implements PointInTime {
     const count = Math.ceil(this.#length / unit);
     this.#pending = new PagedBits(count);
     this.#kept = new PagedBits(count);
+    this.#blank = new PagedBits(count);
     if (count > 0) {
       this.#pending.set(0, count - 1);
       this.#kept.set(0, count - 1);
     }
-    this.#alignment = Math.max(BLOCK, file.limits.alignment, target.limits.alignment);
-    this.#slots = new Slots(aio, unit, GUEST_SLOTS);
+    this.#block = Math.max(BLOCK, file.limits.alignment, target.limits.alignment);
+    this.#slots = new Slots(aio, unit, Math.min(Math.max(SLOTS_BYTES / unit, SLOTS_MIN), SLOTS_MAX));
   }
 
   get remaining(): Bytes {
@@ -165,6 +192,13 @@ export class Snapshot implements PointInTime {
     const end = this.#wholeEnd(at + length);
     if (end > first) this.#kept.unset(first, end - 1);
     this.settle(at, length);
+  }
+
+  /** The target has nothing but zeroes here; said before anything is copied. */
+  isBlank(at: Offset, length: Bytes): void {
+    const first = Math.ceil(at / this.unit);
+    const end = this.#wholeEnd(at + length);
+    if (end > first) this.#blank.set(first, end - 1);
   }
 
   settle(at: Offset, length: Bytes): void {
@@ -222,39 +256,32 @@ export class Snapshot implements PointInTime {
     // What goes compressed, or has to wait for readers, is slow anyway.
     if (at + length > end || this.writeFlags !== 0 || this.#broken !== undefined) return undefined;
     if (!this.#isPending(at, length) || overlapping(this.#reading, first, end)) return undefined;
-    const data = this.#dataOf(first, end);
-    if (data === undefined) return undefined;
     const place = this.#slots.takeNow();
     if (place === undefined) return undefined;
-    return { range: this.#claim(first, end - first), place, from: data.at, length: data.end - data.at };
+    const index = first / unit;
+    const blank = this.#blank.next(index, index + 1, true) === index;
+    return { range: this.#claim(first, end - first), place, blank };
   }
 
-  fill(iov: Iov, { place, length }: Claim): void {
+  /** All of the cluster. */
+  fill(iov: Iov, { range, place }: Claim): void {
+    this.#slots.fill(iov, place, range.end - range.at);
+  }
+
+  /** Has `iov` be what of the cluster has to be written to the target, after it was read: of a disk that was written to
+   *  at random that is far less. Answers where; it is empty where the cluster has nothing but zeroes. The disk is not
+   *  asked where it has data: that would be a system call for each, which waits for whoever writes to the file. */
+  fillKept(iov: Iov, { range, place, blank }: Claim): Offset {
+    const length = range.end - range.at;
+    const from = this.#slots.trim(iov, place, length, this.#block);
+    if (blank || iov.length === 0) return range.at + from;
     this.#slots.fill(iov, place, length);
+    return range.at;
   }
 
   releaseNow({ range, place }: Claim, copied: boolean): void {
     this.#slots.give(place);
     this.#release(range, copied ? range.end - range.at : 0);
-  }
-
-  /** The part of a cluster without the zeroes at its ends, where the target has zeroes, too: of a disk that was written
-   *  to at random that is far less to read and to write. All of it where that would take a wait to know; undefined
-   *  where zeroes are to be written. */
-  #dataOf(first: Offset, end: Offset): Range | undefined {
-    const head = zeroesNow(this.#file, first, end);
-    const isZero = head >= end - first;
-    if (zeroesNow(this.#target, first, end) < end - first) return isZero ? undefined : { at: first, end };
-    if (isZero) return { at: first, end: first };
-    const from = first + Math.max(head, 0);
-    const data = head > 0 ? zeroesNow(this.#file, from, end) : head;
-    // Neither: it is not known.
-    const to = data < 0 ? from - data : end;
-    const tail = to < end ? zeroesNow(this.#file, to, end) : 0;
-    return {
-      at: Math.max(first, alignDown(from, this.#alignment)),
-      end: tail >= end - to ? Math.min(alignUp(to, this.#alignment), end) : end,
-    };
   }
 
   #isPending(at: Offset, length: Bytes): boolean {
@@ -334,7 +361,9 @@ export class Snapshot implements PointInTime {
 
   #claim(at: Offset, length: Bytes): Range {
     const range = { at, end: Math.min(at + length, this.#length) };
-    this.#pending.unset(at / this.unit, Math.ceil(range.end / this.unit) - 1);
+    const [first, last] = [at / this.unit, Math.ceil(range.end / this.unit) - 1];
+    this.#pending.unset(first, last);
+    this.#blank.unset(first, last);
     this.#copying.add(range);
     this.#copyingBytes += range.end - range.at;
     return range;
@@ -402,18 +431,6 @@ export class Snapshot implements PointInTime {
     const { pending, length } = this.#place(at, want);
     return (pending ? this.#file : this.#target).status(at, length, out);
   }
-}
-
-/** Child.zeroes, and 0 where that is not known at once. */
-function zeroesNow(child: Child, at: Offset, end: Offset): number {
-  try {
-    const zeroes = child.zeroes(at, end - at);
-    if (typeof zeroes === 'number') return zeroes;
-    zeroes.catch(() => undefined);
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
-  }
-  return 0;
 }
 
 function overlapping(ranges: Iterable<Range>, from: Offset, to: Offset): boolean {
