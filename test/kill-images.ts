@@ -10,6 +10,10 @@ const MiB = 1024 * 1024;
 export const SIZE = 4 * MiB;
 const BLOCK = 4096;
 const CHECK_LEAKS = 3;
+/** Of a guest, at a time. */
+const WRITERS = 2;
+/** Writes from one flush to the next. */
+const FLUSH_EACH = 16;
 /** The last byte of a header's incompatible features. */
 const DIRTY_AT = 79;
 /** The disk, from below; clusters of 4 KiB, so that there is much metadata to write. */
@@ -92,8 +96,8 @@ export async function assertBitmaps(directory: string, what: string): Promise<bo
   if (!usable.some(({ name }) => name === BITMAP)) return true;
   const [now, then] = [await content(directory, 'top'), await content(directory, 'kept')];
   for (let at = 0; at < SIZE; at += BLOCK) {
-    const same = now.subarray(at, at + BLOCK).equals(then.subarray(at, at + BLOCK));
-    assert.ok(same || dirty.has(at), `${what}: ${at} differs and is not dirty`);
+    const isSame = now.subarray(at, at + BLOCK).equals(then.subarray(at, at + BLOCK));
+    assert.ok(isSame || dirty.has(at), `${what}: ${at} differs and is not dirty`);
   }
   return false;
 }
@@ -103,42 +107,47 @@ function shown(path: string, bitmap: string): string[] {
   return ['--', '[', 'qemu-nbd', '-r', '-f', 'qcow2', '-B', bitmap, path, ']'];
 }
 
-/** A guest that writes blocks, each of one value, and flushes now and then. */
+/** A guest that writes blocks, each of one value, and flushes now and then: several requests at a time. */
 export class Guest {
+  readonly disk: Disk;
   /** Of each block: what may be read of it: what the last flush has kept, and what came after. */
   readonly #allowed: Set<number>[];
-  readonly #disk: Disk;
   readonly #random: Prng;
 
   constructor(disk: Disk, start: Uint8Array, random: Prng) {
-    this.#disk = disk;
+    this.disk = disk;
     this.#random = random;
     this.#allowed = Array.from({ length: SIZE / BLOCK }, (_, block) => new Set([start[block * BLOCK]!]));
   }
 
   /** Until the disk fails. */
   async use(): Promise<void> {
+    await Promise.all(Array.from({ length: WRITERS }, (_, writer) => this.#write(writer)));
+  }
+
+  /** Each writer has blocks of its own, so that their order is known. */
+  async #write(writer: number): Promise<void> {
     const written = new Map<number, number>();
     for (let n = 1; ; n++) {
-      const block = this.#random.below(SIZE / BLOCK);
+      const block = this.#random.below(SIZE / BLOCK / WRITERS) * WRITERS + writer;
       const value = 1 + this.#random.below(255);
       this.#allowed[block]!.add(value);
-      await this.#disk.write(new Uint8Array(BLOCK).fill(value), 0, BLOCK, block * BLOCK);
+      await this.disk.write(Buffer.alloc(BLOCK, value), 0, BLOCK, block * BLOCK);
       written.set(block, value);
-      if (n % 16 !== 0) continue;
-      await this.#disk.flush();
+      if (n % FLUSH_EACH !== 0) continue;
+      await this.disk.flush();
       for (const [at, last] of written) this.#allowed[at] = new Set([last]);
       written.clear();
     }
   }
 
   /** What is not as the guest may expect it; undefined for nothing. */
-  wrong(found: Uint8Array): string | undefined {
+  wrong(found: Buffer): string | undefined {
     for (const [block, allowed] of this.#allowed.entries()) {
       const bytes = found.subarray(block * BLOCK, (block + 1) * BLOCK);
       const value = bytes[0]!;
       if (!allowed.has(value)) return `block ${block} is ${value}, not one of ${[...allowed].join(', ')}`;
-      if (!bytes.every((byte) => byte === value)) return `block ${block} is torn`;
+      if (!bytes.equals(Buffer.alloc(BLOCK, value))) return `block ${block} is torn`;
     }
     return undefined;
   }
