@@ -5,8 +5,8 @@
  *
  * A daemon has several disks, each with a guest, and for each the kill comes at a moment of its own in what it was told.
  *
- * BLOCKPLANE_TEST_TIER=long: 20 kills of each kind; BLOCKPLANE_KILLS for another number, BLOCKPLANE_SEED to begin with
- * another seed.
+ * BLOCKPLANE_TEST_TIER=long: 20 kills of each kind; BLOCKPLANE_KILLS for another number, BLOCKPLANE_KILL_SECONDS for no
+ * more than can be begun in that time for each group of kinds, BLOCKPLANE_SEED to begin with another seed.
  */
 import assert from 'node:assert/strict';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
@@ -36,35 +36,45 @@ const PEERS = needs('qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo');
 
 const LONG = process.env.BLOCKPLANE_TEST_TIER === 'long';
 const KILLS = Number(process.env.BLOCKPLANE_KILLS ?? (LONG ? 20 : 1));
+const SECONDS = Number(process.env.BLOCKPLANE_KILL_SECONDS ?? Number.POSITIVE_INFINITY);
 const SEED = Number(process.env.BLOCKPLANE_SEED ?? 1);
 /** Daemons at a time: while one starts, or what it has left is looked at, the other one works. */
-const LANES = 2;
+const LANES = 3;
 /** Of the guests, before any of them is told anything. */
 const RUN_IN_MS = 20;
 /** From one question how far jobs are to the next. */
 const NOTE_MS = 5;
-/** The time for a kill that came too late, and for one that did not, is that much for the next one: one in ten is late,
- *  on any machine. */
-const LATE = 0.9;
-const IN_TIME = 1.01;
+/** By how much of it the time for a kill becomes longer with each that came in it. */
+const STEP = 0.01;
+/** How many steps one makes up for that came before it, or after it: so few do, on any machine. */
+const EARLY = 8;
+const LATE = 12;
 
 /** Of one kind: when it is killed, and in what it was. */
 class Moments {
   readonly phases = new Map<string, number>();
-  #withinMs: number;
+  readonly #inCommands: boolean;
+  #fromMs: number;
+  #toMs: number;
 
-  constructor({ within = KILL_MS }: Kind) {
-    this.#withinMs = within;
+  constructor({ withinMs = KILL_MS, inCommands = false }: Kind) {
+    this.#inCommands = inCommands;
+    this.#fromMs = inCommands ? 0 : withinMs / 4;
+    this.#toMs = withinMs;
   }
 
   /** From its beginning to the kill. */
   draw(random: Prng): number {
-    return 1 + random.below(Math.ceil(this.#withinMs));
+    return this.#fromMs + random.float() * (this.#toMs - this.#fromMs);
   }
 
-  note(phase: string): void {
+  note(phase: string, hasBegun: boolean): void {
     this.phases.set(phase, (this.phases.get(phase) ?? 0) + 1);
-    this.#withinMs = Math.min(KILL_MS, this.#withinMs * (phase === OVER ? LATE : IN_TIME));
+    const isEarly = !hasBegun && !this.#inCommands;
+    const step = STEP * this.#toMs;
+    this.#toMs = Math.min(KILL_MS, this.#toMs + step * (phase === OVER ? -LATE : isEarly ? EARLY / 2 : 1));
+    this.#fromMs += step * (isEarly ? EARLY : -1);
+    this.#fromMs = Math.min(Math.max(this.#fromMs, 0), this.#toMs * 0.9);
   }
 
   toString(): string {
@@ -141,7 +151,7 @@ class Victim {
   /** Now it is killed. */
   strike(): void {
     const phase = this.told.phase ?? (this.#acted ? OVER : 'between commands');
-    this.#moments.note(this.#began ? phase : 'before its beginning');
+    this.#moments.note(this.#began ? phase : 'before its beginning', this.#began && this.told.hasBegun);
   }
 
   /** Of what the kill has left. */
@@ -237,15 +247,16 @@ for (const [group, kinds] of Object.entries(GROUPS)) {
     timeout: 60_000 + KILLS * 20_000,
   }, async (t) => {
     const moments = new Map(Object.values(kinds).map((kind) => [kind, new Moments(kind)]));
-    const seeds = Array.from({ length: KILLS }, (_, n) => SEED + n).values();
+    const end = performance.now() + SECONDS * 1000;
+    let kills = 0;
     const lane = async (): Promise<void> => {
-      for (const seed of seeds) {
+      while (kills < KILLS && performance.now() < end) {
         const directory = scratch(t);
-        await once(directory, moments, kinds, seed);
+        await once(directory, moments, kinds, SEED + kills++);
         rmSync(directory, { recursive: true });
       }
     };
     await Promise.all(Array.from({ length: LANES }, lane));
-    for (const [name, kind] of Object.entries(kinds)) t.diagnostic(`${name}: ${KILLS} kills: ${moments.get(kind)}`);
+    for (const [name, kind] of Object.entries(kinds)) t.diagnostic(`${name}: ${kills} kills: ${moments.get(kind)}`);
   });
 }

@@ -73,11 +73,16 @@ export class Told {
     }
   }
 
-  /** What is under way, as far as was heard: a command, or the state of a job; undefined for nothing. */
+  /** There is a job, or there was one. */
+  get hasBegun(): boolean {
+    return [...this.#jobs.values()].some(({ status }) => status !== 'undefined' && status !== 'created');
+  }
+
+  /** What is under way, as far as was heard: the state of a job, or a command; undefined for nothing. */
   get phase(): string | undefined {
-    if (this.#sent !== undefined) return this.#sent;
     const job = [...this.#jobs.values()].find(({ status }) => status !== 'concluded' && status !== 'null');
-    return job?.status === 'running' ? `running, ${['<', '>'][Number(job.done >= 0.5)]} 50%` : job?.status;
+    if (job?.status === 'running') return `running, ${job.done < 0.5 ? '<' : '>'} 50%`;
+    return this.#sent ?? job?.status;
   }
 }
 
@@ -103,7 +108,9 @@ export interface Kind {
   /** Options of the disk's node. */
   readonly options?: object;
   /** Milliseconds in which it is killed, to begin with: it becomes known how long it takes. Default {@link KILL_MS}. */
-  readonly within?: number;
+  readonly withinMs?: number;
+  /** It is to be killed in its commands, too, not only in the job that they begin. */
+  readonly inCommands?: boolean;
 }
 
 /** By their names. */
@@ -124,7 +131,7 @@ const JOBS: Kinds = {
   stream: {
     act: (daemon) => daemon.send('block-stream', { ...job, device: 'top@' }),
     unchanged: ['base', 'mid'],
-    within: 2 * SOON_MS,
+    withinMs: 2 * SOON_MS,
   },
   commit: {
     act: (daemon) => daemon.send('block-commit', { ...job, device: 'top@', 'top-node': 'mid@' }),
@@ -142,21 +149,23 @@ const JOBS: Kinds = {
   },
   backup: { act: (daemon) => daemon.send('blockdev-backup', mirror), nodes: ['new'], unchanged: ['base', 'mid'] },
   create: {
-    act: async (daemon) => {
+    first: async (daemon) => {
       const filename = join(daemon.directory, 'made');
       writeFileSync(filename, '');
       await daemon.send('blockdev-add', { driver: 'file', 'node-name': 'made@', filename });
+    },
+    act: (daemon) => {
       const options = { driver: 'qcow2', file: 'made@', size: 2 ** 28, preallocation: 'metadata' };
-      await daemon.send('blockdev-create', { ...job, options });
+      return daemon.send('blockdev-create', { ...job, options });
     },
     unchanged: ['base', 'mid'],
-    within: 2 * SOON_MS,
+    withinMs: 2 * SOON_MS,
   },
   amend: {
     act: (daemon) =>
       daemon.send('x-blockdev-amend', { ...job, 'node-name': 'top@', options: { driver: 'qcow2', version: 'v2' } }),
     unchanged: ['base', 'mid'],
-    within: SOON_MS,
+    withinMs: SOON_MS,
   },
 };
 
@@ -170,7 +179,7 @@ const ENDS: Kinds = {
     nodes: ['new'],
     unchanged: ['base', 'mid'],
     holders: ['top', 'new'],
-    within: NOW_MS,
+    withinMs: NOW_MS,
   },
   'completing an active commit': {
     first: async (daemon) => {
@@ -180,7 +189,7 @@ const ENDS: Kinds = {
     act: (daemon) => daemon.send('job-complete', { id: 'j@' }),
     unchanged: [],
     holders: ['top', 'base'],
-    within: NOW_MS,
+    withinMs: NOW_MS,
   },
   'finalizing a mirror': {
     first: async (daemon) => {
@@ -193,7 +202,7 @@ const ENDS: Kinds = {
     nodes: ['new'],
     unchanged: ['base', 'mid'],
     holders: ['top', 'new'],
-    within: NOW_MS,
+    withinMs: NOW_MS,
   },
   cancel: {
     act: async (daemon) => {
@@ -206,7 +215,7 @@ const ENDS: Kinds = {
     },
     nodes: ['new'],
     unchanged: ['mid'],
-    within: 2 * SOON_MS,
+    withinMs: 2 * SOON_MS,
   },
   'jobs of one transaction': {
     act: (daemon) =>
@@ -224,13 +233,15 @@ const ENDS: Kinds = {
 
 const REST: Kinds = {
   'a snapshot': {
+    inCommands: true,
     act: (daemon) => daemon.send('blockdev-snapshot', { node: 'top@', overlay: 'over@' }),
     nodes: ['over'],
     unchanged: ['base', 'mid'],
     holders: ['over'],
-    within: NOW_MS,
+    withinMs: NOW_MS,
   },
   'a snapshot that is committed': {
+    inCommands: true,
     act: async (daemon) => {
       await daemon.send('blockdev-snapshot', { node: 'top@', overlay: 'over@' });
       await delay(daemon.random.below(SOON_MS));
@@ -243,6 +254,7 @@ const REST: Kinds = {
     holders: ['over', 'top'],
   },
   'internal snapshots': {
+    inCommands: true,
     act: async (daemon) => {
       for (;;) {
         await daemon.send('blockdev-snapshot-internal-sync', { device: 'top@', name: 's' });
@@ -252,6 +264,7 @@ const REST: Kinds = {
     unchanged: ['base', 'mid'],
   },
   'changes of persistent bitmaps': {
+    inCommands: true,
     act: async (daemon) => {
       const of = (name: string, more = {}): object => ({ node: 'top@', name, ...more });
       for (;;) {
@@ -271,7 +284,7 @@ const REST: Kinds = {
     nodes: ['kept'],
     tracked: true,
     unchanged: ['base', 'mid'],
-    within: 2 * SOON_MS,
+    withinMs: 2 * SOON_MS,
   },
   'an incremental backup, with a checkpoint of its bitmap': {
     prepare: async (daemon) => {
@@ -289,9 +302,14 @@ const REST: Kinds = {
   },
 };
 
-/** Each group is for one daemon. */
+function some(kinds: Kinds, ...names: string[]): Kinds {
+  return Object.fromEntries(names.map((name) => [name, kinds[name]!]));
+}
+
+/** Each group is for one daemon. A daemon begins one job after the other, so short ones are not all together. */
 export const GROUPS: Readonly<Record<string, Kinds>> = {
-  'jobs while they run': JOBS,
+  'jobs, some': some(JOBS, 'stream', 'create', 'active commit', 'mirror'),
+  'jobs, others': some(JOBS, 'commit', 'amend', 'backup', 'write-blocking mirror'),
   'the last steps of jobs, and jobs that are given up': ENDS,
   'snapshots and persistent bitmaps': REST,
 };
