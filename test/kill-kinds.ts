@@ -171,7 +171,7 @@ const JOBS: Kinds = {
 
 const ENDS: Kinds = {
   'completing a mirror': {
-    first: async (daemon) => {
+    prepare: async (daemon) => {
       await daemon.send('blockdev-mirror', mirror);
       await daemon.until('ready');
     },
@@ -182,7 +182,7 @@ const ENDS: Kinds = {
     withinMs: NOW_MS,
   },
   'completing an active commit': {
-    first: async (daemon) => {
+    prepare: async (daemon) => {
       await JOBS['active commit']!.act(daemon);
       await daemon.until('ready');
     },
@@ -192,9 +192,11 @@ const ENDS: Kinds = {
     withinMs: NOW_MS,
   },
   'finalizing a mirror': {
-    first: async (daemon) => {
+    prepare: async (daemon) => {
       await daemon.send('blockdev-mirror', { ...mirror, 'auto-finalize': false });
       await daemon.until('ready');
+    },
+    first: async (daemon) => {
       await daemon.send('job-complete', { id: 'j@' });
       await daemon.until('pending');
     },
