@@ -2,14 +2,20 @@
 import assert from 'node:assert/strict';
 import { copyFileSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Prng } from '../src/base/prng.ts';
 import type { Disk } from '../src/index.ts';
-import { peer, run } from './harness.ts';
+import { type Output, peer, run } from './harness.ts';
 
 const MiB = 1024 * 1024;
 export const SIZE = 4 * MiB;
 const BLOCK = 4096;
 const CHECK_LEAKS = 3;
+const LOCK_TRIES = 500;
+/** Of a guest, at a time. */
+const WRITERS = 2;
+/** Writes from one flush to the next. */
+const FLUSH_EACH = 16;
 /** The last byte of a header's incompatible features. */
 const DIRTY_AT = 79;
 /** The disk, from below; clusters of 4 KiB, so that there is much metadata to write. */
@@ -54,9 +60,19 @@ export function isUntouched(from: string, name: string, to: string): boolean {
   return readFileSync(pathOf(from, name)).equals(readFileSync(pathOf(to, name)));
 }
 
+/** qemu-img, once it gets the locks: what a process that was killed had in its ring is let go of after its end. */
+async function image(...args: string[]): Promise<Output> {
+  for (let tries = 1; ; tries++) {
+    const output = await run('qemu-img', args);
+    if (tries === LOCK_TRIES || !/Failed to get .*lock/.test(output.stderr)) return output;
+    await delay(10);
+  }
+}
+
 export async function content(directory: string, name: string): Promise<Buffer> {
   const raw = join(directory, `${name}.raw`);
-  await peer('qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', pathOf(directory, name), raw);
+  const { code, stderr } = await image('convert', '-f', 'qcow2', '-O', 'raw', pathOf(directory, name), raw);
+  assert.equal(code, 0, stderr);
   return readFileSync(raw);
 }
 
@@ -65,8 +81,8 @@ export async function content(directory: string, name: string): Promise<Buffer> 
 export async function assertClean(directory: string, name: string, what: string): Promise<void> {
   const path = pathOf(directory, name);
   const isDirty = (readFileSync(path)[DIRTY_AT]! & 1) === 1;
-  if (isDirty) await run('qemu-img', ['check', '-q', '-r', 'all', '-f', 'qcow2', path]);
-  const { code, stdout, stderr } = await run('qemu-img', ['check', '-f', 'qcow2', path]);
+  if (isDirty) await image('check', '-q', '-r', 'all', '-f', 'qcow2', path);
+  const { code, stdout, stderr } = await image('check', '-f', 'qcow2', path);
   assert.ok(code === 0 || code === CHECK_LEAKS, `${what}, ${name}: ${stdout}${stderr}`);
 }
 
@@ -92,8 +108,8 @@ export async function assertBitmaps(directory: string, what: string): Promise<bo
   if (!usable.some(({ name }) => name === BITMAP)) return true;
   const [now, then] = [await content(directory, 'top'), await content(directory, 'kept')];
   for (let at = 0; at < SIZE; at += BLOCK) {
-    const same = now.subarray(at, at + BLOCK).equals(then.subarray(at, at + BLOCK));
-    assert.ok(same || dirty.has(at), `${what}: ${at} differs and is not dirty`);
+    const isSame = now.subarray(at, at + BLOCK).equals(then.subarray(at, at + BLOCK));
+    assert.ok(isSame || dirty.has(at), `${what}: ${at} differs and is not dirty`);
   }
   return false;
 }
@@ -103,42 +119,47 @@ function shown(path: string, bitmap: string): string[] {
   return ['--', '[', 'qemu-nbd', '-r', '-f', 'qcow2', '-B', bitmap, path, ']'];
 }
 
-/** A guest that writes blocks, each of one value, and flushes now and then. */
+/** A guest that writes blocks, each of one value, and flushes now and then: several requests at a time. */
 export class Guest {
+  readonly disk: Disk;
   /** Of each block: what may be read of it: what the last flush has kept, and what came after. */
   readonly #allowed: Set<number>[];
-  readonly #disk: Disk;
   readonly #random: Prng;
 
   constructor(disk: Disk, start: Uint8Array, random: Prng) {
-    this.#disk = disk;
+    this.disk = disk;
     this.#random = random;
     this.#allowed = Array.from({ length: SIZE / BLOCK }, (_, block) => new Set([start[block * BLOCK]!]));
   }
 
   /** Until the disk fails. */
   async use(): Promise<void> {
+    await Promise.all(Array.from({ length: WRITERS }, (_, writer) => this.#write(writer)));
+  }
+
+  /** Each writer has blocks of its own, so that their order is known. */
+  async #write(writer: number): Promise<void> {
     const written = new Map<number, number>();
     for (let n = 1; ; n++) {
-      const block = this.#random.below(SIZE / BLOCK);
+      const block = this.#random.below(SIZE / BLOCK / WRITERS) * WRITERS + writer;
       const value = 1 + this.#random.below(255);
       this.#allowed[block]!.add(value);
-      await this.#disk.write(new Uint8Array(BLOCK).fill(value), 0, BLOCK, block * BLOCK);
+      await this.disk.write(Buffer.alloc(BLOCK, value), 0, BLOCK, block * BLOCK);
       written.set(block, value);
-      if (n % 16 !== 0) continue;
-      await this.#disk.flush();
+      if (n % FLUSH_EACH !== 0) continue;
+      await this.disk.flush();
       for (const [at, last] of written) this.#allowed[at] = new Set([last]);
       written.clear();
     }
   }
 
   /** What is not as the guest may expect it; undefined for nothing. */
-  wrong(found: Uint8Array): string | undefined {
+  wrong(found: Buffer): string | undefined {
     for (const [block, allowed] of this.#allowed.entries()) {
       const bytes = found.subarray(block * BLOCK, (block + 1) * BLOCK);
       const value = bytes[0]!;
       if (!allowed.has(value)) return `block ${block} is ${value}, not one of ${[...allowed].join(', ')}`;
-      if (!bytes.every((byte) => byte === value)) return `block ${block} is torn`;
+      if (!bytes.equals(Buffer.alloc(BLOCK, value))) return `block ${block} is torn`;
     }
     return undefined;
   }
