@@ -212,7 +212,7 @@ export class BackupJob extends BlockJob {
       writeFlags: this.#kept.writeFlags,
       unmap: true,
       before: (length) => this.#before(length),
-      oneByOne: () => this.guestsAreThere,
+      gently: () => this.guestsAreThere,
       onDone: () => this.#follow(),
       onFailure: (error, operation) => {
         const { onSourceError = 'report', onTargetError = 'report' } = this.#options;

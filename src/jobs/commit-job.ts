@@ -156,7 +156,7 @@ export class CommitJob extends BlockJob {
       bufferBytes: BUFFER_DEFAULT,
       unmap: true,
       before: (bytes) => this.paced(bytes),
-      oneByOne: () => this.guestsAreThere,
+      gently: () => this.guestsAreThere,
       onDone: (bytes) => {
         this.current += bytes;
       },

@@ -164,7 +164,7 @@ export class MirrorJob extends BlockJob {
       unmap: this.#options.unmap ?? true,
       before: (bytes) => this.#before(bytes),
       // While the guest waits there is nobody to be fair to.
-      oneByOne: () => this.guestsAreThere && this.#drained === undefined,
+      gently: () => this.guestsAreThere && this.#drained === undefined,
       onDone: (bytes) => {
         this.current += bytes;
         this.#follow();

@@ -372,9 +372,10 @@ test('a mirror that is outrun in its first round follows the writes from there o
     const mirror = await MirrorJob.create(guest.root!, target, { ...options, onStatus: complete });
     mirror.start();
     let first: number | undefined;
-    for (let n = 2; mirror.status !== 'pending' && mirror.status !== 'null'; n++) {
-      const iov = testIov(context, [4096], n);
-      await guest.write(((n * 7919) % 1024) * 4096, iov);
+    // As many at a time as the mirror copies.
+    const write = (n: number): Promise<void> => guest.write(((n * 7919) % 1024) * 4096, testIov(context, [4096], n));
+    for (let n = 4; mirror.status !== 'pending' && mirror.status !== 'null'; n += 4) {
+      await Promise.all([n, n + 1, n + 2, n + 3].map(write));
       if (mirror.copyMode === 'write-blocking') first ??= mirror.current;
     }
     await mirror.ended;
