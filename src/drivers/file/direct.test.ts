@@ -145,9 +145,11 @@ inDirect('cache goes down to a node that came with its parent and has none of it
   const seen = (): unknown => [openFile(path).direct, file.noFlush, top.noFlush];
   await changeNodes([withCache(top, { direct: true })]);
   assert.deepEqual(seen(), [true, false, false]);
-  // As of the peer: what is not said does not change below.
-  await changeNodes([withCache(top, undefined)]);
+  // As of the peer: what is not said does not change below a child that is named, and does where it is options.
+  await changeNodes([withCache(top, undefined, { file: file.name })]);
   assert.deepEqual(seen(), [true, false, false]);
+  await changeNodes([withCache(top, undefined)]);
+  assert.deepEqual(seen(), [false, false, false]);
   await changeNodes([withCache(top, { direct: false, 'no-flush': true })]);
   assert.deepEqual(seen(), [false, true, true]);
   const wrong = { node: top, options: { driver: 'raw', size: 5000 } as never };
@@ -155,8 +157,10 @@ inDirect('cache goes down to a node that came with its parent and has none of it
   assert.deepEqual(seen(), [false, true, true]);
   await changeNodes([withCache(top, { direct: true }), withCache(file, { direct: false })]);
   assert.deepEqual(seen(), [false, false, false]);
-  await changeNodes([withCache(top, { direct: true })]);
+  await changeNodes([withCache(top, { direct: true }, { file: file.name })]);
   assert.deepEqual(seen(), [false, false, false], 'it has one of its own by now');
+  await changeNodes([withCache(top, { direct: true })]);
+  assert.deepEqual(seen(), [true, false, false], 'its options are told again, and that is not among them');
   await blk.close();
 });
 
