@@ -181,7 +181,7 @@ export class BackupJob extends BlockJob {
     const glances = new Glances();
     for (let next = this.#kept.next(0, STATUS_BYTES); next.length > 0; ) {
       const end = next.at + next.length;
-      for (let at = next.at; at < end; at += glances.over(status.length)) {
+      for (let at = next.at; at < end; at += glances.over(status.length, end - at)) {
         await this.lookPoint();
         await statusOrData(this.#from, at, end - at, status);
         if (status.zero && status.length >= this.#kept.unit) await this.#settleZeroes(at, status.length);

@@ -36,7 +36,7 @@ export interface BlockJobOptions extends JobOptions {
 
 /** Guests that have asked for something in this time are there. */
 const GUEST_NS: Nanoseconds = 100_000_000;
-/** While guests are there a job works for so long, or on one piece that takes longer, and then rests: 50 ms at most, so
+/** While guests are there a job works for so long, or on pieces that take longer, and then rests: 50 ms at most, so
  *  that it comes to its end whatever they do. */
 const WORK_NS: Nanoseconds = 4e6;
 const REST_NS_MAX: Nanoseconds = 50_000_000;
@@ -200,7 +200,7 @@ export abstract class BlockJob extends Job {
     this.#guestRequests = this.#countRequests();
   }
 
-  /** While it is true, one piece at a time is enough. */
+  /** While it is true, few pieces at a time are enough. */
   protected get guestsAreThere(): boolean {
     return this.context.now() < this.#guestsUntil;
   }

@@ -214,9 +214,10 @@ export class DirtyCopy implements BackendUser {
     const glances = new Glances();
     for (let at = 0; at < this.length; ) {
       await before();
-      const pending = this.#source.blockStatus(at, Math.min(this.length - at, STATUS_BYTES), status);
+      const want = Math.min(this.length - at, STATUS_BYTES);
+      const pending = this.#source.blockStatus(at, want, status);
       if (pending !== undefined) await pending;
-      const length = exactly ? status.length : glances.over(status.length);
+      const length = exactly ? status.length : glances.over(status.length, want);
       if (length !== status.length || (await isWanted(status, at))) this.mark(at, length);
       at += length;
     }
@@ -368,7 +369,7 @@ export class DirtyCopy implements BackendUser {
     await statusOrData(this.#source, at, want, status);
     const { granularity } = this;
     const { length, zero } = status;
-    const reach = this.#glances.over(length);
+    const reach = this.#glances.over(length, want);
     if (zero && length >= Math.min(FRAGMENT_BYTES, want)) return alignDown(length, granularity) || granularity;
     this.#dataFrom = at;
     this.#dataTo = at + alignUp(reach, granularity);
