@@ -12,8 +12,8 @@ const PASS_MAX: Bytes = 4 * MiB;
 export class Glances {
   #pass = FRAGMENT_BYTES;
 
-  /** How many bytes are done with, where `want` were asked for and the first `length` are one extent. One that goes on to
-   *  the end of what was asked for is taken for what it is. */
+  /** How many bytes are done with, where `want` were asked for and the first `length` are one extent. One that goes on
+   *  to the end of what was asked for is taken for what it is. */
   over(length: Bytes, want: Bytes): Bytes {
     if (length >= want) return length;
     if (length >= FRAGMENT_BYTES) {
